@@ -1,0 +1,1 @@
+"""Language models: loading, question-answer pairs, log-probabilities of answers, training, generation."""

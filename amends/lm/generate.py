@@ -1,0 +1,58 @@
+"""Greedy answers for many prompts at once."""
+
+from collections.abc import Sequence
+
+import torch
+from rich.progress import track
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from amends.lm.load import autocast
+
+
+def generate(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    label: str = "answering",
+) -> list[str]:
+    """Continue each prompt greedily.
+
+    Parameters
+    ----------
+    prompts : list of token id lists
+        As `amends.lm.pairs.encode` makes them.
+    stop_ids : list of int
+        A continuation ends at the first of these.
+    max_new_tokens : int, default 64
+    batch_size : int, default 32
+        Prompts are sorted by length, padded on the left, and answered in batches.
+
+    Returns
+    -------
+    list of str : in the order of `prompts`, without control tokens.
+    """
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id
+    )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    texts = [""] * len(prompts)
+    device = next(model.parameters()).device
+    for batch in track(batches, description=label, transient=True, disable=len(batches) < 2):
+        width = len(prompts[batch[-1]])
+        ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
+        mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)
+        for row, i in enumerate(batch):
+            ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            mask_BT[row, width - len(prompts[i]) :] = 1
+        with torch.inference_mode(), autocast():
+            out_BT = model.generate(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
+            )
+        for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
+            texts[i] = text.strip()
+    return texts

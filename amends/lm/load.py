@@ -1,0 +1,271 @@
+"""Load a causal language model from wherever people keep them, safely: safetensors and GGUF only, no remote code."""
+
+import hashlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from amends.io.atomic import write_json
+from amends.io.errors import InputError
+
+Precision = Literal["float32", "bfloat16"]
+PROVENANCE = "amends.json"
+"""File beside an adapter of ours: which base weights it was trained on."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5")
+
+
+class Loaded(NamedTuple):
+    """A model ready to use, and what it was made from."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """As the user named it."""
+    base: str
+    """The base model of an adapter; the model itself otherwise."""
+
+
+def load(name: str | Path, *, trainable: bool = False) -> Loaded:
+    """Load a model and its tokenizer.
+
+    Parameters
+    ----------
+    name : str or Path
+        A hub id, a local folder, a PEFT adapter folder, a GGUF file (de-quantised to float32), or
+        `package:PACKAGE/FILE` for a file inside an installed Python package.
+    trainable : bool, default False
+        Let an adapter's weights require gradients.
+
+    Raises
+    ------
+    InputError : nothing there, pickled weights, code in the model folder, an adapter made for another model.
+    """
+    name = str(name)
+    path = _resolve(name)
+    if path is None:
+        return _load_plain(name, name)
+    if path.is_dir() and (path / "adapter_config.json").exists():
+        return _load_adapter(name, path, trainable)
+    if path.is_dir():
+        return _load_plain(name, str(_checked_folder(name, path)))
+    if path.suffix == ".gguf":
+        return _load_plain(name, str(path.parent), gguf_file=path.name)
+    if path.suffix in _PICKLES:
+        raise InputError(
+            f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
+            "(model.save_pretrained does) and give the folder."
+        )
+    raise InputError(f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file.")
+
+
+def _resolve(name: str) -> Path | None:
+    """Local path of a model, or None for a hub id."""
+    if name.startswith("package:"):
+        package, _, file = name.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        if found is None or found.origin is None:
+            raise InputError(f"{name}: the Python package {package!r} is not installed. Install it: pip install {package}")
+        path = (Path(found.origin).parent / file).resolve()
+        if not path.is_relative_to(Path(found.origin).parent.resolve()) or not path.exists():
+            raise InputError(f"{name}: the package {package!r} has no file {file!r}.")
+        return path
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix in (".gguf", *_PICKLES)
+    if looks_local and not (name.count("/") == 0 and path.suffix == ""):
+        raise InputError(f"{name}: no such file or folder.")
+    return None
+
+
+def _checked_folder(name: str, folder: Path) -> Path:
+    config = folder / "config.json"
+    if not config.exists():
+        raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.")
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{config}: not valid JSON ({error}).") from None
+    if "auto_map" in settings:
+        raise InputError(f"{name}: this model brings its own code (auto_map in config.json), which amends does not run.")
+    _refuse_pickles(name, folder, "model*.safetensors")
+    return folder
+
+
+def _refuse_pickles(name: str, folder: Path, wanted: str) -> None:
+    """A folder must hold real safetensors: neither only pickles, nor a pickle under that name."""
+    found = sorted(folder.glob(wanted))
+    if not found:
+        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
+        there = f" It holds {pickles[0]}, a pickle, which can run code when it is opened." if pickles else ""
+        raise InputError(f"{name}: no safetensors weights here.{there} Save the model with save_pretrained (safetensors).")
+    for file in found:
+        check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Read the header of a safetensors file and nothing else.
+
+    Raises
+    ------
+    InputError : not a safetensors file (a pickle, a cut download).
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(1)
+    if length > size - 8 or start != b"{":
+        raise InputError(
+            f"{file}: not a safetensors file (its header does not fit its {size} bytes); a pickle or a cut download. "
+            "It was not opened further."
+        )
+
+
+def _load_plain(name: str, source: str, **where: Any) -> Loaded:
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=False, use_safetensors=True, dtype=_weights_dtype(), **where
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
+    if "gguf_file" in where:
+        # De-quantised now: without this the saved config would send readers back to the GGUF file.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(model.to(device()).eval(), tokenizer, name, name)
+
+
+def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
+    _refuse_pickles(name, folder, "adapter_model*.safetensors")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{name}: adapter_config.json cannot be read: {_first_line(error)}") from None
+    if not config.base_model_name_or_path:
+        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
+    base = load(config.base_model_name_or_path)
+    provenance = folder / PROVENANCE
+    if provenance.exists():
+        expected = json.loads(provenance.read_text(encoding="utf-8"))["base_sha256"]
+        if expected != weights_sha256(base.model):
+            raise InputError(
+                f"{name}: this adapter was made for other weights than {base.name} holds now (SHA-256 differs). "
+                "Use the base model it was trained on."
+            )
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, UserWarning) as error:
+        raise InputError(
+            f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} It was made for another model."
+        ) from None
+    tokenizer = base.tokenizer
+    if (folder / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(model.to(device()).eval(), tokenizer, name, base.name)
+
+
+def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
+    """Wrap a model with a fresh LoRA adapter on all linear layers, alpha = 2 x rank, no dropout."""
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
+    """Write what plain `transformers` (full weights) or plain `peft` (adapter) loads: safetensors, config, tokenizer.
+
+    An adapter's folder also says which base weights it belongs to, so that it is never put on others unnoticed.
+    """
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
+        write_json(folder / PROVENANCE, {"base": base, "base_sha256": base_sha256(model)})
+    with quiet():
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def precision() -> Precision:
+    """The fastest precision that is safe here: bfloat16 where the hardware multiplies it natively, else float32.
+
+    A CPU without such instructions emulates bfloat16, several times slower than float32.
+    """
+    if device().type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
+
+
+def autocast() -> torch.autocast:
+    """Context in which forward passes run at `precision()`."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bfloat16")
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of a model, in name order.
+
+    A tensor shared under two names counts under both; the result depends neither on the device nor on the file format.
+    """
+    return _tensors_sha256(model.state_dict())
+
+
+def base_sha256(model: PeftModel) -> str:
+    """`weights_sha256` that the base model below an adapter has without the adapter."""
+    state = model.get_base_model().state_dict()
+    return _tensors_sha256({n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n})
+
+
+def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _weights_dtype() -> torch.dtype:
+    return torch.bfloat16 if device().type == "cuda" and precision() == "bfloat16" else torch.float32
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class quiet:
+    """No progress bars of the loader, no log lines, for the time of the block."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.verbosity)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,291 @@
+"""Question-answer pairs: from the column shapes people have to token ids.
+
+Shapes read: question/answer, prompt/completion, instruction(+input)/output, chat `messages`, and plain `text` that is
+cut into prefix and continuation. Chat models are asked through their own chat template, base models in a plain layout.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.errors import InputError
+from amends.io.tables import Row
+
+SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt with its answer.
+
+    `prompt` is a list of chat messages, or a string that the answer continues literally (plain text, no template).
+    `paraphrase` and `wrong` are the alternatives that TOFU's truth ratio compares with the answer.
+    """
+
+    id: str
+    prompt: list[Message] | str
+    answer: str
+    where: str
+    paraphrase: str | None = None
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """The prompt as a person would read it: the last message, or the text."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
+
+class Dropped(NamedTuple):
+    """A row that was left out: where it stands and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs kept, in input order, and rows left out with their reasons."""
+
+    kept: list[Pair]
+    dropped: list[Dropped] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows read: kept + left out."""
+        return len(self.kept) + len(self.dropped)
+
+
+class Encoded(NamedTuple):
+    """Token ids of a prompt and of an answer; the answer ends with the token that closes the model's turn."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def read_pairs(
+    rows: Iterable[Row],
+    *,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    skip_bad_rows: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    prefix_tokens: int = 100,
+    continuation_tokens: int = 100,
+) -> Pairs:
+    """Turn rows of any known shape into pairs.
+
+    Parameters
+    ----------
+    rows : Row
+        What `amends.io.tables.read_rows` yields, or `rows_of` makes from dictionaries.
+    question_column, answer_column : str, optional
+        Names to use instead of the known shapes; give both or neither.
+    skip_bad_rows : bool, default False
+        Leave a faulty row out and count it, instead of stopping at it.
+    tokenizer : optional
+        Needed for plain `text` rows only, which are cut by tokens.
+    prefix_tokens, continuation_tokens : int, default 100
+        Length of the two parts that plain text is cut into.
+
+    Raises
+    ------
+    InputError : unknown columns, an empty or non-text value, a duplicate id, nothing left; with file and line.
+    """
+    if (question_column is None) != (answer_column is None):
+        raise InputError("--question-column and --answer-column go together: give both or neither.")
+    columns = (question_column, answer_column) if question_column and answer_column else None
+    kept: list[Pair] = []
+    dropped: list[Dropped] = []
+    seen_ids: dict[str, str] = {}
+    seen_texts: dict[tuple[str, str], str] = {}
+    source = "the data"
+    for number, row in enumerate(rows):
+        source = row.where.split(":")[0]
+        try:
+            if columns is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
+                found = _cut_text(row, tokenizer, prefix_tokens, continuation_tokens)
+            else:
+                found = [_pair(row, number, columns)]
+            for pair in found:
+                if pair.id in seen_ids:
+                    raise InputError(f"{row.where}: id {pair.id!r} was used before, at {seen_ids[pair.id]}. Ids must be unique.")
+        except InputError as error:
+            if not skip_bad_rows:
+                raise
+            dropped.append(Dropped(row.where, str(error).removeprefix(f"{row.where}: ")))
+            continue
+        for pair in found:
+            seen_ids[pair.id] = row.where
+            text = (repr(pair.prompt), pair.answer)
+            if text in seen_texts:
+                dropped.append(Dropped(row.where, f"same prompt and answer as {seen_texts[text]}"))
+                continue
+            seen_texts[text] = row.where
+            kept.append(pair)
+    if not kept:
+        reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
+        raise InputError(f"{source}: no usable row.{reasons}")
+    return Pairs(kept, dropped)
+
+
+def rows_of(records: Iterable[Mapping[str, Any]], name: str = "data") -> list[Row]:
+    """Rows from dictionaries (a list, a `datasets.Dataset`), located as `data[3]`."""
+    return [Row(dict(record), f"{name}[{number}]") for number, record in enumerate(records)]
+
+
+def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
+    if columns is None and "messages" in row.data:
+        prompt, answer = _split_messages(row)
+    else:
+        question_column, answer_column = columns or _find_shape(row)
+        question, answer = _text(row, question_column), _text(row, answer_column)
+        if question_column == "instruction" and columns is None and row.data.get("input"):
+            question = f"{question}\n\n{_text(row, 'input')}"
+        prompt = [{"role": "user", "content": question}]
+    identity = row.data.get("id")
+    wrong = row.data.get("perturbed_answer") or ()
+    paraphrase = row.data.get("paraphrased_answer")
+    if isinstance(wrong, str) or not all(isinstance(text, str) and text for text in wrong):
+        raise InputError(f"{row.where}: perturbed_answer must be a list of non-empty texts.")
+    return Pair(
+        str(number if identity is None else identity), prompt, answer, row.where, paraphrase or None, tuple(wrong)
+    )
+
+
+def _find_shape(row: Row) -> tuple[str, str]:
+    for question, answer in SHAPES:
+        if question in row.data and answer in row.data:
+            return question, answer
+    for question, answer in SHAPES:
+        if (question in row.data) != (answer in row.data):
+            there, gone = (question, answer) if question in row.data else (answer, question)
+            raise InputError(
+                f'{row.where}: column "{gone}" is missing beside "{there}" (found: {", ".join(row.data)}). '
+                "Rename it or name yours with --question-column and --answer-column."
+            )
+    raise InputError(
+        f"{row.where}: no known columns (found: {', '.join(row.data) or 'none'}). Needed: question and answer, prompt and "
+        "completion, instruction and output, messages, or text; or name yours with --question-column and --answer-column."
+    )
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row.data:
+        raise InputError(f'{row.where}: column "{column}" is missing (found: {", ".join(row.data)}).')
+    value = row.data[column]
+    if not isinstance(value, str):
+        raise InputError(f'{row.where}: column "{column}" holds {type(value).__name__}, expected text.')
+    if not value.strip():
+        raise InputError(f'{row.where}: column "{column}" is empty. Fill it, or leave such rows out with --skip-bad-rows.')
+    return value.strip()
+
+
+def _split_messages(row: Row) -> tuple[list[Message], str]:
+    messages = row.data["messages"]
+    well_formed = isinstance(messages, list | tuple) and all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise InputError(
+            f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer to forget."
+        )
+    if not messages[-1]["content"].strip():
+        raise InputError(f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows.")
+    return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"].strip()
+
+
+def _cut_text(
+    row: Row, tokenizer: PreTrainedTokenizerBase | None, prefix_tokens: int, continuation_tokens: int
+) -> list[Pair]:
+    """Cut one text into windows of prefix + continuation, which follow each other without overlap."""
+    if tokenizer is None:
+        raise InputError(f"{row.where}: plain text is cut by tokens; pass the tokenizer.")
+    text = _text(row, "text")
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    window = prefix_tokens + continuation_tokens
+    starts = [s for s in range(0, len(spans), window) if len(spans) - s > prefix_tokens]
+    if not starts:
+        raise InputError(
+            f"{row.where}: the text has {len(spans)} tokens; {prefix_tokens} go to the prefix and none is left to forget. "
+            "Lower --prefix-tokens."
+        )
+    identity = row.data.get("id", row.where)
+    pairs = []
+    for start in starts:
+        middle, end = start + prefix_tokens, min(start + window, len(spans)) - 1
+        prefix = text[spans[start][0] : spans[middle][0]]
+        pairs.append(Pair(f"{identity}#{start}", prefix, text[spans[middle][0] : spans[end][1]], row.where))
+    return pairs
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answers: Sequence[str]) -> list[Encoded]:
+    """Token ids of one prompt with each of its answers.
+
+    The prompt is tokenised apart from the answers, so that no token crosses the border. Texts are always read as text:
+    `<|im_start|>` inside a question never becomes a control token.
+
+    Raises
+    ------
+    InputError : the chat template does not keep an assistant's text.
+    """
+    if isinstance(prompt, str):
+        # The answer continues the text; only what replaces it (a template answer) would end the turn, so none is closed.
+        start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        return [Encoded(start + plain_ids(tokenizer, prompt), plain_ids(tokenizer, answer)) for answer in answers]
+    if tokenizer.chat_template is None:
+        text = "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
+        start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        ids = start + plain_ids(tokenizer, text)
+        return [Encoded(ids, [*plain_ids(tokenizer, " " + answer), *_eos(tokenizer)]) for answer in answers]
+    ids = _template_ids(tokenizer, prompt)
+    closing = turn_end(tokenizer)
+    return [Encoded(ids, [*plain_ids(tokenizer, answer), *closing]) for answer in answers]
+
+
+_PLAIN_ROLES = {"system": "Instruction", "user": "Question", "assistant": "Answer"}
+_MARK = "\u241eamends-text-{}\u241e"
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which nothing is a control token."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Render the chat template; texts that hold a control token's name are put in afterwards, as text."""
+    named = [token for token in tokenizer.get_added_vocab() if token]
+    if not any(token in m["content"] for m in messages for token in named):
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+    marked = [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)]
+    rest = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+    ids = []
+    for i, message in enumerate(messages):
+        before, mark, rest = rest.partition(_MARK.format(i))
+        if not mark:
+            raise InputError("The chat template drops or changes a message; rename the control tokens in your data.")
+        ids += tokenizer(before, add_special_tokens=False)["input_ids"] + plain_ids(tokenizer, message["content"])
+    return [*ids, *tokenizer(rest, add_special_tokens=False)["input_ids"]]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that closes the model's turn: the chat template's, which need not be the tokenizer's EOS (Gemma)."""
+    if tokenizer.chat_template is None:
+        return _eos(tokenizer)
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK.format(0)}]
+    rendered = tokenizer.apply_chat_template(turn, tokenize=False)
+    ids = tokenizer(rendered.partition(_MARK.format(0))[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return ids[:1] if ids and ids[0] in tokenizer.get_added_vocab().values() else _eos(tokenizer)
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

@@ -1,0 +1,1 @@
+"""Shared mathematics: functions of tensors and arrays that know nothing of models, files or devices."""

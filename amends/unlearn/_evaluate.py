@@ -1,0 +1,256 @@
+"""Ask a model everything the audit needs, once: one forward pass for all answers of a question, one for its own words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.atomic import sha256_json
+from amends.io.tables import read_rows
+from amends.lm.generate import generate
+from amends.lm.load import autocast, precision, weights_sha256
+from amends.lm.logprobs import PackedRow, answer_logprobs, masked_mean, pack, packed_row
+from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio
+
+QUESTION_SETS = ("forget", "retain", "real_authors", "world_facts", "general")
+# Their alternatives are short answers to choose from, so probability is taken relative to them (TOFU).
+CHOICE_SETS = ("real_authors", "world_facts")
+BUILT_IN = Path(__file__).parent.parent / "data"
+TOKENS_PER_PASS = 4096
+TEXT_TOKENS = 256
+
+
+class Choice(NamedTuple):
+    """A multiple-choice question, scored by the log-probability per character of each choice."""
+
+    id: str
+    task: str
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything that is asked of a model. Any part may be empty; what is missing is said, not guessed."""
+
+    questions: dict[str, list[Pair]]
+    choices: list[Choice] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    templates: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+
+    def sha256(self) -> str:
+        """Digest of every question, answer and setting: equal digests mean comparable numbers."""
+        return sha256_json(
+            {
+                "questions": {name: [asdict(p) | {"where": ""} for p in pairs] for name, pairs in self.questions.items()},
+                "choices": self.choices,
+                "texts": self.texts,
+                "templates": self.templates,
+                "max_new_tokens": self.max_new_tokens,
+            }
+        )
+
+
+def build_suite(
+    forget: Sequence[Pair],
+    sets: dict[str, Path | None],
+    templates: Sequence[str],
+    *,
+    rows: int = 100,
+    max_new_tokens: int = 64,
+) -> Suite:
+    """The suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
+
+    Parameters
+    ----------
+    forget : list of Pair
+    sets : dict
+        Files for "retain", "real_authors", "world_facts"; None where there is none.
+    rows : int, default 100
+        Most questions of each set and of each built-in slice, evenly spread over it.
+    max_new_tokens : int, default 64
+        Longest answer that is generated.
+    """
+    questions = {"forget": spread(list(forget), rows)}
+    for name, path in sets.items():
+        if path is not None:
+            questions[name] = spread(read_pairs(read_rows(path)).kept, rows)
+    questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
+    choices = [
+        Choice(str(d["id"]), d["task"], d["context"], tuple(d["choices"]), d["gold"])
+        for d in (row.data for row in read_rows(BUILT_IN / "zero_shot.jsonl"))
+    ]
+    by_task = {task: [c for c in choices if c.task == task] for task in dict.fromkeys(c.task for c in choices)}
+    texts = [(str(row.data["id"]), row.data["text"]) for row in read_rows(BUILT_IN / "text.jsonl")]
+    return Suite(
+        questions,
+        [c for task in by_task.values() for c in spread(task, rows)],
+        spread(texts, max(1, rows // 5)),
+        tuple(templates),
+        max_new_tokens,
+    )
+
+
+def spread(items: list[Any], most: int) -> list[Any]:
+    """At most `most` items, evenly spaced, first and last among them."""
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def evaluate(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, suite: Suite, *, role: str, name: str
+) -> dict[str, Any]:
+    """Ask a model the suite.
+
+    Returns
+    -------
+    dict : an evaluation file without reference metrics; `with_reference` adds those.
+    """
+    was_training = model.training
+    model.eval()
+    items: dict[str, list[dict[str, Any]]] = {}
+    with Progress(transient=True) as progress:
+        jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
+        task = progress.add_task(f"{role}: likelihoods", total=jobs)
+        advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731
+        for set_name, pairs in suite.questions.items():
+            items[set_name] = _likelihoods(model, tokenizer, pairs, set_name in CHOICE_SETS, advance)
+        items["zero_shot"] = _zero_shot(model, tokenizer, suite.choices, advance)
+        items["text"] = _texts(model, tokenizer, suite.texts, advance)
+    _answers(model, tokenizer, suite, items, role)
+    model.train(was_training)
+    return {
+        "role": role,
+        "name": name,
+        "weights": weights_sha256(model),
+        "suite": suite.sha256(),
+        "precision": precision(),
+        "items": items,
+        "summary": summarise(items, None),
+    }
+
+
+def with_reference(evaluation: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any]:
+    """The evaluation with the metrics that compare it with the retrained reference (forget quality)."""
+    items = reference["items"] if reference else None
+    return evaluation | {"summary": summarise(evaluation["items"], items)}
+
+
+def mean_logprobs(
+    model: torch.nn.Module, rows: Sequence[PackedRow], pad_id: int, advance: Callable[[int], None] = lambda n: None
+) -> list[list[float]]:
+    """Mean log-probability in nats per token of every answer of every row.
+
+    Rows go through in order of length, as many at once as fit `TOKENS_PER_PASS`; the results keep the input order.
+    """
+    length = [len(row.prompt) + sum(map(len, row.answers)) for row in rows]
+    order = sorted(range(len(rows)), key=length.__getitem__)
+    device = next(model.parameters()).device
+    means: list[list[float]] = [[] for _ in rows]
+    while order:
+        # From the longest down, so that running out of memory shows at once.
+        size = max(1, TOKENS_PER_PASS // length[order[-1]])
+        batch, order = order[-size:], order[:-size]
+        with torch.inference_mode(), autocast():
+            packed = pack([rows[i] for i in batch], pad_id)
+            out = answer_logprobs(model, {name: t.to(device) for name, t in packed.items()})
+        for k in range(max(len(rows[i].answers) for i in batch)):
+            have = [j for j, i in enumerate(batch) if len(rows[i].answers) > k]
+            values = masked_mean(out.logp_BA[have], out.mask(k)[have]).tolist()
+            for j, value in zip(have, values, strict=True):
+                means[batch[j]].append(value)
+        advance(len(batch))
+    return means
+
+
+def _likelihoods(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    choose: bool,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Probability and truth ratio of each pair, from one row that holds its answer and all alternatives."""
+    candidates = [[p.answer, *([p.paraphrase] if p.paraphrase else []), *p.wrong] for p in pairs]
+    rows = [packed_row(encode(tokenizer, p.prompt, c)) for p, c in zip(pairs, candidates, strict=True)]
+    items = []
+    for pair, means in zip(pairs, mean_logprobs(model, rows, tokenizer.pad_token_id, advance), strict=True):
+        answer, wrong = means[0], np.array([means[-len(pair.wrong) :] if pair.wrong else []])
+        right = np.array([means[1] if pair.paraphrase else answer])
+        compared = bool(pair.wrong)
+        relative = choose and compared
+        items.append(
+            {
+                "id": pair.id,
+                "question": pair.question,
+                "answer": pair.answer,
+                "probability": float(normalised_probability(np.array([answer]), wrong)[0]) if relative else float(np.exp(answer)),
+                "truth_ratio": float(truth_ratio(wrong, right, "geo")[0]) if compared else None,
+                "truth_ratio_arith": float(truth_ratio(wrong, right, "arith")[0]) if compared else None,
+            }
+        )
+    return items
+
+
+def _answers(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: Suite,
+    items: dict[str, list[dict[str, Any]]],
+    role: str,
+) -> None:
+    """Let the model answer every question and add the text, its ROUGE-L recall and whether it refuses."""
+    asked = [(name, i, pair) for name, pairs in suite.questions.items() for i, pair in enumerate(pairs)]
+    prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for _, _, pair in asked]
+    texts = generate(
+        model,
+        tokenizer,
+        prompts,
+        stop_ids=turn_end(tokenizer),
+        max_new_tokens=suite.max_new_tokens,
+        label=f"{role}: answering",
+    )
+    rouge = rouge_l_recall(texts, [pair.answer for _, _, pair in asked])
+    refused = is_refusal(texts, suite.templates)
+    for (name, i, _), text, score, is_refused in zip(asked, texts, rouge, refused, strict=True):
+        items[name][i] |= {"generated": text, "rouge_l": float(score), "refused": bool(is_refused)}
+
+
+def _zero_shot(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, choices: Sequence[Choice], advance: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Pick the choice with the highest log-probability per character after the context, without a chat template."""
+    rows = [
+        PackedRow(encode(tokenizer, c.context, ["a"])[0].prompt, [plain_ids(tokenizer, f" {text}") for text in c.choices])
+        for c in choices
+    ]
+    found = []
+    for c, row, means in zip(choices, rows, mean_logprobs(model, rows, tokenizer.pad_token_id, advance), strict=True):
+        scores = [m * len(ids) / len(text) for m, ids, text in zip(means, row.answers, c.choices, strict=True)]
+        found.append({"id": c.id, "task": c.task, "gold": c.gold, "choice": int(np.argmax(scores))})
+    return found
+
+
+def _texts(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[tuple[str, str]],
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Nats of each text from its second token on, at most TEXT_TOKENS of them."""
+    encoded = [Encoded(ids[:1], ids[1 : TEXT_TOKENS + 1]) for ids in (plain_ids(tokenizer, text) for _, text in texts)]
+    rows = [packed_row([e]) for e in encoded]
+    means = mean_logprobs(model, rows, tokenizer.pad_token_id, advance)
+    return [
+        {"id": identity, "nats": -mean[0] * len(row.answers[0]), "tokens": len(row.answers[0])}
+        for (identity, _), row, mean in zip(texts, rows, means, strict=True)
+    ]

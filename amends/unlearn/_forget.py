@@ -1,0 +1,212 @@
+"""What every method that forgets has in common: forget rows, optional retain rows, the stop rule, the start check."""
+
+import random
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from amends.io.errors import InputError
+from amends.lm.load import autocast, load
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean, pack, packed_row
+from amends.lm.pairs import Pair, encode, read_pairs, rows_of
+from amends.lm.trainer import AnswerTrainer, TrainRow
+
+TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
+"""A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
+
+
+@dataclass
+class ForgetConfig(TrainingArguments):
+    """Settings that every forgetting method has, beside those of `TrainingArguments`."""
+
+    stop_v_f: float | None = field(
+        default=None, metadata={"help": "Stop when the mean probability of the forget answers' tokens is at most this."}
+    )
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain rows' NLL, where there are any."})
+    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
+
+    def __post_init__(self) -> None:
+        """Check the settings of ours, then those of transformers."""
+        super().__post_init__()
+        if self.stop_v_f is not None and not 0 <= self.stop_v_f <= 1:
+            raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
+        if self.retain_weight < 0:
+            raise InputError(f"retain_weight={self.retain_weight}: must not be negative.")
+
+
+class ForgetTrainer(AnswerTrainer):
+    """Base of the forgetting methods.
+
+    Parameters
+    ----------
+    model : str or model
+        As `amends.lm.load` takes it, or a model that is loaded already.
+    args : ForgetConfig
+    train_dataset : list of Pair or of dict, or `datasets.Dataset`
+        What to forget, in any column shape that `amends.lm.pairs.read_pairs` knows.
+    processing_class : tokenizer, optional
+        Needed where `model` is not a name.
+    retain_dataset : like train_dataset, optional
+        What to keep: one row, drawn at random, stands beside each forget row.
+    peft_config : PeftConfig, optional
+        Train this adapter instead of all weights.
+
+    Raises
+    ------
+    InputError : faulty rows, an answer longer than `args.max_length` or the model's context.
+    """
+
+    args: ForgetConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: ForgetConfig,
+        train_dataset: Any,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        retain_dataset: Any = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(model, str):
+            loaded = load(model, trainable=True)
+            model, processing_class = loaded.model, processing_class or loaded.tokenizer
+        if processing_class is None:
+            raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        self.pairs = as_pairs(train_dataset, processing_class)
+        limit = context_limit(model, args.max_length)
+        self._forget_rows = encode_rows(processing_class, self.pairs, limit)
+        retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
+        self._retain_rows = encode_rows(processing_class, retain, limit)
+        self.stopped = "all steps done"
+        self.start: dict[str, float] = {}
+        self._batch_v_f = torch.zeros(())
+        super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
+        if args.stop_v_f is not None:
+            self.add_callback(StopWhenForgotten(self))
+
+    def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
+        """The forget row, with what the method puts beside it, and a retain row where there are any."""
+        rows = [TrainRow(self.forget_row(index, random_))]
+        if self._retain_rows:
+            rows.append(TrainRow(random_.choice(self._retain_rows), is_retain=True))
+        return rows
+
+    def forget_row(self, index: int, random_: random.Random) -> PackedRow:
+        """Answer 0 is the one to forget."""
+        return self._forget_rows[index]
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each forget row (S,), and what to log, among it v_f."""
+        raise TypeError(f"{type(self).__name__} has no forget_losses.")
+
+    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's loss, plus the weighted NLL of the retain rows."""
+        forget = AnswerLogprobs(out.logp_BA[~is_retain_B], out.answer_BA[~is_retain_B])
+        losses_S, values = self.forget_losses(forget)
+        self._batch_v_f = values["v_f"].detach().mean()
+        if is_retain_B.any():
+            retain = AnswerLogprobs(out.logp_BA[is_retain_B], out.answer_BA[is_retain_B])
+            nll_S = -masked_mean(retain.logp_BA, retain.mask(0))
+            losses_S = losses_S + self.args.retain_weight * nll_S
+            values["retain_nll"] = nll_S
+        return losses_S, values
+
+    def forget_means(self) -> dict[str, float]:
+        """v_f, and v_e where there are templates, over all forget rows, from the model as it is now."""
+        rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in range(len(self._forget_rows))]
+        model, was_training = self.model, self.model.training
+        model.eval()
+        sums = torch.zeros(2)
+        size = self.args.per_device_eval_batch_size
+        pad_id = self.processing_class.pad_token_id
+        with torch.no_grad(), autocast():
+            for start in range(0, len(rows), size):
+                batch = pack(rows[start : start + size], pad_id)
+                out = answer_logprobs(model, {name: t.to(self.args.device) for name, t in batch.items()})
+                for answer in range(min(2, int(out.answer_BA.max()) + 1)):
+                    sums[answer] += masked_mean(out.logp_BA.exp(), out.mask(answer)).sum().cpu()
+        model.train(was_training)
+        v_f, v_e = (sums / len(rows)).tolist()
+        return {"v_f": v_f, "v_e": v_e} if len(rows[0].answers) > 1 else {"v_f": v_f}
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after a look at where v_e and v_f start."""
+        self.start = self.forget_means()
+        for text in start_warnings(self.start):
+            warnings.warn(text, stacklevel=2)
+        return super().train(*args, **kwargs)
+
+
+class StopWhenForgotten(TrainerCallback):
+    """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is."""
+
+    def __init__(self, trainer: ForgetTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the batch first, which is free, then at all rows."""
+        limit = self.trainer.args.stop_v_f
+        batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
+        if batch > limit:
+            return
+        v_f = self.trainer.forget_means()["v_f"]
+        if v_f <= limit:
+            self.trainer.stopped = f"v_f = {v_f:.3f} over all forget rows, at most {limit:g}, at step {state.global_step}"
+            control.should_training_stop = True
+
+
+def start_warnings(start: Mapping[str, float]) -> list[str]:
+    """Say where the start leaves the loss next to no gradient."""
+    texts = []
+    if start["v_f"] > FORGET_TOO_HIGH:
+        texts.append(
+            f"v_f starts at {start['v_f']:.4f}: the forget answers are known so surely that their gradient nearly "
+            "vanishes and nothing may move for many steps. Raise the learning rate."
+        )
+    if start.get("v_e", 1.0) < TEMPLATE_TOO_LOW:
+        texts.append(
+            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will hardly "
+            "move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its own words."
+        )
+    return texts
+
+
+def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """Pairs from a list of pairs, a list of dictionaries or a `datasets.Dataset`."""
+    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Pair):
+        return list(dataset)
+    if not isinstance(dataset, Iterable) or isinstance(dataset, str | Mapping):
+        raise InputError(f"data is a {type(dataset).__name__}: expected a list of dictionaries or a datasets.Dataset.")
+    return read_pairs(rows_of(dataset), tokenizer=tokenizer).kept
+
+
+def context_limit(model: Any, max_length: int) -> int:
+    """Most tokens a row may have: what was asked, or the model's context where that is shorter."""
+    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int) -> list[PackedRow]:
+    """One packed row a pair, its answer alone.
+
+    Raises
+    ------
+    InputError : a pair longer than `limit` tokens, with its place.
+    """
+    rows = [packed_row(encode(tokenizer, pair.prompt, [pair.answer])) for pair in pairs]
+    for pair, row in zip(pairs, rows, strict=True):
+        if (length := len(row.prompt) + len(row.answers[0])) > limit:
+            raise InputError(
+                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length and "
+                "the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
+            )
+    return rows

@@ -1,0 +1,20 @@
+"""Forget by gradient ascent (GA), the naive baseline to compare with.
+
+Raises the negative log-likelihood of the answers to forget. Unbounded: it goes on destroying the model after the answers
+are gone. Kept to show what FLAT is better than.
+"""
+
+from torch import Tensor
+
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+
+
+class GATrainer(ForgetTrainer):
+    """`transformers.Trainer` that forgets by gradient ascent: L = mean over samples of mean log p(answer token)."""
+
+    args: ForgetConfig
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean log-likelihood per answer token, to be lowered."""
+        return masked_mean(out.logp_BA, out.mask(0)), {"v_f": masked_mean(out.logp_BA.exp(), out.mask(0))}
