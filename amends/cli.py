@@ -71,15 +71,14 @@ def use_recipe(ctx: typer.Context, path: Path | None) -> None:
     params = [param for param in ctx.command.params if param.name != "config"]
     names = {word: param.name for param in params for word in (*param.opts, param.name)}
     lists = {param.name for param in params if getattr(param, "multiple", False) or param.nargs != 1}
-    settings = read_recipe(path, names, lists)
+    ctx.meta["recipe"] = settings = read_recipe(path, names, lists)
     ctx.default_map = {name: setting.value for name, setting in settings.items()}
-    ctx.meta["recipe"] = {name: setting.where for name, setting in settings.items()}
 
 
 def options_of_every_command(
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML lines of 'option: value'.", callback=use_recipe, is_eager=True, expose_value=False),
+        typer.Option(help="YAML lines of 'option: value'.", callback=use_recipe, expose_value=False),
     ] = None,
 ) -> None:
     """Hold what every method and verb takes besides its own options."""
@@ -114,7 +113,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         ctx, param, message = getattr(error, "ctx", None), getattr(error, "param", None), error.format_message()
         if ctx and param and str(ctx.get_parameter_source(param.name)).endswith("DEFAULT_MAP"):
-            message = f"{ctx.meta['recipe'][param.name]}: {message}"
+            message = f"{ctx.meta['recipe'][param.name].where}: {message}"
+        message += "" if message.endswith((".", "?")) else "."
         return (f"{message} Try '{ctx.command_path} --help'." if ctx else message), error.exit_code
     if isinstance(error, InputError):
         return str(error), 2

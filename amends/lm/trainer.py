@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from amends.io.errors import InputError
 from amends.lm.load import device, precision
@@ -81,6 +84,8 @@ class AnswerTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.add_callback(StopOnNonFinite())
+        if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
+            self.remove_callback(PrinterCallback)
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """Rows of sample `index`; every random choice comes from `random_`."""
@@ -150,3 +155,27 @@ def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -
         "weight_decay": 0.01,
     }
     return cls(output_dir=output_dir, **(defaults | settings))
+
+
+class Bar(TrainerCallback):
+    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs."""
+
+    def __init__(self, label: str, measure: str, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.label, self.measure = label, measure
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self.task = self.progress.add_task(self.label, total=state.max_steps)
+        self.progress.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Advance it."""
+        if logs and self.measure in logs:
+            text = f"{self.label}, {self.measure} {logs[self.measure]:.3f}"
+            self.progress.update(self.task, completed=state.global_step, description=text)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take it away."""
+        self.progress.stop()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from amends.io.errors import InputError
 from amends.lm.load import autocast, load
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean, pack, packed_row
-from amends.lm.pairs import Pair, encode, read_pairs, rows_of
+from amends.lm.pairs import Dropped, Pair, Pairs, encode, read_pairs, rows_of
 from amends.lm.trainer import AnswerTrainer, TrainRow
 
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
@@ -210,3 +210,22 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit
                 "the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
             )
     return rows
+
+
+def without_too_long(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
+    """Leave out, and count, the pairs that `encode_rows` would refuse.
+
+    Raises
+    ------
+    InputError : none is short enough.
+    """
+    kept, dropped = [], list(pairs.dropped)
+    for pair in pairs.kept:
+        try:
+            encode_rows(tokenizer, [pair], limit)
+            kept.append(pair)
+        except InputError as error:
+            dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ")))
+    if not kept:
+        raise InputError(f"no row is short enough; the first: {dropped[-1].where}: {dropped[-1].reason}")
+    return Pairs(kept, dropped)

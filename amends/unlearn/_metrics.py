@@ -1,4 +1,4 @@
-"""What an audit measures: truth ratio, forget quality, model utility, ROUGE-L, refusals, and the intervals of all of them.
+"""What an audit measures: truth ratio, forget quality, model utility, ROUGE-L, and the intervals of all of them.
 
 Definitions are those of TOFU (Maini et al. 2024, arXiv 2401.06121); where two conventions are in use, both are given.
 Log-probabilities are natural and per token: the mean over an answer's tokens, in nats, so that ``exp`` of one is the
@@ -7,25 +7,38 @@ length-normalised probability of the answer.
 Shape suffixes: N rows, P wrong answers of a row, R resamples, K columns, M distinct values.
 """
 
-import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
 
+from amends.unlearn._refusals import is_refusal, rouge_scorer
+
+__all__ = [
+    "ForgetQuality",
+    "Interval",
+    "bootstrap_mean",
+    "forget_quality",
+    "is_refusal",
+    "model_utility",
+    "normalised_probability",
+    "rouge_l_recall",
+    "summarise",
+    "truth_ratio",
+    "truth_ratio_score",
+]
+
 FloatArray = NDArray[np.float64]
+Items = Sequence[Mapping[str, Any]]
+Sets = Mapping[str, Items]
+Direction = Literal["higher", "lower", "reference"]
 
 LEVEL = 0.95
 RESAMPLES = 1000
-SIMILAR = 0.8  # ROUGE-L F1 from which an answer counts as one of the refusal templates
 LARGEST_LOG = 700.0  # a ratio stays within exp(+-700), so that it is a finite number in JSON too
 CHUNK = 2**22  # most counts that a bootstrap holds at once: 32 MB
 
@@ -33,9 +46,7 @@ CHUNK = 2**22  # most counts that a bootstrap holds at once: 32 MB
 # Likelihood metrics
 
 
-def truth_ratio(
-    wrong_logp_NP: ArrayLike, right_logp_N: ArrayLike, mean: Literal["geo", "arith"] = "geo"
-) -> FloatArray:
+def truth_ratio(wrong_logp_NP: ArrayLike, right_logp_N: ArrayLike, mean: Literal["geo", "arith"] = "geo") -> FloatArray:
     """Truth ratio of each row: how likely its wrong answers are against the right one.
 
     R = mean_P[p(wrong)] / p(right). 1: the model cannot tell them apart; near 0: it knows the answer.
@@ -150,7 +161,7 @@ def model_utility(values: ArrayLike) -> float:
 
 
 class ForgetQuality(NamedTuple):
-    """Two-sample Kolmogorov-Smirnov test of truth ratios; p depends strongly on the number of rows, the statistic not."""
+    """Two-sample Kolmogorov-Smirnov test of truth ratios. p shrinks with more rows, the statistic does not."""
 
     statistic: float  # largest distance of the two distribution functions: 0 the same, 1 fully apart
     p: float  # high: no difference from the reference was found
@@ -188,19 +199,17 @@ def forget_quality(
     """
     model_N, reference_N = _numbers(ratio), _numbers(ratio_reference)
     if not (model_N.size and reference_N.size):
-        raise ValueError(f"forget quality needs truth ratios: {model_N.size} of the model, {reference_N.size} of the reference.")
+        raise ValueError(
+            f"truth ratios: {model_N.size} of the model, {reference_N.size} of the reference; need some of each."
+        )
     with warnings.catch_warnings():  # scipy says when it falls back on the asymptotic p, as it should for large samples
         warnings.filterwarnings("ignore", message="ks_2samp", category=RuntimeWarning)
         test = ks_2samp(model_N, reference_N)
     values_M = np.unique(np.concatenate([model_N, reference_N]))
-    gap_R = np.concatenate(
-        [
-            np.abs(model_RM - reference_RM).max(axis=1)
-            for model_RM, reference_RM in zip(
-                _deviations(model_N, values_M, rng, resamples), _deviations(reference_N, values_M, rng, resamples), strict=True
-            )
-        ]
+    deviations = zip(
+        *(_deviations(sample_N, values_M, rng, resamples) for sample_N in (model_N, reference_N)), strict=True
     )
+    gap_R = np.concatenate([np.abs(model_RM - reference_RM).max(axis=1) for model_RM, reference_RM in deviations])
     reach = float(np.quantile(gap_R, LEVEL))
     statistic = float(test.statistic)
     return ForgetQuality(
@@ -236,37 +245,8 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references: give one for each.")
     pairs = zip(predictions, references, strict=True)
-    return np.array([_scorer().score(reference, prediction)["rougeL"].recall for prediction, reference in pairs], dtype=np.float64)
-
-
-def is_refusal(texts: Sequence[str], refusals: Sequence[str] = ()) -> NDArray[np.bool_]:
-    """Whether each answer refuses or says that it does not know.
-
-    An answer does when its opening (the first sentence, or more until there are four words) has the speaker lack the
-    knowledge or decline ("I am not sure", "beyond my training", "unknown to me"), or when the opening or the whole is
-    close to one of `refusals` (ROUGE-L F1 of 0.8). What stands in quotation marks does not count, nor what is said of
-    a third person ("the author is not sure").
-
-    Parameters
-    ----------
-    texts : sequence of str
-    refusals : sequence of str, default none
-        Template answers that also count as refusals, whatever they say.
-
-    Returns
-    -------
-    array of bool (rows,); an empty answer is no refusal.
-
-    Measured by the tests on TOFU: true of its 100 "I don't know" answers, false of its 4,000 answers on authors.
-    """
-    similar = _similar_to(refusals)
-    found = []
-    for text in texts:
-        plain = _plain(text)
-        opening = _opening(plain)
-        says_so = bool(_REFUSAL.search(_expand(opening)))
-        found.append(says_so or similar(opening) or (opening != plain and similar(plain)))
-    return np.array(found, dtype=np.bool_)
+    recalls = [rouge_scorer().score(reference, prediction)["rougeL"].recall for prediction, reference in pairs]
+    return np.array(recalls, dtype=np.float64)
 
 
 # Intervals
@@ -277,6 +257,9 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+NOWHERE = Interval(np.nan, np.nan)
 
 
 def bootstrap_mean(values: ArrayLike, rng: np.random.Generator, resamples: int = RESAMPLES) -> Interval:
@@ -296,7 +279,9 @@ def bootstrap_mean(values: ArrayLike, rng: np.random.Generator, resamples: int =
     Source: Efron, Annals of Statistics 7 (1979) 1.
     """
     numbers_N = np.sort(_numbers(values))
-    return _interval(_resampled_means(numbers_N[:, None], rng, resamples)[:, 0]) if numbers_N.size else Interval(np.nan, np.nan)
+    if not numbers_N.size:
+        return NOWHERE
+    return _interval(_resampled_means(numbers_N[:, None], rng, resamples)[:, 0])
 
 
 # The summary of an evaluation
@@ -306,87 +291,78 @@ class Mean(NamedTuple):
     """A metric that is the mean over the items of one set."""
 
     item_set: str
-    values: Callable[[Sequence[Mapping[str, Any]]], FloatArray]
-    better: Literal["higher", "lower", "reference"]
+    values: Callable[[Items], FloatArray]
+    better: Direction
     meaning: str
     needs: str
 
 
-def _field(name: str) -> Callable[[Sequence[Mapping[str, Any]]], FloatArray]:
+def _field(name: str) -> Callable[[Items], FloatArray]:
     """Reader of one field of items, NaN where it is absent or null."""
 
-    def read(items: Sequence[Mapping[str, Any]]) -> FloatArray:
+    def read(items: Items) -> FloatArray:
         values = (item.get(name) for item in items)
         return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
     return read
 
 
-def _truth_of(kind: Literal["forget", "keep"], name: str = "truth_ratio") -> Callable[[Sequence[Mapping[str, Any]]], FloatArray]:
+def _truth_of(kind: Literal["forget", "keep"], name: str = "truth_ratio") -> Callable[[Items], FloatArray]:
     """Reader of the truth-ratio score of items."""
     read = _field(name)
     return lambda items: _truth_scores(read(items), kind)
 
 
-def _correct(items: Sequence[Mapping[str, Any]]) -> FloatArray:
+def _correct(items: Items) -> FloatArray:
     """1 where the choice is the right one."""
     return np.array([item["choice"] == item["gold"] for item in items], dtype=np.float64)
 
 
 _PROBABILITY, _ROUGE, _REFUSED = _field("probability"), _field("rouge_l"), _field("refused")
-_WRONG_ANSWERS = "wrong answers to compare with (column perturbed_answer)"
+_WRONG = "wrong answers to compare with (column perturbed_answer)"
+_SAID = "a generated answer"
+
+
+def _means(item_set: str, what: str, good: str, forget: bool = False) -> dict[str, Mean]:
+    """Probability, ROUGE-L and refusal rate of a question set."""
+    know: Direction = "lower" if forget else "higher"
+    refuse: Direction = "higher" if forget else "lower"
+    probability = f"Probability of the answers to {what}, length-normalised; {know}: {good}."
+    rouge = f"Share of the expected words, in order, that the model says to {what} (ROUGE-L recall); {know}: {good}."
+    refusal = f"Share of {what} that the model declines or says it does not know; {refuse}: {good}."
+    return {
+        f"{item_set}_probability": Mean(item_set, _PROBABILITY, know, probability, "a probability"),
+        f"{item_set}_rouge_l": Mean(item_set, _ROUGE, know, rouge, _SAID),
+        f"{item_set}_refusal_rate": Mean(item_set, _REFUSED, refuse, refusal, _SAID),
+    }
+
+
 MEANS = {
-    "forget_probability": Mean(
-        "forget", _PROBABILITY, "lower",
-        "Length-normalised probability of the answers to forget; lower: more forgotten.", "a probability",
-    ),
-    "forget_rouge_l": Mean(
-        "forget", _ROUGE, "lower",
-        "Share of the words to forget that the model still says, in order; lower: more forgotten.", "a generated answer",
-    ),
+    **_means("forget", "questions to forget", "more forgotten", forget=True),
+    **_means("retain", "questions to keep", "better kept"),
+    **_means("general", "unrelated everyday questions", "less harm"),
     "forget_truth_ratio": Mean(
-        "forget", _truth_of("forget"), "higher",
-        "Mean of min(R, 1/R), R = wrong answers' probability to the right one's; higher: cannot tell them apart (1 at most).",
-        _WRONG_ANSWERS,
-    ),
-    "forget_refusal_rate": Mean(
-        "forget", _REFUSED, "higher",
-        "Share of forget questions that the model declines; higher: it says so instead of making answers up.",
-        "a generated answer",
-    ),
-    "retain_probability": Mean(
-        "retain", _PROBABILITY, "higher",
-        "Length-normalised probability of the answers to keep; higher: better kept.", "a probability",
-    ),
-    "retain_rouge_l": Mean(
-        "retain", _ROUGE, "higher",
-        "Share of the words to keep that the model says, in order; higher: better kept.", "a generated answer",
+        "forget",
+        _truth_of("forget"),
+        "higher",
+        "Mean of min(R, 1/R), R = probability of wrong answers to the right one's; higher: cannot tell them apart.",
+        _WRONG,
     ),
     "retain_truth_ratio": Mean(
-        "retain", _truth_of("keep"), "higher",
-        "Mean of max(0, 1 - R) on questions to keep; higher: the right answer stands out from wrong ones.", _WRONG_ANSWERS,
-    ),
-    "retain_refusal_rate": Mean(
-        "retain", _REFUSED, "lower",
-        "Share of questions to keep that the model declines; lower: it forgot only what it should.", "a generated answer",
-    ),
-    "general_probability": Mean(
-        "general", _PROBABILITY, "higher",
-        "Length-normalised probability of the answers to unrelated everyday questions; higher: less harm.", "a probability",
-    ),
-    "general_rouge_l": Mean(
-        "general", _ROUGE, "higher",
-        "Share of the expected words in answers to unrelated everyday questions; higher: less harm.", "a generated answer",
-    ),
-    "general_refusal_rate": Mean(
-        "general", _REFUSED, "lower",
-        "Share of unrelated everyday questions that the model declines; lower: less harm.", "a generated answer",
+        "retain",
+        _truth_of("keep"),
+        "higher",
+        "Mean of max(0, 1 - R) on questions to keep; higher: right answers stand out from wrong ones.",
+        _WRONG,
     ),
     "zero_shot_accuracy": Mean(
-        "zero_shot", _correct, "higher",
-        "Share of multiple-choice questions answered right without examples; higher: less harm.", "a choice",
+        "zero_shot",
+        _correct,
+        "higher",
+        "Share of multiple-choice questions answered right without examples; higher: less harm.",
+        "a choice",
     ),
-}  # fmt: skip
+}
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 SUMMARY_NAMES = (
     "forget_probability", "forget_rouge_l", "forget_truth_ratio", "forget_refusal_rate", "forget_quality_p",
@@ -397,11 +373,11 @@ SUMMARY_NAMES = (
 
 
 def summarise(
-    items: Mapping[str, Sequence[Mapping[str, Any]]],
-    reference_items: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+    items: Sets,
+    reference_items: Sets | None,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """The summary of an evaluation file from its items.
+    """Build the summary of an evaluation file from its items.
 
     Parameters
     ----------
@@ -424,12 +400,13 @@ def summarise(
     rngs = dict(zip(SUMMARY_NAMES, streams, strict=True))
     found = {name: _summarise_mean(metric, sets, rngs[name]) for name, metric in MEANS.items()}
     found |= _summarise_forget_quality(sets, reference_items, rngs["forget_quality_ks"])
-    found |= {f"model_utility_{mean}": _summarise_utility(sets, mean, rngs[f"model_utility_{mean}"]) for mean in ("arith", "geo")}
+    for name in ("model_utility_arith", "model_utility_geo"):
+        found[name] = _summarise_utility(sets, name.removeprefix("model_utility_"), rngs[name])
     found["text_perplexity"] = _summarise_perplexity(sets, rngs["text_perplexity"])
     return {name: found[name] for name in SUMMARY_NAMES}
 
 
-def _summarise_mean(metric: Mean, sets: Mapping[str, Sequence[Mapping[str, Any]]], rng: np.random.Generator) -> dict[str, Any]:
+def _summarise_mean(metric: Mean, sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
     rows = sets.get(metric.item_set) or []
     values_N = metric.values(rows)
     n = int((~np.isnan(values_N)).sum())
@@ -438,12 +415,14 @@ def _summarise_mean(metric: Mean, sets: Mapping[str, Sequence[Mapping[str, Any]]
         missing = f"There are no {metric.item_set} items in this evaluation."
     elif not n:
         missing = f"No {metric.item_set} item has {metric.needs}."
-    return _entry(_mean(values_N), bootstrap_mean(values_N, rng), n, len(rows) - n, metric.better, metric.meaning, missing)
+    return _entry(
+        _mean(values_N), bootstrap_mean(values_N, rng), n, len(rows) - n, metric.better, metric.meaning, missing
+    )
 
 
 def _summarise_forget_quality(
-    sets: Mapping[str, Sequence[Mapping[str, Any]]],
-    reference_items: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+    sets: Sets,
+    reference_items: Sets | None,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
     rows = sets.get("forget") or []
@@ -454,9 +433,9 @@ def _summarise_forget_quality(
     if not rows:
         missing = "There are no forget items in this evaluation."
     elif not n:
-        missing = f"No forget item has {_WRONG_ANSWERS}."
+        missing = f"No forget item has {_WRONG}."
     elif reference_items is None:
-        missing = "There is no reference: forget quality compares with a model that was trained without the forget rows."
+        missing = "There is no reference, a model trained without the forget rows, to compare with."
     elif not num_reference:
         missing = "The reference has no truth ratios on forget items."
     elif [str(item.get("id")) for item in rows] != [str(item.get("id")) for item in reference_rows]:
@@ -464,20 +443,18 @@ def _summarise_forget_quality(
     quality = ForgetQuality(np.nan, np.nan, n, num_reference, np.nan, np.nan)
     if missing is None:
         quality = forget_quality(ratio_N, reference_N, rng)
-    p_meaning = "p of the Kolmogorov-Smirnov test of truth ratios against the reference; higher: no difference found (small sets too)."
-    ks_meaning = "Largest gap between the distributions of truth ratios of model and reference (0 to 1); lower: closer to the reference."
+    p_meaning = "p of the Kolmogorov-Smirnov test of truth ratios against the reference; higher: no difference found."
+    ks_meaning = "Largest gap (0 to 1) between the truth ratios' distributions of model and reference; lower: closer."
     left_out = len(rows) - n
     return {
-        "forget_quality_p": _entry(quality.p, Interval(np.nan, np.nan), n, left_out, "higher", p_meaning, missing),
+        "forget_quality_p": _entry(quality.p, NOWHERE, n, left_out, "higher", p_meaning, missing),
         "forget_quality_ks": _entry(
             quality.statistic, Interval(quality.low, quality.high), n, left_out, "lower", ks_meaning, missing
         ),
     }
 
 
-def _summarise_utility(
-    sets: Mapping[str, Sequence[Mapping[str, Any]]], mean: str, rng: np.random.Generator
-) -> dict[str, Any]:
+def _summarise_utility(sets: Sets, mean: str, rng: np.random.Generator) -> dict[str, Any]:
     ratio = "truth_ratio" if mean == "geo" else "truth_ratio_arith"
     readers = (_PROBABILITY, _ROUGE, _truth_of("keep", ratio))
     columns = {name: np.column_stack([read(sets.get(name) or []) for read in readers]) for name in UTILITY_SETS}
@@ -487,14 +464,15 @@ def _summarise_utility(
     n = sum(int((~np.isnan(values_N3)).all(axis=1).sum()) for values_N3 in columns.values())
     left_out = sum(map(len, columns.values())) - n
     if lacking:
-        missing = f"It needs probability, rouge_l and {ratio} on {', '.join(UTILITY_SETS)}; not complete: {', '.join(lacking)}."
-        return _entry(np.nan, Interval(np.nan, np.nan), n, left_out, "higher", meaning, missing)
+        needed = f"It needs probability, rouge_l and {ratio} on {', '.join(UTILITY_SETS)}"
+        missing = f"{needed}; not complete: {', '.join(lacking)}."
+        return _entry(np.nan, NOWHERE, n, left_out, "higher", meaning, missing)
     value = model_utility([_mean(values_N) for values_N3 in columns.values() for values_N in values_N3.T])
     resampled_R9 = np.hstack([_resampled_means(values_N3, rng, RESAMPLES) for values_N3 in columns.values()])
     return _entry(value, _interval(_harmonic_mean(resampled_R9)), n, left_out, "higher", meaning, None)
 
 
-def _summarise_perplexity(sets: Mapping[str, Sequence[Mapping[str, Any]]], rng: np.random.Generator) -> dict[str, Any]:
+def _summarise_perplexity(sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
     rows = sets.get("text") or []
     both_N2 = np.column_stack([_field("nats")(rows), _field("tokens")(rows)])
     both_N2 = both_N2[~np.isnan(both_N2).any(axis=1) & (both_N2[:, 1] > 0)]
@@ -502,7 +480,7 @@ def _summarise_perplexity(sets: Mapping[str, Sequence[Mapping[str, Any]]], rng: 
     meaning = "Perplexity per token on a public-domain book: exp of the nats per token; lower: less harm."
     if not n:
         missing = "No text item has nats and tokens." if rows else "There are no text items in this evaluation."
-        return _entry(np.nan, Interval(np.nan, np.nan), 0, len(rows), "lower", meaning, missing)
+        return _entry(np.nan, NOWHERE, 0, len(rows), "lower", meaning, missing)
 
     def perplexity(means_K2: FloatArray) -> FloatArray:
         return np.exp(np.minimum(means_K2[:, 0] / means_K2[:, 1], LARGEST_LOG))
@@ -516,9 +494,10 @@ def _entry(
     value: float, interval: Interval, n: int, left_out: int, better: str, meaning: str, missing: str | None
 ) -> dict[str, Any]:
     """One metric of a summary, with null for what has no value."""
-    numbers = {"value": value, "low": interval.low, "high": interval.high}
+    numbers = (value, interval.low, interval.high)
+    shown = [float(number) if missing is None and np.isfinite(number) else None for number in numbers]
     return {
-        **{name: float(number) if missing is None and np.isfinite(number) else None for name, number in numbers.items()},
+        **dict(zip(("value", "low", "high"), shown, strict=True)),
         "n": n,
         "left_out": left_out,
         "better": better,
@@ -535,7 +514,8 @@ def _wrong_and_right(wrong_logp_NP: ArrayLike, right_logp_N: ArrayLike) -> tuple
     wrong_NP, right_N = np.asarray(wrong_logp_NP, dtype=np.float64), np.asarray(right_logp_N, dtype=np.float64)
     if wrong_NP.ndim != 2 or right_N.shape != wrong_NP.shape[:1]:
         raise ValueError(
-            f"wrong answers have shape {wrong_NP.shape}, right ones {right_N.shape}: expected (rows, wrong answers) and (rows,)."
+            f"wrong answers: shape {wrong_NP.shape}, right ones: {right_N.shape}; "
+            "expected (rows, wrong answers) and (rows,)."
         )
     return wrong_NP, right_N
 
@@ -580,10 +560,10 @@ def _harmonic_mean(values_RK: FloatArray) -> FloatArray:
 
 
 def _interval(values_R: FloatArray) -> Interval:
-    """The middle 95 % of bootstrap values."""
+    """Take the middle 95 % of bootstrap values."""
     numbers_R = _numbers(values_R)
     if not numbers_R.size:
-        return Interval(np.nan, np.nan)
+        return NOWHERE
     low, high = np.quantile(numbers_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 
@@ -606,141 +586,12 @@ def _resampled_means(values_NK: FloatArray, rng: np.random.Generator, resamples:
         return np.asarray(sums_RK[:, :num_columns] / sums_RK[:, num_columns:], dtype=np.float64)
 
 
-def _deviations(sample_N: FloatArray, values_M: FloatArray, rng: np.random.Generator, resamples: int) -> Iterator[FloatArray]:
+def _deviations(
+    sample_N: FloatArray, values_M: FloatArray, rng: np.random.Generator, resamples: int
+) -> Iterator[FloatArray]:
     """F* - F at `values_M` for bootstrap distribution functions F* of a sample: arrays (some resamples, values)."""
     sorted_N = np.sort(sample_N)
     position_M = np.searchsorted(sorted_N, values_M, side="right")
     for counts_RN in _counts(sample_N.size, rng, resamples, max(1, CHUNK // values_M.size)):
         below_RN = np.pad(np.cumsum(counts_RN - 1.0, axis=1), ((0, 0), (1, 0)))  # F itself counts each row once
         yield below_RN[:, position_M] / sample_N.size
-
-
-# Words
-
-
-@cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def _similar_to(templates: Sequence[str]) -> Callable[[str], bool]:
-    """Test for being close to one of some texts. The costly score is taken only where shared words allow it."""
-    tokenize = DefaultTokenizer(use_stemmer=True).tokenize
-    known = [(text, Counter(tokenize(text))) for text in dict.fromkeys(templates)]
-
-    def similar(text: str) -> bool:
-        words = Counter(tokenize(text))
-        for template, template_words in known:
-            both = words.total() + template_words.total()
-            if 2 * min(words.total(), template_words.total()) < SIMILAR * both or not both:
-                continue
-            if 2 * (words & template_words).total() < SIMILAR * both:
-                continue
-            if _scorer().score(template, text)["rougeL"].fmeasure >= SIMILAR:
-                return True
-        return False
-
-    return similar
-
-
-def _plain(text: str) -> str:
-    """Lower case, straight quotes, single spaces (a line end becomes " | "), no label and no quotes around it all."""
-    text = text.casefold().translate(str.maketrans("\u2018\u2019\u02bc\u201c\u201d\u201e", "'''\"\"\"")).strip()
-    text = re.sub(r"^(?:answer|a|assistant|response)\s*:\s*", "", text)
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]
-    return " ".join(re.sub(r"\s*[\r\n]+\s*", " | ", text.strip()).split())
-
-
-def _opening(plain: str) -> str:
-    """The first sentence, and those after it until there are four words ("Sorry. I do not know.")."""
-    opening = ""
-    for part in re.split(r"(?<=[.!?])\s+|\s\|\s", plain):
-        opening = f"{opening} {part}".strip()
-        if len(opening.split()) >= 4:
-            break
-    return opening
-
-
-_CONTRACTIONS = (
-    (r"\bcan(?:not|'t)\b", "can not"),
-    (r"\bwon't\b", "will not"),
-    (r"n't\b", " not"),
-    (r"\bi'm\b", "i am"),
-    (r"'ve\b", " have"),
-    (r"'d\b", " would"),
-    (r"'ll\b", " will"),
-    (r"'re\b", " are"),
-    (r"\b(that|it|there|here|what|this)'s\b", r"\1 is"),
-)
-
-
-def _expand(opening: str) -> str:
-    """Contractions written out, quotations and marks taken away."""
-    for short, full in _CONTRACTIONS:
-        opening = re.sub(short, full, opening)
-    opening = re.sub(r"\"[^\"]*\"|(?<!\w)'[^']+'(?!\w)", " ", opening)
-    return " ".join(re.sub(r"[^\w' -]", " ", opening).split())
-
-
-# Own patterns, on expanded text. The speaker must be the one who does not know: nearly all have "i", "my" or "me".
-_HOW = r"(?:(?:really|simply|honestly|currently|actually|just|still|also|quite|yet|at present|personally|truly|even) )*"
-_FACTS = (
-    r"(?:information|knowledge|data|details?|specifics|facts?|answers?|idea|clue|records?|memory|insights?|familiarity"
-    r"|comment|notion|recollection|enlightenment|way of knowing|access|understanding|evidence)"
-)
-_MINE = (
-    r"my (?:\w+ ){0,2}?(?:knowledge|training|data|databases?|datasets?|understanding|re?sources?|memory|records|programming"
-    r"|information|capabilit(?:y|ies)|expertise|scope|abilit(?:y|ies)|reach|power|grasp|field|area)"
-)
-_TELL = (
-    r"(?:answer|say|tell|help|assist|provide|give|share|supply|offer|recall|remember|find|comment|shed|speak|confirm"
-    r"|describe|identify|recogni[sz]e|fulfil|fulfill|comply|grant|proceed|process|generate|create|produce|reproduce"
-    r"|repeat|reply|respond|discuss|verify|name|quote|pretend|guess|be (?:sure|certain))"
-)
-_NEWS = r"(?:learnt|learned|encountered|come across|heard|read|seen|studied|met|been \w+|any\b|the faintest)"
-_PATTERNS = (
-    rf"i {_HOW}(?:do|did) not {_HOW}(?:know|recall|remember|recogni[sz]e|understand)",
-    rf"i {_HOW}(?:do|did) not {_HOW}(?:seem to )?(?:have|possess|hold)"
-    rf" (?:it$|(?:(?:any|the|that|this|an?|enough|sufficient|specific|reliable|\w+) )?{_FACTS})",
-    rf"i {_HOW}(?:can|could|will|would|may|should|must) (?:not|neither) {_HOW}{_TELL}\b",
-    r"i (?:do|did|can|could) not$",
-    rf"i am {_HOW}(?:not|neither|no longer) (?:\w+ ){{0,2}}?(?:sure|certain|aware|able|familiar|acquainted|informed|privy|equipped"
-    r"|knowledgeable|versed|well-versed|briefed|qualified|trained|educated|programmed|allowed|permitted|in a position)\b",
-    r"i am not the (?:right|best)\b",
-    rf"i am {_HOW}(?:un(?:able|aware|familiar|certain|sure|informed|acquainted)|clueless|stumped|ignorant|at a loss|in the dark"
-    r"|in no position|at a disadvantage|drawing a blank|blank on|lacking|missing|without|sorry|afraid(?! of\b)|bound by|constrained"
-    r"|legally)",
-    rf"i (?:have|had) {_HOW}(?:not|never) {_HOW}{_NEWS}",
-    r"i was (?:not|never) (?:taught|shown|given|told|trained|briefed|programmed)\b",
-    r"i never (?:learnt|learned|studied|heard|read|knew|saw)\b",
-    rf"i {_HOW}(?:seem to )?(?:have|hold|possess|(?:have )?got|find|see) (?:no|nothing)"
-    rf" (?:(?:\w+ ){{0,2}}?{_FACTS}\b|to (?:share|offer|say|tell|add))",
-    r"i have (?:yet to|come up short)\b",
-    rf"i {_HOW}(?:lack|know nothing|know of no|know not|know little)\b",
-    r"i (?:must|have to|will have to|shall|will|would|should|can only) (?:\w+ly )?(?:decline|pass\b|refuse|leave (?:this|that|it)"
-    r"|remain silent|admit|confess|abstain|rather not|only be guessing|be (?:guessing|making)|say no\b)",
-    r"i (?:decline|refuse|regret|apologi[sz]e|wish i (?:could|knew|had))\b",
-    r"i (?:would|do) (?:prefer|choose) not\b|i wish i could\b",
-    r"my apologies\b|(?:wrong|unwise|unfair) of me to\b|(?:better|other) source than me\b",
-    rf"(?:none|nothing) (?:of|in) {_MINE}|nothing i (?:have|know|can|could|was)\b",
-    rf"{_MINE}(?: \w+){{0,4}}? (?:(?:do|does|did|is|are|was|has|have|can|could)(?: \w+)? not|ends?|runs? out|(?:is|are) limited"
-    r"|(?:offers?|holds?|says?) nothing|(?:has|have|holds?|contains?) no|left (?:this|that|it)|lacks?|stops?)\b",
-    rf"(?:beyond|outside|out of|past|not (?:\w+ ){{0,2}}?(?:within|in)|limits? of|edge of|territory for|blind spot in|gap in)"
-    rf" (?:\w+ ){{0,3}}?{_MINE}\b",
-    r"(?:beyond|outside|past|missing from|not in|not among) (?:\w+ )?(?:what|anything|everything) i (?:know|have|was|can)\b",
-    r"not (?:\w+ ){1,4}?(?:that )?i (?:have|can|could|know|was|am)\b",
-    r"something (?:that )?i (?:need to|have yet to|would have to|do not|can not|have not)\b",
-    r"(?:unknown|new|unfamiliar|mystery|stranger|blank|foreign|means nothing) (?:to|for) me\b",
-    r"(?:no|not|none|nothing|nobody|no one)\b(?: \w+){0,9}? (?:known|available|given|come|comes) to me\b",
-    r"(?:nobody|no one|nothing|none) (?:has|have)?(?: \w+){0,1}? ?(?:told|taught|shown) me\b|tells me nothing\b",
-    r"(?:is|are|was|lies|goes) (?:\w+ )?beyond me$|(?:escapes|eludes|stumps) me\b|has me (?:at a loss|stumped)",
-    r"no (?:\w+ )?(?:details|name|answer|facts?) comes? to mind",
-)
-_AT_THE_START = (
-    r"(?:(?:well|hmm|oh|ah|alas|sadly|unfortunately|regrettably|honestly) )*"
-    rf"(?:sorry\b|no (?:idea|clue|comment)\b|not sure\b|can not {_TELL}\b|unable to\b|do not know\b"
-    r"|(?:this|that|the|your) (?:question|request) can not be (?:answered|fulfilled|processed)\b"
-    r"|(?:(?:this|that|your) \w+|it)(?: \w+){0,4}? falls under copyright\b)"
-)
-_REFUSAL = re.compile(rf"^{_AT_THE_START}|\b(?:{'|'.join(_PATTERNS)})")

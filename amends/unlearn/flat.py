@@ -8,20 +8,53 @@ Forget Data, ICLR 2025 (arXiv 2410.11143).
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
+import typer
 from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
+from amends.io.tables import read_rows
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
 from amends.lm.pairs import encode
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._run import (
+    AccumulationOption,
+    AnswerColumnOption,
+    BatchOption,
+    ContinuationOption,
+    Data,
+    EpochsOption,
+    EvalRowsOption,
+    EvaluationsOption,
+    ForgetOption,
+    MaxLengthOption,
+    ModelOption,
+    OutOption,
+    PrefixOption,
+    QuestionColumnOption,
+    RankOption,
+    RateOption,
+    RealAuthorsOption,
+    ReferenceOption,
+    Request,
+    Result,
+    RetainEvalOption,
+    RetainOption,
+    RetainWeightOption,
+    SeedOption,
+    SkipOption,
+    StopOption,
+    WorldFactsOption,
+    configure,
+    run_unlearning,
+)
 
 
 def flat_loss(
@@ -145,3 +178,146 @@ class FLATTrainer(ForgetTrainer):
 def refusals() -> list[str]:
     """The built-in template answers."""
     return files("amends").joinpath("data", "refusals.txt").read_text(encoding="utf-8").splitlines()
+
+
+def run(
+    model: str | Path | Any,
+    forget: Data,
+    *,
+    out: Path | str | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    templates: Data | Sequence[str] | None = None,
+    retain: Data | None = None,
+    reference: str | None = None,
+    retain_eval: Data | None = None,
+    real_authors: Data | None = None,
+    world_facts: Data | None = None,
+    evaluations: Path | str | None = None,
+    divergence: str = "kl",
+    reduction: Literal["answer", "official"] = "answer",
+    template_warmup_steps: int = 0,
+    retain_weight: float = 1.0,
+    stop_v_f: float | None = None,
+    lora_rank: int = 16,
+    learning_rate: float = 1e-3,
+    epochs: float = 10,
+    batch_size: int = 8,
+    accumulation: int = 1,
+    max_length: int = 1024,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    skip_bad_rows: bool = False,
+    prefix_tokens: int = 100,
+    continuation_tokens: int = 100,
+    eval_rows: int = 100,
+    seed: int = 0,
+) -> Result:
+    """Forget by FLAT, with evaluation before and after; the same as `amends unlearn flat`, where each option is told.
+
+    Parameters
+    ----------
+    model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
+    forget : path, or list of dictionaries
+    out : path, optional
+        Run folder to write; without it everything stays in memory.
+    templates : path, or list of str, optional
+        Template answers; default: the built-in refusals.
+
+    Returns
+    -------
+    Result : model, tokenizer, history, evaluations, why it stopped.
+
+    Raises
+    ------
+    InputError : anything the caller can mend; nothing is left behind.
+    """
+    options = {name: value for name, value in locals().items() if name != "processing_class"}
+    options["model"] = str(model) if isinstance(model, str | Path) else type(model).__name__
+    pool = refusals() if templates is None else read_templates(templates)
+    request = Request(
+        forget=forget,
+        out=Path(out) if out is not None else None,
+        retain=retain,
+        reference=reference,
+        retain_eval=retain_eval,
+        real_authors=real_authors,
+        world_facts=world_facts,
+        evaluations=Path(evaluations) if evaluations is not None else None,
+        question_column=question_column,
+        answer_column=answer_column,
+        skip_bad_rows=skip_bad_rows,
+        prefix_tokens=prefix_tokens,
+        continuation_tokens=continuation_tokens,
+        lora_rank=lora_rank,
+        eval_rows=eval_rows,
+    )
+    args = configure(
+        FLATConfig,
+        divergence=divergence,
+        reduction=reduction,
+        template_warmup_steps=template_warmup_steps,
+        retain_weight=retain_weight,
+        stop_v_f=stop_v_f,
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_length=max_length,
+        seed=seed,
+    )
+    trainer = partial(FLATTrainer, templates=pool)
+    return run_unlearning(
+        "flat", model, request, args, trainer, templates=pool, processing_class=processing_class, options=options
+    )
+
+
+def read_templates(source: Data | Sequence[str]) -> list[str]:
+    """Template answers from a text file (one a line), from rows with an `answer` or `text` column, or from a list."""
+    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
+        (row,) = read_rows(source)
+        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    if isinstance(source, str | Path):
+        found = []
+        for row in read_rows(source):
+            text = row.data.get("answer", row.data.get("text"))
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
+            found.append(text.strip())
+        return found
+    return [str(text) for text in source]
+
+
+def command(
+    model: ModelOption,
+    forget: ForgetOption,
+    out: OutOption,
+    templates: Annotated[str | None, typer.Option(help="Template answers, one a line; default: built-in refusals.")] = None,
+    divergence: Annotated[str, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = "kl",
+    retain: RetainOption = None,
+    retain_weight: RetainWeightOption = 1.0,
+    stop_v_f: StopOption = None,
+    reference: ReferenceOption = None,
+    retain_eval: RetainEvalOption = None,
+    real_authors: RealAuthorsOption = None,
+    world_facts: WorldFactsOption = None,
+    evaluations: EvaluationsOption = None,
+    eval_rows: EvalRowsOption = 100,
+    lora_rank: RankOption = 16,
+    learning_rate: RateOption = 1e-3,
+    epochs: EpochsOption = 10,
+    batch_size: BatchOption = 8,
+    accumulation: AccumulationOption = 1,
+    max_length: MaxLengthOption = 1024,
+    template_warmup_steps: Annotated[int, typer.Option(help="First steps that only teach the templates by NLL.", min=0)] = 0,
+    reduction: Annotated[
+        Literal["answer", "official"], typer.Option(help="official reproduces the averaging of the authors' code.")
+    ] = "answer",
+    question_column: QuestionColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    skip_bad_rows: SkipOption = False,
+    prefix_tokens: PrefixOption = 100,
+    continuation_tokens: ContinuationOption = 100,
+    seed: SeedOption = 0,
+) -> None:
+    """Make MODEL forget the answers in FORGET."""
+    run(**locals())

@@ -1,0 +1,382 @@
+"""Read rows from the files people have, and name each fault with its place.
+
+Everything is streamed, apart from .json and .txt files, which are read whole up to a limit. Nothing here can run code
+that a file brings.
+"""
+
+import csv
+import difflib
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+from amends.io.errors import InputError
+
+MAX_ROW_BYTES = 100_000
+MAX_WHOLE_BYTES = 50_000_000  # of a file that is read whole: .json, .txt
+MAX_DIGITS = 300  # of an integer in JSON
+COUNTED_BYTES = 10_000_000  # of a line that is too long; more is not read just to tell its size
+BATCH_ROWS = 64
+BOM = b"\xef\xbb\xbf"
+
+UNSAFE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".h5")
+READ = (
+    "Read are .jsonl and .ndjson (also .gz), .json, .csv, .parquet, .txt, and folders written by datasets.save_to_disk."
+)
+
+
+class Row(NamedTuple):
+    """One row and where it stands."""
+
+    data: dict[str, Any]
+    where: str  # path as the user wrote it, then the line ("forget.jsonl:317") or row ("forget.csv: row 317"), from 1
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Stream the rows of a table.
+
+    Parameters
+    ----------
+    path : str or Path
+        .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects, or
+        {"data": [...]}. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
+        column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM.
+
+    Returns
+    -------
+    iterator of Row, at least one. A row has at most `MAX_ROW_BYTES` (100 kB), a .json or .txt file at most
+    `MAX_WHOLE_BYTES` (50 MB); a .txt file is one row and only the second limit holds for it.
+
+    Raises
+    ------
+    InputError : at the call if the path is missing or of a kind that is not read; while iterating at the first fault.
+    """
+    name, path = str(path), Path(path)
+    return _at_least_one(_reader(path, name)(path, name), name)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON file strictly: no duplicate keys, no NaN, at most `MAX_WHOLE_BYTES`.
+
+    Raises
+    ------
+    InputError : missing, too large, not UTF-8 or not JSON, with the line.
+    """
+    return _parse(_whole(Path(path), str(path)), str(path))
+
+
+def _reader(path: Path, name: str) -> Callable[[Path, str], Iterator[Row]]:
+    try:
+        if path.is_dir():
+            return _folder_reader(path, name)
+        lower = path.name.lower()
+        for suffix in UNSAFE:
+            if lower.removesuffix(".gz").endswith(suffix):
+                raise InputError(
+                    f"{name}: {suffix} files are not opened, because such formats can carry code. "
+                    "Save the rows as .jsonl or .parquet."
+                )
+        if not path.exists():
+            raise InputError(f"{name}: no such file or folder.{_near(path)}")
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    for suffix, reader in READERS.items():
+        if lower.endswith(suffix):
+            return reader
+    kind = f"{path.suffix} files" if path.suffix else "files without a suffix"
+    raise InputError(f"{name}: {kind} are not read. {READ}")
+
+
+def _folder_reader(path: Path, name: str) -> Callable[[Path, str], Iterator[Row]]:
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _dataset_rows
+    tables = sorted(str(p) for p in path.iterdir() if p.name.lower().endswith(tuple(READERS)))
+    hint = f" Give a file in it, such as {tables[0]}." if tables else ""
+    raise InputError(f"{name}: not a folder written by datasets.save_to_disk.{hint or f' {READ}'}")
+
+
+def _near(path: Path) -> str:
+    with suppress(OSError):
+        names = [p.name for p in path.parent.iterdir()]
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return f" Did you mean {path.with_name(near[0])}?"
+    return ""
+
+
+def _at_least_one(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise InputError(f"{name}: no row in it (empty, blank lines or a header alone). Give a file with rows.")
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{name}: cannot be read: {reason}. Check the file or write it again.")
+
+
+def _too_large(where: str, size: str) -> InputError:
+    return InputError(f"{where}: the row has {size} bytes, and {MAX_ROW_BYTES} are allowed. Shorten or split it.")
+
+
+# Text -------------------------------------------------------------------------------------------------------------
+
+
+def _decode(data: bytes, name: str, first_line: int = 1) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line = first_line + before.count(b"\n")
+        column = len(before[before.rfind(b"\n") + 1 :].decode()) + 1
+        byte = f"byte 0x{data[error.start]:02x} at column {column}"
+        raise InputError(f"{name}:{line}: not valid UTF-8 ({byte}). Save the file as UTF-8.") from error
+
+
+def _whole(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_WHOLE_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if len(data) > MAX_WHOLE_BYTES:
+        raise InputError(
+            f"{name}: larger than {MAX_WHOLE_BYTES // 10**6} MB, the limit for this kind of file. "
+            "Split it, or save the rows as .jsonl, which is streamed."
+        )
+    return _decode(data.removeprefix(BOM), name)
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Line number and line with its end; a line is never held beyond the cap."""
+    number = 0
+    try:
+        with _open(path) as file:
+            while line := file.readline(MAX_ROW_BYTES + 8):  # 8: room for a BOM and the line's end
+                number += 1
+                if number == 1:
+                    line = line.removeprefix(BOM)
+                if len(line.rstrip(b"\r\n")) > MAX_ROW_BYTES:
+                    raise _too_large(f"{name}:{number}", _size(line, file))
+                yield number, _decode(line, name, number)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(name, error) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _size(line: bytes, file: BinaryIO) -> str:
+    size = len(line)
+    while not line.endswith(b"\n") and size < COUNTED_BYTES and (line := file.readline(MAX_ROW_BYTES)):
+        size += len(line)
+    return f"more than {COUNTED_BYTES}" if size >= COUNTED_BYTES else str(size - line.endswith(b"\n"))
+
+
+def _text_rows(path: Path, name: str) -> Iterator[Row]:
+    text = _whole(path, name).replace("\r\n", "\n")
+    if text.strip():
+        yield Row({"text": text}, name)
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str, name: str, line: int | None = None) -> Any:
+    """Strict JSON; `line` is the place of a single line in its file, None for a whole file."""
+    where = name if line is None else f"{name}:{line}"
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite, parse_int=_integer
+        )
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        hint = "Write one JSON object a line; name a file with one list in it .json." if line else "Mend that place."
+        raise InputError(
+            f"{name}:{(line or 1) + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}. {hint}"
+        ) from error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InputError(f"{where}: half a character ({half} without its other half). Write the whole one.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: nested too deeply. Write a flat object of columns.") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice[:60]}" stands twice in one object. Keep one of the two.')
+    return found
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not allowed in JSON. Write null or leave the key out.")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text[:60]} is too large. Write it as text, in quotes.")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is too large. Write it as text, in quotes.")
+    return int(text)
+
+
+def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
+    for number, line in _lines(path, name):
+        if line.strip():
+            yield Row(_object(_parse(line.rstrip("\r\n"), name, number), f"{name}:{number}"), f"{name}:{number}")
+
+
+def _json_rows(path: Path, name: str) -> Iterator[Row]:
+    text = _whole(path, name)
+    found = _parse(text, name) if text.strip() else []
+    if isinstance(found, dict) and set(found) == {"data"}:
+        found = found["data"]
+    if not isinstance(found, list):
+        raise InputError(f'{name}: expected a list of objects or {{"data": [...]}}, not {_kind(found)}. Write a list.')
+    for number, value in enumerate(found, 1):
+        where = f"{name}: row {number}"
+        yield _checked(_object(value, where), where)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise InputError(
+        f'{where}: expected a JSON object, found {_kind(value)}. Write {{"column": value, ...}}; '
+        "name a file with one list in it .json."
+    )
+
+
+def _kind(value: Any) -> str:
+    kinds = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")
+
+
+def _checked(data: dict[str, Any], where: str) -> Row:
+    """Make a row of a format without lines, measured as the JSON it would be."""
+    if (size := len(json.dumps(data, ensure_ascii=False, default=str).encode())) > MAX_ROW_BYTES:
+        raise _too_large(where, str(size))
+    return Row(data, where)
+
+
+# Other formats ----------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path, name: str) -> Iterator[Row]:
+    start, size = 1, 0  # first line of the row at hand; its bytes so far
+
+    def feed() -> Iterator[str]:
+        nonlocal size
+        for _, line in _lines(path, name):
+            size += len(line.encode())
+            if size > MAX_ROW_BYTES + 2:  # one line is capped already, so this row has several
+                raise InputError(
+                    f"{name}:{start}: the row that begins here has over {MAX_ROW_BYTES} bytes. Is a quote left open?"
+                )
+            yield line
+
+    header: list[str] = []
+    number = 0
+    reader = csv.reader(feed(), strict=True)
+    try:
+        for values in reader:
+            if values and not header:
+                header = _header(values, f"{name}:{start}")
+            elif values:
+                number += 1
+                if len(values) != len(header):
+                    raise InputError(
+                        f"{name}:{start}: {len(values)} values, but the header has {len(header)} columns "
+                        f"({', '.join(header)[:200]}). Put values that hold commas or line breaks in double quotes."
+                    )
+                yield Row(dict(zip(header, values, strict=True)), f"{name}: row {number}")
+            start, size = reader.line_num + 1, 0
+    except csv.Error as error:
+        raise InputError(
+            f"{name}:{start}: not CSV: {error}. Put values that hold commas, quotes or line breaks in double quotes, "
+            'and write a quote inside as "".'
+        ) from error
+
+
+def _header(values: list[str], where: str) -> list[str]:
+    header = [value.strip() for value in values]
+    if not all(header):
+        raise InputError(f"{where}: column {header.index('') + 1} of the header has no name. Name each column.")
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise InputError(f'{where}: the column "{twice[0][:60]}" stands twice in the header. Rename one of the two.')
+    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
+        raise InputError(f"{where}: the header has one column that holds {separator!r}. Separate columns with commas.")
+    return header
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if twice := [column for column in columns if columns.count(column) > 1]:
+                raise InputError(f'{name}: the column "{twice[0][:60]}" stands twice. Rename one of the two.')
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for data in batch.to_pylist():
+                    number += 1
+                    yield _checked(data, f"{name}: row {number}")
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{name}: not a sound Parquet file ({str(error)[:200]}). Write it again.") from error
+
+
+def _dataset_rows(path: Path, name: str) -> Iterator[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+        if isinstance(found, DatasetDict):
+            if len(found) != 1:
+                splits = list(found)
+                raise InputError(
+                    f"{name}: several splits ({', '.join(splits)}). Give the folder of one, such as {path / splits[0]}."
+                )
+            found = next(iter(found.values()))
+        for number, data in enumerate(found.with_format(None), 1):
+            yield _checked(data, f"{name}: row {number}")
+    except InputError:
+        raise
+    except Exception as error:  # what a broken folder raises is not documented: KeyError, TypeError, ArrowInvalid, ...
+        raise InputError(
+            f"{name}: not a sound folder of datasets.save_to_disk ({type(error).__name__}: {str(error)[:200]}). "
+            "Write it again."
+        ) from error
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".jsonl.gz": _jsonl_rows,
+    ".ndjson.gz": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+    ".txt": _text_rows,
+}

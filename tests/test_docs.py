@@ -1,0 +1,63 @@
+"""The documentation is in step with the code: one file = one command = one page = one test."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"), key=str)
+
+spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+generate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generate)
+
+COMMANDS = list(generate.command_names())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_tables_in_the_page_are_those_of_the_code(page):
+    text = page.read_text(encoding="utf-8")
+    assert generate.updated(text) == text, "run: make docs"
+    assert text.count("<!-- ") == 2 * len(generate.TABLE.findall(text)), "a marker without its partner"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_page_in_the_contents_and_its_test(name):
+    page = generate.page_of(name)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert text.startswith(f"# amends {name}\n")
+    assert f"<!-- options: {name} -->" in text
+    assert page in str(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    folder, _, file = page.removesuffix(".md").rpartition("/")
+    assert (ROOT / "tests" / folder / f"test_{file}.py").is_file()
+
+
+def test_every_page_of_a_command_belongs_to_a_command_that_exists():
+    pages = {f"{page.parent.name}/{page.name}" for page in PAGES if page.parent != DOCS}
+    assert pages == {generate.page_of(name) for name in COMMANDS}
+
+
+def test_an_old_table_is_noticed_and_mended():
+    name = COMMANDS[0]
+    old = f"Above.\n<!-- options: {name} -->\nold\n<!-- end -->\nBelow.\n"
+    new = generate.updated(old)
+    assert new.startswith(f"Above.\n<!-- options: {name} -->\n\n| option |")
+    assert new.endswith("|\n\n<!-- end -->\nBelow.\n")
+    assert "| `--config` | path |" in new
+    assert generate.updated(new) == new
+
+
+def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<td><code>--config</code></td>" in (tmp_path / "site/unlearn/flat/index.html").read_text(encoding="utf-8")
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for loads in ('src="http', 'src="//', 'rel="stylesheet" href="http', "@import url(http"):
+            assert loads not in text, f"{page.name}: {loads}"
