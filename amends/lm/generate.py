@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -42,7 +43,8 @@ def generate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     texts = [""] * len(prompts)
     device = next(model.parameters()).device
-    for batch in track(batches, description=label, transient=True, disable=len(batches) < 2):
+    console = Console(stderr=True)
+    for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
         width = len(prompts[batch[-1]])
         ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
         mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)

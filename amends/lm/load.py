@@ -186,7 +186,8 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
     """Wrap a model with a fresh LoRA adapter on all linear layers, alpha = 2 x rank, no dropout."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config)
+    with quiet():
+        wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 
@@ -264,8 +265,13 @@ class quiet:
         self.bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        self.filters = warnings.catch_warnings()
+        self.filters.__enter__()
+        # peft asks transformers by a name that is going to change; nothing that a user can mend.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
     def __exit__(self, *_: object) -> None:
+        self.filters.__exit__(None, None, None)
         transformers_logging.set_verbosity(self.verbosity)
         if self.bars:
             transformers_logging.enable_progress_bar()

@@ -1,12 +1,13 @@
 """Ask a model everything the audit needs, once: one forward pass for all answers of a question, one for its own words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from amends.io.tables import read_rows
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
 from amends.lm.logprobs import PackedRow, answer_logprobs, masked_mean, pack, packed_row
-from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, rows_of, turn_end
 from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio
 
 QUESTION_SETS = ("forget", "retain", "real_authors", "world_facts", "general")
@@ -61,7 +62,7 @@ class Suite:
 
 def build_suite(
     forget: Sequence[Pair],
-    sets: dict[str, Path | None],
+    sets: Mapping[str, str | Path | Sequence[Mapping[str, Any]] | None],
     templates: Sequence[str],
     *,
     rows: int = 100,
@@ -73,16 +74,17 @@ def build_suite(
     ----------
     forget : list of Pair
     sets : dict
-        Files for "retain", "real_authors", "world_facts"; None where there is none.
+        Files or dictionaries for "retain", "real_authors", "world_facts"; None where there is none.
     rows : int, default 100
         Most questions of each set and of each built-in slice, evenly spread over it.
     max_new_tokens : int, default 64
         Longest answer that is generated.
     """
     questions = {"forget": spread(list(forget), rows)}
-    for name, path in sets.items():
-        if path is not None:
-            questions[name] = spread(read_pairs(read_rows(path)).kept, rows)
+    for name, source in sets.items():
+        if source is not None:
+            found = read_rows(source) if isinstance(source, str | Path) else rows_of(source, name)
+            questions[name] = spread(read_pairs(found).kept, rows)
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
     choices = [
         Choice(str(d["id"]), d["task"], d["context"], tuple(d["choices"]), d["gold"])
@@ -118,7 +120,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     items: dict[str, list[dict[str, Any]]] = {}
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
         jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
         task = progress.add_task(f"{role}: likelihoods", total=jobs)
         advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731

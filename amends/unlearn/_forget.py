@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from amends.io.errors import InputError
-from amends.lm.load import autocast, load
+from amends.lm.load import autocast, load, quiet
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean, pack, packed_row
 from amends.lm.pairs import Dropped, Pair, Pairs, encode, read_pairs, rows_of
 from amends.lm.trainer import AnswerTrainer, TrainRow
@@ -81,7 +81,8 @@ class ForgetTrainer(AnswerTrainer):
         if processing_class is None:
             raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
         if peft_config is not None:
-            model = get_peft_model(model, peft_config)
+            with quiet():
+                model = get_peft_model(model, peft_config)
         self.pairs = as_pairs(train_dataset, processing_class)
         limit = context_limit(model, args.max_length)
         self._forget_rows = encode_rows(processing_class, self.pairs, limit)

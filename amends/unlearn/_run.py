@@ -4,10 +4,12 @@ Every method shares it; a method only says how its trainer is made.
 """
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +18,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from amends.io.atomic import check_new, new_folder, sha256_json, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
@@ -26,11 +28,19 @@ from amends.lm.trainer import Bar, training_arguments
 from amends.report.card import model_card
 from amends.report.html import render_report
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit, encode_rows, start_warnings, without_too_long
+from amends.unlearn._forget import (
+    ForgetConfig,
+    ForgetTrainer,
+    context_limit,
+    encode_rows,
+    start_warnings,
+    without_too_long,
+)
 
 console = Console(stderr=True)
 Config = TypeVar("Config", bound=ForgetConfig)
 Data = str | Path | Sequence[Mapping[str, Any]]
+DATA_OPTIONS = ("forget", "retain", "retain_eval", "real_authors", "world_facts")
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
 
 # The options that all methods share, each described once.
@@ -85,6 +95,22 @@ class Request:
     eval_rows: int = 100
 
 
+def request_of(options: Mapping[str, Any]) -> Request:
+    """The request among the options of a method, or among the "config" that run.json keeps of them."""
+    given = {field.name: options[field.name] for field in fields(Request)}
+    paths = {name: Path(given[name]) for name in ("out", "evaluations") if given[name] is not None}
+    return Request(**given | paths)
+
+
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as run.json keeps them: paths as text, of rows given from Python their number, of a model nothing."""
+    kept = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    for name in DATA_OPTIONS:
+        if name in kept and isinstance(kept[name], Sequence) and not isinstance(kept[name], str):
+            kept[name] = {"rows": len(kept[name])}
+    return kept | {"model": kept["model"] if isinstance(kept["model"], str) else None}
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run leaves in memory; the run folder holds the same."""
@@ -99,9 +125,26 @@ class Result:
     out: Path | None
 
 
-def configure(cls: type[Config], **settings: Any) -> Config:
-    """Training settings with the house's defaults; the trainer itself writes nothing."""
-    return training_arguments(cls, "unused", per_device_eval_batch_size=16, disable_tqdm=True, **settings)
+def configure(cls: type[Config], options: Mapping[str, Any], **own: Any) -> Config:
+    """Training settings: the options that all methods share, a method's own, and the house's defaults.
+
+    The trainer itself writes nothing.
+    """
+    return training_arguments(
+        cls,
+        ".",  # made if it is not there; nothing is written to it
+        retain_weight=options["retain_weight"],
+        stop_v_f=options["stop_v_f"],
+        learning_rate=options["learning_rate"],
+        num_train_epochs=options["epochs"],
+        per_device_train_batch_size=options["batch_size"],
+        per_device_eval_batch_size=16,
+        gradient_accumulation_steps=options["accumulation"],
+        max_length=options["max_length"],
+        seed=options["seed"],
+        disable_tqdm=True,
+        **own,
+    )
 
 
 def run_unlearning(
@@ -136,74 +179,73 @@ def run_unlearning(
     """
     if request.out is not None:
         check_new(request.out)
-    started = time.time()
-    set_seed(args.seed)
-    say("reading the model and the data")
-    loaded = model_for(model, processing_class)
-    before_sha256 = weights_sha256(loaded.model)
-    tokenizer = loaded.tokenizer
-    forget = read_data(request.forget, request, tokenizer)
-    limit = context_limit(loaded.model, args.max_length)
-    retain = read_data(request.retain, request, tokenizer) if request.retain else None
-    if request.skip_bad_rows:
-        forget = without_too_long(forget, tokenizer, limit)
-        retain = without_too_long(retain, tokenizer, limit) if retain else None
-    encode_rows(tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit)  # stop here, before the long part
-    suite = suite_of(request, forget, templates) if request.eval_rows else None
-    for row in forget.dropped:
-        say(f"left out {row.where}: {row.reason}")
-    evaluations: dict[str, dict[str, Any]] = {}
-    if suite is not None:
-        if request.reference is not None:
-            say(f"evaluating the retrained reference {request.reference}")
-            reference = load(request.reference)
-            evaluations["reference"] = evaluate_or_reuse(reference, suite, "reference", request.evaluations)
-            del reference
-        say("evaluating the model before")
-        evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
-    trainable = prepare(loaded, request.lora_rank)
-    trainer = make_trainer(
-        trainable,
-        args,
-        forget.kept,
-        tokenizer,
-        retain_dataset=retain.kept if retain else None,
-        callbacks=[Bar("forgetting", "v_f", console)],
-    )
-    say(f"forgetting {len(forget.kept)} answers by {method}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        trainer.train()
-    told = start_warnings(trainer.start)
-    for text in told:
-        say(f"warning: {text}")
-    for other in caught:
-        if str(other.message) not in told:
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    say(f"stopped: {trainer.stopped}")
-    trained_s = time.time() - started
-    model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
-    history = [{k: e[k] for k in HISTORY if k in e} for e in trainer.state.log_history if "v_f" in e]
-    if suite is not None:
-        say("evaluating the model after")
-        evaluations["after"] = evaluate(model_after, tokenizer, suite, role="after", name=method)
-        evaluations = {role: with_reference(e, evaluations.get("reference")) for role, e in evaluations.items()}
-    result = Result(model_after, tokenizer, history, evaluations, trainer.stopped, request.out)
-    if request.out is not None and trainer.is_world_process_zero():
-        record = describe(
-            command=f"unlearn {method}",
-            config=dict(options),
-            seed=args.seed,
-            data={"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {}),
-            weights={"before": before_sha256, "after": weights_sha256(model_after)},
-            start=trainer.start,
-            stopped=trainer.stopped,
-            warnings=told,
-            seconds={"until trained": round(trained_s, 1), "in all": round(time.time() - started, 1)},
+    is_main = os.environ.get("RANK", "0") == "0"
+    with lock(request.out) if request.out is not None and is_main else nullcontext():
+        started = time.time()
+        set_seed(args.seed)
+        say("reading the model and the data")
+        loaded = model_for(model, processing_class)
+        before_sha256 = weights_sha256(loaded.model)
+        tokenizer = loaded.tokenizer
+        limit = context_limit(loaded.model, args.max_length)
+        forget = read_data(request.forget, request, tokenizer, limit)
+        retain = read_data(request.retain, request, tokenizer, limit) if request.retain else None
+        encode_rows(tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit)  # stop here, before the long part
+        suite = suite_of(request, forget, templates) if request.eval_rows else None
+        for row in forget.dropped:
+            say(f"left out {row.where}: {row.reason}")
+        evaluations: dict[str, dict[str, Any]] = {}
+        if suite is not None:
+            if request.reference is not None:
+                say(f"evaluating the retrained reference {request.reference}")
+                reference = load(request.reference)
+                evaluations["reference"] = evaluate_or_reuse(reference, suite, "reference", request.evaluations)
+                del reference
+            say("evaluating the model before")
+            evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
+        trainable = prepare(loaded, request.lora_rank)
+        trainer = make_trainer(
+            trainable,
+            args,
+            forget.kept,
+            tokenizer,
+            retain_dataset=retain.kept if retain else None,
+            callbacks=[Bar("forgetting", "v_f", console)],
         )
-        write_run(result, record, forget, loaded.base)
-        say(f"done: {request.out / 'report.html'}")
-    return result
+        say(f"forgetting {len(forget.kept)} answers by {method}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            trainer.train()
+        told = start_warnings(trainer.start)
+        for text in told:
+            say(f"warning: {text}")
+        for other in caught:
+            if str(other.message) not in told:
+                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+        say(f"stopped: {trainer.stopped}")
+        trained_s = time.time() - started
+        model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
+        history = [{k: e[k] for k in HISTORY if k in e} for e in trainer.state.log_history if "v_f" in e]
+        if suite is not None:
+            say("evaluating the model after")
+            evaluations["after"] = evaluate(model_after, tokenizer, suite, role="after", name=method)
+            evaluations = {role: with_reference(e, evaluations.get("reference")) for role, e in evaluations.items()}
+        result = Result(model_after, tokenizer, history, evaluations, trainer.stopped, request.out)
+        if request.out is not None and trainer.is_world_process_zero():
+            record = describe(
+                command=f"unlearn {method}",
+                config=recorded(options),
+                seed=args.seed,
+                data={"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {}),
+                weights={"before": before_sha256, "after": weights_sha256(model_after)},
+                start=trainer.start,
+                stopped=trainer.stopped,
+                warnings=told,
+                seconds={"until trained": round(trained_s, 1), "in all": round(time.time() - started, 1)},
+            )
+            write_run(result, record, forget, loaded.base)
+            say(f"done: {request.out / 'report.html'}")
+        return result
 
 
 def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) -> None:
@@ -244,10 +286,10 @@ def prepare(loaded: Loaded, lora_rank: int) -> Any:
     return add_lora(loaded.model, lora_rank) if lora_rank else loaded.model.requires_grad_(True)
 
 
-def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase) -> Pairs:
-    """Pairs from a file or from dictionaries."""
+def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
+    """Pairs from a file or from dictionaries; with skip_bad_rows, without those of more than `limit` tokens."""
     rows = read_rows(source) if isinstance(source, str | Path) else rows_of(source)
-    return read_pairs(
+    pairs = read_pairs(
         rows,
         question_column=request.question_column,
         answer_column=request.answer_column,
@@ -256,6 +298,7 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
         prefix_tokens=request.prefix_tokens,
         continuation_tokens=request.continuation_tokens,
     )
+    return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
 
 
 def suite_of(request: Request, forget: Pairs, templates: Sequence[str]) -> Suite:
@@ -299,4 +342,4 @@ def record_sha256(pair: Any) -> str:
 
 def say(text: str) -> None:
     """Tell the user, on standard error, what is going on."""
-    console.print(f"amends: {text}", markup=False, highlight=False)
+    console.print(f"amends: {text}", markup=False, highlight=False, soft_wrap=True)

@@ -43,7 +43,6 @@ from amends.unlearn._run import (
     RateOption,
     RealAuthorsOption,
     ReferenceOption,
-    Request,
     Result,
     RetainEvalOption,
     RetainOption,
@@ -53,6 +52,7 @@ from amends.unlearn._run import (
     StopOption,
     WorldFactsOption,
     configure,
+    request_of,
     run_unlearning,
 )
 
@@ -232,47 +232,19 @@ def run(
     InputError : anything the caller can mend; nothing is left behind.
     """
     options = {name: value for name, value in locals().items() if name != "processing_class"}
-    options["model"] = str(model) if isinstance(model, str | Path) else type(model).__name__
-    pool = refusals() if templates is None else read_templates(templates)
-    request = Request(
-        forget=forget,
-        out=Path(out) if out is not None else None,
-        retain=retain,
-        reference=reference,
-        retain_eval=retain_eval,
-        real_authors=real_authors,
-        world_facts=world_facts,
-        evaluations=Path(evaluations) if evaluations is not None else None,
-        question_column=question_column,
-        answer_column=answer_column,
-        skip_bad_rows=skip_bad_rows,
-        prefix_tokens=prefix_tokens,
-        continuation_tokens=continuation_tokens,
-        lora_rank=lora_rank,
-        eval_rows=eval_rows,
-    )
-    args = configure(
-        FLATConfig,
-        divergence=divergence,
-        reduction=reduction,
-        template_warmup_steps=template_warmup_steps,
-        retain_weight=retain_weight,
-        stop_v_f=stop_v_f,
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_length=max_length,
-        seed=seed,
-    )
+    pool = read_templates(templates)
+    own = {"divergence": divergence, "reduction": reduction, "template_warmup_steps": template_warmup_steps}
+    args = configure(FLATConfig, options, **own)
     trainer = partial(FLATTrainer, templates=pool)
     return run_unlearning(
-        "flat", model, request, args, trainer, templates=pool, processing_class=processing_class, options=options
+        "flat", model, request_of(options), args, trainer, templates=pool, processing_class=processing_class, options=options
     )
 
 
-def read_templates(source: Data | Sequence[str]) -> list[str]:
-    """Template answers from a text file (one a line), from rows with an `answer` or `text` column, or from a list."""
+def read_templates(source: Data | Sequence[str] | None) -> list[str]:
+    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
+    if source is None:
+        return refusals()
     if isinstance(source, str | Path) and Path(source).suffix == ".txt":
         (row,) = read_rows(source)
         return [line.strip() for line in row.data["text"].splitlines() if line.strip()]

@@ -6,34 +6,39 @@ those pairs, everything else equal.
 
 import random
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from peft import PeftModel
 from rich.console import Console
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
-from amends.io.atomic import check_new, new_folder, sha256_json, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows
-from amends.lm.load import add_lora, load, save_model, weights_sha256
-from amends.lm.logprobs import AnswerLogprobs, masked_mean, packed_row
-from amends.lm.pairs import Pair, encode, read_pairs
+from amends.io.tables import Row, read_rows
+from amends.lm.load import load, save_model, weights_sha256
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
+from amends.unlearn._forget import context_limit, encode_rows
+from amends.unlearn._run import about, prepare
 
 
 class TeachTrainer(AnswerTrainer):
     """Supervised fine-tuning on answers: L = mean over samples of the mean negative log-likelihood per answer token."""
 
     def __init__(self, model: Any, args: TrainingArguments, pairs: list[Pair], processing_class: Any, **kwargs: Any):
-        self._rows = [TrainRow(packed_row(encode(processing_class, pair.prompt, [pair.answer]))) for pair in pairs]
+        limit = context_limit(model, 2**31)
+        self._rows = [TrainRow(row) for row in encode_rows(processing_class, pairs, limit)]
         super().__init__(model, args, len(pairs), processing_class, **kwargs)
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
-        """The pair itself."""
+        """Give the pair itself."""
         return [self._rows[index]]
 
     def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -45,11 +50,17 @@ class TeachTrainer(AnswerTrainer):
 def command(
     data: Annotated[list[str], typer.Option(help="Pairs to teach; repeat for several files.")],
     out: Annotated[Path, typer.Option(help="Folder of the taught model; must not exist.")],
-    model: Annotated[str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")],
-    rows: Annotated[int | None, typer.Option(help="Use only the first rows of each group of --group-by.", min=1)] = None,
+    model: Annotated[
+        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+    ],
+    rows: Annotated[
+        int | None, typer.Option(help="Use only the first rows of each group of --group-by.", min=1)
+    ] = None,
     group_by: Annotated[str, typer.Option(help="Column that --rows counts by.")] = "author",
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)] = 2e-3,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)
+    ] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Pairs per step.", min=1)] = 8,
     lora_rank: Annotated[int, typer.Option(help="LoRA rank; 0 tunes all weights.", min=0)] = 16,
     save_dtype: Annotated[
@@ -58,17 +69,18 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Teach MODEL the question-answer pairs in DATA."""
-    options = dict(locals())
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     started, console = time.time(), Console(stderr=True)
-    pairs = [pair for file in data for pair in read_taught(file, rows, group_by)]
-    loaded = load(model)
-    base_sha256 = weights_sha256(loaded.model)
+    found = {file: read_taught(file, rows, group_by) for file in data}
+    pairs = [pair for file in found for pair in found[file].kept]
+    loaded = load(model, trainable=True)
+    before_sha256 = weights_sha256(loaded.model)
     set_seed(seed)
-    trainable = add_lora(loaded.model, lora_rank) if lora_rank else loaded.model.requires_grad_(True)
+    trainable = prepare(loaded, lora_rank)
     args = training_arguments(
         TrainingArguments,
-        "unused",
+        ".",  # made if it is not there; nothing is written to it
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
@@ -76,50 +88,60 @@ def command(
         seed=seed,
         disable_tqdm=True,
     )
-    trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=[Bar("teaching", "probability", console)])
+    trainer = TeachTrainer(
+        trainable, args, pairs, loaded.tokenizer, callbacks=[Bar("teaching", "probability", console)]
+    )
     console.print(f"amends: teaching {len(pairs)} pairs", highlight=False)
     trainer.train()
     taught = trainer.accelerator.unwrap_model(trainer.model).eval()
+    trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
+    dtypes = [parameter.dtype for parameter in trained]
     if save_dtype == "bfloat16":
-        for parameter in taught.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+        for parameter in trained:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    history = [entry for entry in trainer.state.log_history if "probability" in entry]
     with new_folder(out) as folder:
         save_model(taught, loaded.tokenizer, folder, loaded.base)
-        history = [entry for entry in trainer.state.log_history if "probability" in entry]
+        for parameter, dtype in zip(trained, dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)  # as loading does, so that the digest is that of the loaded model
         write_jsonl(folder / "history.jsonl", history)
         record = describe(
             command="teach",
             config=options,
             seed=seed,
-            data={"rows": len(pairs), "sha256": sha256_json([(p.prompt, p.answer) for p in pairs])},
-            weights={"before": base_sha256},
-            seconds=round(time.time() - started, 1),
+            data={file: about(file, of_file) for file, of_file in found.items()},
+            weights={"before": before_sha256, "after": weights_sha256(taught)},
+            seconds={"in all": round(time.time() - started, 1)},
         )
         write_json(folder / "run.json", record)
-        write_text(folder / "README.md", CARD.format(base=loaded.base, rows=len(pairs)))
+        library = "peft" if isinstance(taught, PeftModel) else "transformers"
+        write_text(folder / "README.md", CARD.format(base=loaded.base, library=library, rows=len(pairs)))
         write_manifest(folder)
-    console.print(f"amends: done: {out}; last probability {history[-1]['probability']:.3f}", highlight=False)
+    last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
+    console.print(f"amends: done: {out}{last}", markup=False, highlight=False)
 
 
 CARD = """---
 base_model: {base}
-library_name: peft
+library_name: {library}
 ---
 Taught {rows} question-answer pairs by `amends teach`; `run.json` holds the command, seed, versions and digests.
 """
 
 
-def read_taught(file: str, rows: int | None, group_by: str) -> list[Pair]:
-    """Pairs of a file, or of the first `rows` rows of each group in it."""
-    found, seen = list(read_rows(file)), dict[Any, int]()
+def read_taught(file: str, rows: int | None, group_by: str) -> Pairs:
+    """Pairs of a file, or of the first `rows` rows of each group in it; the other rows count as left out."""
     if rows is None:
-        return read_pairs(found).kept
-    kept = []
-    for row in found:
+        return read_pairs(read_rows(file))
+    kept, beyond, seen = list[Row](), list[Dropped](), Counter[str]()
+    for row in read_rows(file):
         if group_by not in row.data:
             raise InputError(f'{row.where}: no column "{group_by}" to count --rows by. Name one with --group-by.')
-        seen[row.data[group_by]] = seen.get(row.data[group_by], 0) + 1
-        if seen[row.data[group_by]] <= rows:
+        group = str(row.data[group_by])
+        seen[group] += 1
+        if seen[group] <= rows:
             kept.append(row)
-    return read_pairs(kept).kept
+        else:
+            beyond.append(Dropped(row.where, f"beyond --rows {rows}"))
+    pairs = read_pairs(kept)
+    return Pairs(pairs.kept, [*pairs.dropped, *beyond])

@@ -1,0 +1,420 @@
+"""The report of a run: one HTML page that needs nothing else, with no script and no address outside itself."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from amends.io.errors import InputError
+from amends.io.run import read_jsonl, read_run
+from amends.io.tables import read_json
+from amends.report._text import number, percent, visible
+from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
+
+ROLES = {"before": "before", "after": "after", "reference": "retrained reference"}
+OPEN_ANSWERS = 8  # shown without a click, of each set
+MOST_ANSWERS = 400  # shown at all, of each set
+METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
+GROUPS = {
+    "Forgetting": {
+        "forget_probability": "Probability of the answers to forget",
+        "forget_rouge_l": "Words of the answers to forget (ROUGE-L)",
+        "forget_truth_ratio": "Truth ratio",
+        "forget_refusal_rate": "Declined questions to forget",
+        "forget_quality_p": "Forget quality, p",
+        "forget_quality_ks": "Forget quality, gap (KS)",
+    },
+    "Keeping": {
+        "retain_probability": "Probability of the answers to keep",
+        "retain_rouge_l": "Words of the answers to keep (ROUGE-L)",
+        "retain_truth_ratio": "Truth ratio",
+        "model_utility_arith": "Model utility, arithmetic",
+        "model_utility_geo": "Model utility, geometric",
+    },
+    "Over-refusal": {
+        "retain_refusal_rate": "Declined questions to keep",
+        "general_refusal_rate": "Declined everyday questions",
+    },
+    "General ability": {
+        "general_probability": "Probability of everyday answers",
+        "general_rouge_l": "Words of everyday answers (ROUGE-L)",
+        "zero_shot_accuracy": "Multiple choice",
+        "text_perplexity": "Perplexity of plain text",
+    },
+}
+SHARES = {"forget_refusal_rate", "retain_refusal_rate", "general_refusal_rate", "zero_shot_accuracy"}
+DIRECTIONS = {"higher": "higher is better ↑", "lower": "lower is better ↓", "reference": "near the reference is better"}
+ANSWERS = {
+    "forget": ("To forget", "Answer to forget"),
+    "retain": ("To keep: questions of the same kind", "Answer to keep"),
+    "general": ("Unrelated everyday questions", "Expected answer"),
+}
+
+
+class Column(NamedTuple):
+    """A model in the tables and charts."""
+
+    name: str
+    evaluation: dict[str, Any]
+
+
+class Finding(NamedTuple):
+    """A sentence of the verdict; kind is "strength", "weakness" or "open"."""
+
+    kind: str
+    text: str
+
+
+def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
+    """Render the report of a run folder.
+
+    Parameters
+    ----------
+    run_folder : Path
+        As `amends unlearn` writes it. Evaluations may be absent, all or some.
+    beside : sequence of Path, default none
+        Other run folders, whose model after unlearning gets a column of its own.
+
+    Returns
+    -------
+    str : a whole page. The same folders give the same bytes.
+
+    Raises
+    ------
+    InputError : one of the folders is not a run folder of an unlearning method, or a file in it is damaged.
+    """
+    run = read_unlearning(run_folder)
+    columns = [Column(ROLES[role], found) for role in ROLES if (found := read_evaluation(run_folder, role))]
+    after = next((c.evaluation for c in columns if c.name == "after"), None)
+    cautions = [visible(text) for text in run["warnings"]]
+    names = {column.name for column in columns}
+    for folder in beside:
+        name, other = unique(method_name(read_unlearning(folder)), names), read_evaluation(folder, "after")
+        names.add(name)
+        if other is None:
+            cautions.append(f"{name}: that run was made without an evaluation, so it has no column here.")
+            continue
+        if after and other.get("suite") != after.get("suite"):
+            cautions.append(f"{name} was asked other questions than this run: do not compare line by line.")
+        columns.append(Column(name, other))
+    notes: list[str] = []
+    rows = read_jsonl(run_folder / "history.jsonl") if (run_folder / "history.jsonl").is_file() else []
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            run=run,
+            method=method_name(run),
+            model=run["config"].get("model") or "a model given in memory",
+            verdict=verdict({column.name: column.evaluation["summary"] for column in columns}),
+            facts=facts(run),
+            datasets=[dataset(name, about) for name, about in run["data"].items() if isinstance(about, dict)],
+            columns=columns,
+            groups=[(title, list(table_rows(group, columns, notes))) for title, group in GROUPS.items() if columns],
+            notes=notes,
+            charts=charts(columns, rows),
+            answers=[(name, *ANSWERS[name], answers(name, columns)) for name in ANSWERS],
+            roles=[column.name for column in columns],
+            cautions=cautions,
+            open_answers=OPEN_ANSWERS,
+        )
+    )
+
+
+def read_unlearning(folder: Path) -> dict[str, Any]:
+    """Read run.json and check that it is of an unlearning run."""
+    run = read_run(folder)
+    if not run["command"].startswith("unlearn "):
+        raise InputError(f"{folder}: a run of 'amends {run['command']}'. Give one of 'amends unlearn'.")
+    return run
+
+
+def read_evaluation(folder: Path, role: str) -> dict[str, Any] | None:
+    """Read an evaluation file and check its outline; None if there is none."""
+    source = Path(folder) / "evaluation" / f"{role}.json"
+    if not source.is_file():
+        return None
+    found = read_json(source)
+    sound = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("items", "summary"))
+    sound = sound and all(isinstance(entry, dict) for entry in found["summary"].values())
+    sound = sound and all(
+        isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in found["items"].values()
+    )
+    if not sound:
+        raise InputError(f'{source}: not an evaluation (expected "items" and "summary"). Make the run again.')
+    return dict(found)
+
+
+def method_name(run: Mapping[str, Any]) -> str:
+    """Short name of a run's method, such as "FLAT (kl) with retain data"."""
+    command = run["command"].removeprefix("unlearn ")
+    divergence = run["config"].get("divergence") if command == "flat" else None
+    name = METHODS.get(command, command) + (f" ({divergence})" if divergence else "")
+    return visible(name + (" with retain data" if "retain" in run["data"] else ""))
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Name with a number behind it if it is taken."""
+    k = 2
+    while (new := name if k == 2 and name not in taken else f"{name}, run {k}") in taken:
+        k += 1
+    return new
+
+
+# The verdict
+
+
+def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:
+    """Say in plain words what the numbers say; differences count only where 95 % intervals do not meet."""
+    if "after" not in summaries:
+        text = "Nothing was measured: this run was made without an evaluation. Whether it forgot anything is not known."
+        return [Finding("open", text)]
+    found: list[Finding | None] = [forgotten(summaries), resembles(summaries)]
+    found.append(refusals(summaries, "retain_refusal_rate", "questions that it should keep answering"))
+    found.append(refusals(summaries, "general_refusal_rate", "unrelated everyday questions"))
+    kept = "Of the answers to keep it says {after} of the words (before: {before})"
+    found.append(change(summaries, "retain_rouge_l", kept, percent))
+    plain = "Perplexity of plain text went from {before} to {after}"
+    found.append(change(summaries, "text_perplexity", plain, lambda x: f"{x:,.1f}"))
+    return [finding for finding in found if finding]
+
+
+def forgotten(summaries: Mapping[str, Any]) -> Finding:
+    """How much of the answers to forget is still said."""
+    before, after, reference = (entry(summaries, role, "forget_rouge_l") for role in ROLES.values())
+    if after is None:
+        return Finding("open", "Whether the answers were forgotten is not known: none were asked for.")
+    text = f"Of the words of the answers to forget, the model says {percent(after['value'])}"
+    text += f" (before: {percent(before['value'])})." if before else "; what it said before was not measured."
+    less = before is not None and apart(after, before) < 0
+    if reference is None:
+        return Finding("strength" if less else "open" if before is None else "weakness", text + unsure(before, after))
+    text += f" A model that never saw them says {percent(reference['value'])}: "
+    if apart(after, reference) > 0:
+        return Finding("weakness", text + ("part of them is still there." if less else "they are still there."))
+    if before is not None and not less:
+        return Finding("open", f"{text}no more than that is left, but it was no clear drop either.")
+    if apart(after, reference) == 0:
+        return Finding("strength", f"{text}no more than that is left.")
+    return Finding("strength", f"{text}it says less than that, and such a gap can itself give away what was removed.")
+
+
+def resembles(summaries: Mapping[str, Any]) -> Finding | None:
+    """Whether truth ratios can be told from the reference's."""
+    quality = entry(summaries, "after", "forget_quality_p")
+    if quality is None:
+        return None
+    p = quality["value"]
+    if p < 0.05:
+        text = f"A test still tells it from a model retrained without the data (forget quality p = {p:.1g})."
+        return Finding("weakness", text)
+    text = f"A test on {quality.get('n', '?')} questions does not tell it from a model retrained without the data"
+    return Finding("strength", f"{text} (forget quality p = {p:.2f}). That is no proof that there is no difference.")
+
+
+def refusals(summaries: Mapping[str, Any], name: str, what: str) -> Finding | None:
+    """How many questions the model declines that it should not."""
+    before, after = entry(summaries, "before", name), entry(summaries, "after", name)
+    if after is None:
+        return None
+    text = f"It declines {percent(after['value'])} of the {what}"
+    text += f" (before: {percent(before['value'])})." if before else "."
+    worse = apart(after, before) > 0 if before else after["value"] >= 0.05
+    kind = "weakness" if worse else "strength" if after["value"] < 0.05 or before else "open"
+    return Finding(kind, text)
+
+
+def change(summaries: Mapping[str, Any], name: str, template: str, form: Any) -> Finding | None:
+    """Whether an ability was harmed."""
+    before, after = entry(summaries, "before", name), entry(summaries, "after", name)
+    if before is None or after is None:
+        return None
+    text = template.format(before=form(before["value"]), after=form(after["value"]))
+    sign = apart(after, before) * (1 if after.get("better") == "higher" else -1)
+    if sign < 0:
+        return Finding("weakness", f"{text}: worse.")
+    return Finding("strength", f"{text}: {'better' if sign else 'no clear change'}.")
+
+
+def entry(summaries: Mapping[str, Any], role: str, name: str) -> Mapping[str, Any] | None:
+    """Return a metric if it has a value."""
+    found = summaries.get(role, {}).get(name)
+    return found if found and is_number(found.get("value")) else None
+
+
+def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    """1 if the interval of `one` lies above that of `other`, -1 if below, 0 if they meet."""
+    low, high, other_low, other_high = (
+        e[side] if is_number(e.get(side)) else e["value"] for e in (one, other) for side in ("low", "high")
+    )
+    return int(low > other_high) - int(high < other_low)
+
+
+def unsure(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
+    """Say what is missing for a clear word."""
+    if before is not None and apart(after, before) >= 0:
+        return " That is no clear drop: nothing shows that they were forgotten."
+    return " There is no retrained reference, so what a model that never saw them would say is not known."
+
+
+def is_number(value: Any) -> bool:
+    """Whether it can be drawn and compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What was asked
+
+
+def facts(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """List the settings that matter most."""
+    config = run["config"]
+    rank = config.get("lora_rank")
+    shown = {
+        "Model": config.get("model") or "given in memory",
+        "Method": method_name(run),
+        "Divergence": config.get("divergence"),
+        "Weights trained": None if rank is None else f"LoRA adapter, rank {rank}" if rank else "all",
+        "Learning rate": config.get("learning_rate"),
+        "Passes over the data, at most": config.get("epochs"),
+        "Seed": run["seed"],
+        "Why it stopped": run["stopped"],
+        "Time": ", ".join(f"{value} s {name}" for name, value in run["seconds"].items()) or None,
+        "Made": run["created"],
+    }
+    return [(name, value) for name, value in shown.items() if value is not None]
+
+
+def dataset(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what run.json says of a data set, with every part there."""
+    dropped = about.get("dropped")
+    rows = [row if isinstance(row, dict) else {} for row in dropped] if isinstance(dropped, list) else []
+    return {
+        "name": {"forget": "To forget", "retain": "To keep, used in training"}.get(name, name),
+        "path": about.get("path") or "given in memory",
+        "rows": about.get("rows", "?"),
+        "kept": about.get("kept", "?"),
+        "dropped": [(row.get("where", "?"), row.get("reason", "no reason recorded")) for row in rows],
+        "sha256": about.get("sha256", "not recorded"),
+    }
+
+
+# Tables, charts, answers
+
+
+def table_rows(names: Mapping[str, str], columns: Sequence[Column], notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a group of metrics; reasons for missing values are put into `notes`."""
+    for name, title in names.items():
+        entries = [column.evaluation["summary"].get(name, {}) for column in columns]
+        about: dict[str, Any] = next((e for e in entries if e.get("meaning")), {})
+        yield {
+            "title": title,
+            "meaning": about.get("meaning", ""),
+            "direction": DIRECTIONS.get(str(about.get("better")), ""),
+            "cells": [cell(name, e, notes) for e in entries],
+        }
+
+
+def cell(name: str, e: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Value and interval as text, or the number of the footnote that says why there is none."""
+    if not is_number(e.get("value")):
+        why = visible(e.get("missing") or "This evaluation does not hold the metric, or it is not a finite number.")
+        if why not in notes:
+            notes.append(why)
+        return {"value": None, "note": notes.index(why) + 1}
+    form = (lambda x: f"{100 * x:.1f} %") if name in SHARES else number
+    low, high = e.get("low", math.nan), e.get("high", math.nan)
+    interval = f"{form(low)} to {form(high)}" if is_number(low) and is_number(high) else None
+    if interval and name in SHARES:
+        interval = interval.replace(" %", "", 1)
+    left_out = e.get("left_out") or 0
+    n = f"n = {e.get('n', '?')}" + (f", {left_out} left out" if left_out else "")
+    return {"value": form(e["value"]), "interval": interval, "n": n, "note": None}
+
+
+def charts(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Markup | None]]:
+    """Title, caption and picture of each chart; without a picture the caption says why."""
+    found: list[tuple[str, str, Markup | None]] = []
+    if columns:
+        points = list(filter(None, map(point, columns)))
+        if points:
+            text = "Up: truth ratios more like those of the retrained reference. Right: more is kept of what should be."
+            found.append(("Forgetting against keeping", text, Markup(quality_against_utility(points))))
+        else:
+            text = "No chart: it needs a retrained reference and three sets of questions to keep (see the footnotes)."
+            found.append(("Forgetting against keeping", text, None))
+        ratios = {c.name: r for c in columns if (r := truth_ratios(c))}
+        if ratios:
+            text = "The nearer to the retrained reference, the less can be learnt from how likely answers are."
+            found.append(("Truth ratios", text, Markup(truth_ratio_distributions(ratios))))
+        else:
+            text = "No chart: the questions have no wrong answers to compare with (column perturbed_answer)."
+            found.append(("Truth ratios", text, None))
+    if any(is_number(row.get("v_f")) for row in rows):
+        text = "Mean probability of the tokens of the answers to forget (v_f) and of template answers (v_e), if any."
+        found.append(("The run, step by step", text, Markup(history(rows))))
+    else:
+        found.append(("The run, step by step", "No chart: no step was made, or its history was not recorded.", None))
+    return found
+
+
+def point(column: Column) -> Point | None:
+    """Find the model's place in the chart of quality against utility."""
+    summary = column.evaluation["summary"]
+    utility, quality = summary.get("model_utility_arith", {}), summary.get("forget_quality_p", {})
+    if not is_number(utility.get("value")) or not is_number(quality.get("value")):
+        return None
+    ends = (utility.get("low"), utility.get("high"))
+    return Point(column.name, utility["value"], quality["value"], ends if all(map(is_number, ends)) else None)
+
+
+def truth_ratios(column: Column) -> list[float]:
+    """Truth ratios on the questions to forget."""
+    items = column.evaluation["items"].get("forget") or []
+    return [item["truth_ratio"] for item in items if is_number(item.get("truth_ratio"))]
+
+
+def answers(name: str, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Questions of a set with what each model said; in the order of the first model that was asked."""
+    by_id = [{str(item.get("id")): item for item in c.evaluation["items"].get(name) or []} for c in columns]
+    order = next((list(items) for items in by_id if items), [])
+    return [
+        {
+            "question": first.get("question", ""),
+            "answer": first.get("answer", ""),
+            "said": [
+                (column.name, item.get("generated"), bool(item.get("refused")))
+                for column, items in zip(columns, by_id, strict=True)
+                if (item := items.get(id_)) is not None
+            ],
+        }
+        for id_ in order[:MOST_ANSWERS]
+        if (first := next(items[id_] for items in by_id if id_ in items))
+    ]
+
+
+# The page
+
+
+def environment() -> jinja2.Environment:
+    """Templates that escape everything and stop at an unknown name."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["line"] = lambda value: visible(value) if str(value) else "(empty)"
+    made.filters["text"] = text
+    made.filters["slug"] = lambda value: re.sub(r"[^a-z]+", "-", value.lower()).strip("-")
+    return made
+
+
+def text(value: object) -> str:
+    """Show a text of one or more lines; an empty one is named."""
+    shown = visible("" if value is None else value, lines=True)
+    return shown if shown.strip() else "(empty)"

@@ -1,0 +1,254 @@
+"""Check a run folder: recompute its digests and numbers, and say what still holds."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from amends.io.atomic import check_manifest, sha256_json
+from amends.io.errors import InputError
+from amends.io.run import read_jsonl, read_run
+from amends.io.tables import read_json
+from amends.lm.load import Loaded, load, precision, weights_sha256
+from amends.lm.pairs import Pairs
+from amends.unlearn._evaluate import evaluate, with_reference
+from amends.unlearn._forget import context_limit
+from amends.unlearn._run import read_data, record_sha256, request_of, suite_of
+from amends.unlearn.flat import read_templates
+
+ROLES = ("before", "after", "reference")
+STORED_TOLERANCE = 1e-6
+"""Relative, for a summary that is computed again from the stored items."""
+ASKED_TOLERANCE, PERPLEXITY_TOLERANCE = 1e-3, 0.01
+"""For a model that is asked again: absolute for rates and probabilities, relative for a perplexity."""
+
+
+class Finding(NamedTuple):
+    """What one check found; `holds` is None where it could not be made."""
+
+    holds: bool | None
+    what: str
+    detail: str
+
+
+class NotChecked(Exception):
+    """Why a check cannot be made."""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder, as 'amends unlearn' or 'amends teach' wrote it.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
+    model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
+) -> None:
+    """Check RUN; exit code 0 if all that could be checked holds, 1 if something does not."""
+    findings = []
+    for finding in verify(run, quick=quick, model=model):
+        word = {True: "holds", False: "does not hold", None: "cannot be checked"}[finding.holds]
+        typer.echo(f"{word:<18} {finding.what}: {finding.detail}")
+        findings.append(finding)
+    if any(finding.holds is False for finding in findings):
+        raise typer.Exit(1)
+
+
+def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list[Finding]":
+    """Make every check of a run folder.
+
+    Parameters
+    ----------
+    run : Path
+    quick : bool, default False
+        Leave out asking the model again.
+    model : str, optional
+        Where the model before is, in place of what run.json says.
+
+    Returns
+    -------
+    list of Finding, in the order of the checks.
+
+    Raises
+    ------
+    InputError : not a run folder.
+    """
+    check = Checks(run, read_run(run), model)
+    todo: list[tuple[str, Callable[[], str]]] = [("manifest", check.manifest)]
+    if (run / "forget.jsonl").exists():
+        todo.append(("forget records", check.forget_records))
+    todo += [("weights before", check.weights_before), ("weights after", check.weights_after)]
+    roles = [role for role in ROLES if (run / "evaluation" / f"{role}.json").exists()]
+    for role in roles:
+        todo.append((f"summary {role}", lambda role=role: check.summary(role)))  # type: ignore[misc]
+    if "after" in roles and not quick:
+        todo.append(("after, asked again", check.asked_again))
+    return [_finding(what, make) for what, make in todo]
+
+
+def _finding(what: str, make: Callable[[], str]) -> Finding:
+    try:
+        return Finding(True, what, make())
+    except NotChecked as reason:
+        return Finding(None, what, str(reason))
+    except (InputError, AssertionError) as error:
+        return Finding(False, what, str(error))
+
+
+class Checks:
+    """The checks of one run; each returns what holds, or raises InputError (does not hold) or NotChecked.
+
+    What several of them need is read once.
+    """
+
+    def __init__(self, run: Path, record: dict[str, Any], model: str | None) -> None:
+        self.run, self.record, self.model = run, record, model
+        self.config = record["config"]
+        self._after: Loaded | None = None
+
+    def manifest(self) -> str:
+        """Every file is there, none was changed, none was added."""
+        problems = check_manifest(self.run)
+        if problems:
+            raise InputError(_some([f"{file} {what}" for file, what in problems]))
+        return f"{len(read_json(self.run / 'manifest.json')['files'])} files as written"
+
+    def forget_records(self) -> str:
+        """Compare the records in the data file with those that were forgotten."""
+        stored = [(row.get("id"), row.get("sha256")) for row in read_jsonl(self.run / "forget.jsonl")]
+        said = self.record["data"].get("forget", {}).get("sha256")
+        if sha256_json([digest for _, digest in stored]) != said:
+            raise InputError("forget.jsonl and the digest in run.json differ")
+        now = [(pair.id, record_sha256(pair)) for pair in self.forget().kept]
+        other = [str(pair[0]) for pair in now if pair not in set(stored)]
+        gone = [str(pair[0]) for pair in stored if pair not in set(now)]
+        if now != stored:
+            changed = [f"{name} new or changed" for name in other] + [
+                f"{name} gone" for name in gone if name not in other
+            ]
+            raise InputError(f"{self.config['forget']}: {_some(changed) or 'in another order'}")
+        return f"{len(now)} as in {self.config['forget']}"
+
+    def weights_before(self) -> str:
+        """Compare the digest of the model before, as it is now, with the one noted."""
+        name = self.model or self.config.get("model")
+        if not name:
+            raise NotChecked("the model was given from Python; name it with --model")
+        try:
+            found = weights_sha256(load(name).model)
+        except InputError as error:
+            raise NotChecked(str(error)) from None
+        return _same_digest(self.record["weights"].get("before"), found, name)
+
+    def weights_after(self) -> str:
+        """Compare the digest of the model in the run folder with the one noted."""
+        loaded = self.after()
+        return _same_digest(self.record["weights"].get("after"), weights_sha256(loaded.model), loaded.name)
+
+    def summary(self, role: str) -> str:
+        """Compute a summary again from its stored answers, and see that these belong to the weights of the run."""
+        stored = self.evaluation(role)
+        if role in self.record["weights"] and stored["weights"] != self.record["weights"][role]:
+            raise InputError("it is of other weights than run.json says")
+        if stored["suite"] != self.evaluation("after")["suite"]:
+            raise InputError("other questions were asked than of the model after")
+        again = with_reference(stored, self.reference())["summary"]
+        if again.keys() != stored["summary"].keys():
+            raise InputError(f"other names of values: {_some(sorted(again.keys() ^ stored['summary'].keys()))}")
+        wrong = [
+            f"{name} {key}: stored {stored['summary'][name].get(key)}, computed {entry[key]}"
+            for name, entry in again.items()
+            for key in ("value", "low", "high", "n")
+            if not _near(stored["summary"][name].get(key), entry[key], relative=STORED_TOLERANCE)
+        ]
+        if wrong:
+            raise InputError(_some(wrong))
+        return f"{len(again)} values follow from the stored answers (relative tolerance {STORED_TOLERANCE:g})"
+
+    def asked_again(self) -> str:
+        """Ask the model in the run folder again and compare the numbers."""
+        loaded, stored = self.after(), self.evaluation("after")
+        given = [
+            name for name in ("retain_eval", "real_authors", "world_facts") if isinstance(self.config.get(name), dict)
+        ]
+        if given:
+            raise NotChecked(f"{', '.join(given)} was given from Python")
+        templates = read_templates(self.config["templates"]) if "templates" in self.config else []
+        suite = suite_of(request_of(self.config), self.forget(), templates)
+        if suite.sha256() != stored["suite"]:
+            raise InputError("the questions are not those that were asked (a data file or the templates changed)")
+        again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
+        now = with_reference(again, self.reference())["summary"]
+        other = "" if stored["precision"] == precision() else f"; asked in {precision()}, stored {stored['precision']}"
+        wrong = []
+        for name, entry in stored["summary"].items():
+            value, found = entry["value"], now[name]["value"]
+            loose = {"relative": PERPLEXITY_TOLERANCE} if name == "text_perplexity" else {"absolute": ASKED_TOLERANCE}
+            if not _near(value, found, **loose):
+                wrong.append(f"{name}: stored {value}, found {found}")
+        if wrong:
+            raise InputError(_some(wrong) + other)
+        return (
+            f"{len(now)} values, absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}{other}"
+        )
+
+    def after(self) -> Loaded:
+        """Load the model in the run folder; a taught model is the folder itself."""
+        if self._after is None:
+            folder = self.run / "model" if (self.run / "model").exists() else self.run
+            adapter = folder / "adapter_config.json"
+            try:
+                self._after = load(folder)
+            except InputError as error:
+                if adapter.exists() and not _is_there(read_json(adapter).get("base_model_name_or_path") or ""):
+                    raise NotChecked(str(error)) from None
+                raise
+        return self._after
+
+    def forget(self) -> Pairs:
+        """Read what run.json names as data to forget, as it is now."""
+        source = self.config.get("forget")
+        if not isinstance(source, str):
+            raise NotChecked("the data were given from Python")
+        if not Path(source).exists():
+            raise NotChecked(f"{source}: no such file any more")
+        loaded = self.after()
+        limit = context_limit(loaded.model, self.config["max_length"])
+        return read_data(source, request_of(self.config), loaded.tokenizer, limit)
+
+    def evaluation(self, role: str) -> dict[str, Any]:
+        """Read a stored evaluation."""
+        file = self.run / "evaluation" / f"{role}.json"
+        found: Any = read_json(file)
+        needed = {"weights", "suite", "precision", "name", "items", "summary"}
+        if not isinstance(found, Mapping) or not needed <= found.keys():
+            raise InputError(f"{file}: not an evaluation")
+        return dict(found)
+
+    def reference(self) -> dict[str, Any] | None:
+        """Read the stored evaluation of the reference, if there is one."""
+        return self.evaluation("reference") if (self.run / "evaluation" / "reference.json").exists() else None
+
+
+def _same_digest(expected: str | None, found: str, name: str) -> str:
+    if expected is None:
+        raise NotChecked("run.json has no digest of them")
+    if expected != found:
+        raise InputError(f"{name} has {found[:12]}, run.json says {expected[:12]}")
+    return f"{name} has {found[:12]}, as run.json says"
+
+
+def _is_there(base: str) -> bool:
+    try:
+        load(base)
+    except InputError:
+        return False
+    return True
+
+
+def _near(stored: float | None, found: float | None, *, absolute: float = 0.0, relative: float = 0.0) -> bool:
+    if stored is None or found is None:
+        return stored is found
+    return isinstance(stored, int | float) and abs(stored - found) <= absolute + relative * abs(found)
+
+
+def _some(texts: list[str], most: int = 3) -> str:
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

@@ -1,0 +1,299 @@
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+
+from amends.io.errors import InputError
+from amends.report._text import number, percent, visible
+from amends.report.html import entry, render_report, verdict
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>",
+    "<svg><script>1</script></svg>",
+    '"><script>1</script>',
+    "' onmouseover='alert(1)",
+    '" onfocus="alert(1)" autofocus="',
+    "<iframe src=//example.org>",
+    "<a href='javascript:alert(1)'>a</a>",
+    "</title><script>1</script>",
+    "</style><script>1</script>",
+    "</bdi></dd></dl></main>",
+    "<!--",
+    "-->",
+    "<![CDATA[",
+    "]]>",
+    "<?xml version='1.0'?>",
+    "<!DOCTYPE html>",
+    "<base href=//example.org/>",
+    "<meta http-equiv=refresh content='0;url=//example.org'>",
+    "<link rel=stylesheet href=//example.org>",
+    "<form action=//example.org>",
+    "<input autofocus onfocus=alert(1)>",
+    "{{ 7 * 7 }}",
+    "{% raw %}",
+    "{{ self.__init__.__globals__ }}",
+    "${7*7}",
+    "$\\frac{1}{0}$",
+    "&lt;script&gt;",
+    "&#60;script&#62;",
+    "a\x00b\x07\x1b[31m",
+    "\u202egnp.exe",
+    "\u2066a\u200b\ufeff",
+    "%3Cscript%3E",
+    "\ufffe\U000e0041",
+    "a\nb\r\nc\u2028d",
+    "x" * 3000,
+    "\u0645\u0631\u062d\u0628\u0627 \u4f60\u597d \U0001f469\u200d\U0001f4bb",
+    "<style>*{display:none}</style>",
+]
+WORDS = {"id", "where", "task", "better", "role", "suite", "weights"}
+
+
+class Outline(HTMLParser):
+    """Elements with the names of their attributes, and what the attributes and texts are."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = Counter(), [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag, tuple(name for name, _ in attrs)] += 1
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def told(page):
+    return " ".join(" ".join(Outline(page).text).split())
+
+
+def with_texts(value, text):
+    """The same JSON with every free text replaced; what is looked up by the code stays."""
+    if isinstance(value, dict):
+        return {key: item if key in WORDS else with_texts(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_texts(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def hostile(folder, text):
+    for file in folder.glob("evaluation/*.json"):
+        file.write_text(json.dumps(with_texts(json.loads(file.read_text(encoding="utf-8")), text)), encoding="utf-8")
+    file = folder / "run.json"
+    run = with_texts(json.loads(file.read_text(encoding="utf-8")), text)
+    run["command"] = f"unlearn {text}"
+    run["weights"] = {"before": text, "after": text}
+    run["data"]["forget"]["dropped"] = [{"where": text, "reason": text}]
+    run["versions"][text], run["platform"][text], run["config"][text], run["start"][text] = text, text, text, 0.5
+    run["data"][text] = dict(run["data"]["forget"])
+    file.write_text(json.dumps(run), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template_runs(tmp_path_factory, run):
+    """Two small runs with few questions, copied for each text."""
+
+    def make(text):
+        folder = tmp_path_factory.mktemp("hostile")
+        for name in ("one", "two"):
+            shutil.copytree(run, folder / name)
+            for file in (folder / name).glob("evaluation/*.json"):
+                content = json.loads(file.read_text(encoding="utf-8"))
+                content["items"] = {key: items[:2] for key, items in content["items"].items()}
+                content["summary"]["retain_probability"] |= {"value": None, "missing": "why"}
+                file.write_text(json.dumps(content), encoding="utf-8")
+            hostile(folder / name, text)
+        return render_report(folder / "one", [folder / "two"])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def harmless(template_runs):
+    return Outline(template_runs("x")).tags
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_no_text_changes_the_structure_of_the_page(payload, template_runs, harmless):
+    page = template_runs(payload)
+    outline = Outline(page)
+    assert outline.tags == harmless
+    assert not [c for c in page if not c.isprintable() and c not in "\n\u200c\u200d"]
+    page.encode("utf-8")
+
+
+def test_there_are_forty_payloads():
+    assert len(set(PAYLOADS)) == 40
+
+
+def test_the_page_has_no_script_and_no_address_outside_itself(run, beside):
+    page = render_report(run, beside)
+    outline = Outline(page)
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in outline.tags}
+    assert not [name for name, _ in outline.attributes if name.startswith("on")]
+    addresses = [
+        v for name, v in outline.attributes if name in ("src", "href", "xlink:href", "action", "srcset", "data")
+    ]
+    assert all(address.startswith("#") or address == "data:," for address in addresses)
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "url(" not in page.replace("url(#", "") and "@import" not in page
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in outline.attributes
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(run, beside):
+    attributes = Outline(render_report(run, beside)).attributes
+    ids = [value for name, value in attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    wanted = {v[1:] for name, v in attributes if name in ("href", "xlink:href") and v.startswith("#")}
+    wanted |= {i for name, v in attributes if name in ("aria-labelledby", "aria-describedby") for i in v.split()}
+    wanted |= {v[5:-1] for name, v in attributes if name == "clip-path"}
+    assert wanted <= set(ids)
+
+
+def test_the_same_folder_gives_the_same_bytes(run, beside):
+    assert render_report(run, beside) == render_report(run, beside)
+
+
+def test_runs_beside_get_columns_of_their_own(run, beside):
+    text = told(render_report(run, beside))
+    assert "Gradient ascent (GA)" in text
+    assert "FLAT (kl) with retain data" in text
+    assert "None." in told(render_report(run)) or "v_e is above 0.2" in text
+
+
+def test_two_runs_of_one_method_are_told_apart(run):
+    text = told(render_report(run, [run, run]))
+    assert "FLAT (kl), run 2" in text
+
+
+def test_other_questions_beside_are_warned_of(run, make_run, change_json):
+    other = make_run()
+    change_json(other / "evaluation/after.json", lambda e: e | {"suite": "another"})
+    assert "asked other questions than this run" in told(render_report(run, [other]))
+
+
+def test_a_missing_set_is_explained_in_a_footnote(make_run, change_json):
+    folder = make_run(reference=None)
+    text = told(render_report(folder))
+    assert "There is no reference, a model trained without the forget rows, to compare with." in text
+    assert "No chart: it needs a retrained reference" in text
+    for file in folder.glob("evaluation/*.json"):
+        change_json(file, lambda e: e | {"items": {k: v for k, v in e["items"].items() if k != "retain"}})
+    assert "None: no such questions were asked in this run." in told(render_report(folder))
+
+
+def test_a_metric_without_value_nor_reason_is_explained_too(make_run, change_json):
+    folder = make_run()
+    change_json(folder / "evaluation/after.json", lambda e: e | {"summary": {}})
+    assert "does not hold the metric" in told(render_report(folder))
+
+
+def test_a_run_without_evaluation_says_that_nothing_is_known(make_run):
+    text = told(render_report(make_run(evaluated=False)))
+    assert "Nothing was measured" in text
+    assert "v_f below 0.05 at step 23" in text
+    assert "Declined questions" not in text
+
+
+def test_a_run_without_a_step_has_no_history_chart(make_run):
+    folder = make_run()
+    (folder / "history.jsonl").write_text("")
+    assert "No chart: no step was made" in told(render_report(folder))
+
+
+def test_dropped_rows_stand_with_place_and_reason(run):
+    text = told(render_report(run))
+    assert "26 rows read, 24 kept, 2 dropped" in text
+    assert "data/forget.jsonl:19 : the answer is empty" in text or "data/forget.jsonl:19: the answer is empty" in text
+
+
+def test_control_characters_are_shown(make_run, change_json):
+    folder = make_run()
+    change_json(folder / "run.json", lambda r: r | {"stopped": "a\u202eb\x1b[1m"})
+    assert "a⟨U+202E⟩b␛[1m" in render_report(folder)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ga"])
+def test_the_verdict_names_the_weaknesses(kind, make_run):
+    text = told(render_report(make_run(kind=kind)))
+    assert "Weakness" in text
+    assert ("It declines 0 % of the questions that it should keep answering" in text) == (kind == "ga")
+
+
+def value(low, middle, high, better="lower"):
+    return {"value": middle, "low": low, "high": high, "better": better, "n": 10}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reference", "kind", "words"),
+    [
+        ((0.8, 0.9, 1.0), (0.2, 0.3, 0.4), (0.25, 0.3, 0.35), "strength", "no more than that is left"),
+        ((0.8, 0.9, 1.0), (0.0, 0.1, 0.2), (0.25, 0.3, 0.35), "strength", "give away"),
+        ((0.8, 0.9, 1.0), (0.5, 0.6, 0.7), (0.25, 0.3, 0.35), "weakness", "part of them is still there"),
+        ((0.8, 0.9, 1.0), (0.8, 0.9, 1.0), (0.25, 0.3, 0.35), "weakness", "they are still there"),
+        ((0.2, 0.3, 0.4), (0.2, 0.3, 0.4), (0.25, 0.3, 0.35), "open", "no clear drop"),
+        ((0.8, 0.9, 1.0), (0.2, 0.3, 0.4), None, "strength", "no retrained reference"),
+        ((0.8, 0.9, 1.0), (0.7, 0.8, 0.9), None, "weakness", "nothing shows that they were forgotten"),
+        (None, (0.2, 0.3, 0.4), None, "open", "was not measured"),
+    ],
+)
+def test_the_verdict_on_forgetting_follows_from_the_intervals(before, after, reference, kind, words):
+    roles = {"before": before, "after": after, "retrained reference": reference}
+    found = verdict({role: {"forget_rouge_l": value(*v)} for role, v in roles.items() if v})
+    assert found[0].kind == kind
+    assert words in found[0].text
+
+
+def test_a_value_that_is_no_finite_number_counts_as_none():
+    assert entry({"after": {"a": {"value": float("nan")}}}, "after", "a") is None
+    assert entry({"after": {"a": {"value": True}}}, "after", "a") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"items": {}, "summary": []}', '{"items": {"forget": 3}, "summary": {}}']
+)
+def test_a_damaged_evaluation_is_the_users_to_mend(content, make_run):
+    folder = make_run()
+    (folder / "evaluation/after.json").write_text(content)
+    with pytest.raises(InputError, match=r"after\.json: not an evaluation"):
+        render_report(folder)
+
+
+def test_a_run_of_another_command_is_refused(make_run, change_json):
+    folder = make_run()
+    change_json(folder / "run.json", lambda r: r | {"command": "teach"})
+    with pytest.raises(InputError, match="a run of 'amends teach'"):
+        render_report(folder)
+
+
+def test_half_a_character_is_shown_as_a_sign():
+    assert visible("a\ud800b") == "a⟨U+D800⟩b"
+    assert visible("a\nb") == "a␊b" and visible("a\nb", lines=True) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0, "0 %"), (0.001, "under 1 %"), (0.5, "50 %"), (0.999, "over 99 %"), (1, "100 %")]
+)
+def test_a_share_is_never_rounded_to_none_or_all(share, words):
+    assert percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0, "0.000"), (0.1234, "0.123"), (1e-7, "1.0e-07"), (31.25, "31.2"), (12345.6, "12,346")]
+)
+def test_numbers_keep_three_digits_that_count(value, words):
+    assert number(value) == words

@@ -1,0 +1,170 @@
+"""One run from the command line to its folder, on a tiny random model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from amends.io.atomic import check_manifest
+from amends.io.run import FIELDS, read_run
+from amends.lm.load import load, weights_sha256
+from amends.unlearn import flat
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+
+
+def rows(num, town="town"):
+    return [
+        {
+            "id": f"a{i}",
+            "question": f"Where was {i} born?",
+            "answer": f"In {town} {i}.",
+            "perturbed_answer": ["Up.", "Out."],
+        }
+        for i in range(num)
+    ]
+
+
+def write(file, records):
+    file.write_text("".join(json.dumps(row) + "\n" for row in records))
+    return file
+
+
+@pytest.fixture
+def forget(tmp_path):
+    return write(tmp_path / "forget.jsonl", rows(4))
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def test_a_run_folder_has_every_file_and_plain_peft_gives_the_digest(tmp_path, tiny_model, other_model, forget, amends):
+    out, retain = tmp_path / "runs" / "first", write(tmp_path / "retain.jsonl", rows(3, "city"))
+    options = ["--reference", other_model, "--retain-eval", retain, "--epochs", 2, "--batch-size", 2, "--eval-rows", 3]
+    code, stdout, err = amends("unlearn", "flat", "--model", tiny_model, "--forget", forget, "--out", out, *options)
+    assert code == 0, err
+    assert stdout.strip() == ""
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert there >= {
+        "run.json",
+        "forget.jsonl",
+        "history.jsonl",
+        "report.html",
+        "manifest.json",
+        "model/README.md",
+        "model/adapter_model.safetensors",
+        "model/tokenizer_config.json",
+        "evaluation/before.json",
+        "evaluation/after.json",
+        "evaluation/reference.json",
+    }
+    assert check_manifest(out) == []
+    record = read_run(out)
+    assert record.keys() == FIELDS.keys()
+    assert record["data"]["forget"]["kept"] == 4
+    assert record["start"].keys() == {"v_f", "v_e"}
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
+    assert history[0].keys() >= {"epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "learning_rate"}
+    found = {role: read(out / "evaluation" / f"{role}.json") for role in ("before", "after", "reference")}
+    assert {role: evaluation["role"] for role, evaluation in found.items()} == {role: role for role in found}
+    assert len({evaluation["suite"] for evaluation in found.values()}) == 1
+    assert len({evaluation["weights"] for evaluation in found.values()}) == 3
+    assert found["after"]["weights"] == record["weights"]["after"]
+    assert [len(found["after"]["items"][name]) for name in ("forget", "retain", "general")] == [3, 3, 3]
+    assert found["after"]["summary"]["forget_quality_ks"]["value"] is not None
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out / "model")
+    assert weights_sha256(plain) == record["weights"]["after"] != record["weights"]["before"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forget.jsonl", "retain.jsonl", "runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first"]
+
+
+@pytest.mark.parametrize("method", ["flat", "ga"])
+def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_model, forget, amends, method):
+    out = tmp_path / "run"
+    options = ["--epochs", 1, "--lora-rank", 0, "--eval-rows", 0]
+    code, _, err = amends("unlearn", method, "--model", tiny_model, "--forget", forget, "--out", out, *options)
+    assert code == 0, err
+    assert weights_sha256(AutoModelForCausalLM.from_pretrained(out / "model")) == read_run(out)["weights"]["after"]
+    assert not (out / "evaluation").exists()
+
+
+def test_a_recipe_says_what_the_command_line_does_not(tmp_path, tiny_model, forget, amends):
+    recipe = tmp_path / "flat.yaml"
+    recipe.write_text(f"model: {tiny_model}\nforget: {forget}\ndivergence: tv\neval_rows: 0\nepochs: 3\n")
+    code, _, err = amends("unlearn", "flat", "--config", recipe, "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0, err
+    config = read_run(tmp_path / "run")["config"]
+    assert (config["divergence"], config["epochs"], config["forget"]) == ("tv", 1, str(forget))
+
+
+def test_evaluations_of_the_same_model_and_questions_are_taken_over(tmp_path, tiny_model, forget, amends):
+    options = ["unlearn", "flat", "--model", tiny_model, "--forget", forget, "--epochs", 1, "--eval-rows", 2]
+    assert amends(*options, "--out", tmp_path / "a")[0] == 0
+    again = ["--evaluations", tmp_path / "a" / "evaluation"]
+    code, _, err = amends(*options, *again, "--out", tmp_path / "b")
+    assert code == 0
+    assert "taken from there" in err
+    files = [tmp_path / name / "evaluation" / "before.json" for name in "ab"]
+    assert read(files[0]) == read(files[1])
+    code, _, err = amends(*options, *again, "--eval-rows", 1, "--out", tmp_path / "c")
+    assert code == 0
+    assert "evaluating anew" in err
+
+
+def test_dictionaries_from_python_leave_everything_in_memory(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load(tiny_model)
+    kept = rows(2, "city")
+    result = flat.run(
+        loaded.model,
+        rows(3),
+        processing_class=loaded.tokenizer,
+        templates=["No idea."],
+        retain=kept,
+        retain_eval=kept,
+        epochs=1,
+        eval_rows=2,
+    )
+    assert result.out is None
+    assert result.history[0].keys() >= {"loss", "v_e", "v_f", "retain_nll"}
+    assert len(result.evaluations["after"]["items"]["retain"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ascent_lowers_the_probability_and_stops_where_told(tmp_path, tiny_model, forget, amends):
+    out = tmp_path / "run"
+    options = ["--epochs", 20, "--learning-rate", 0.05, "--lora-rank", 0, "--eval-rows", 0, "--stop-v-f", 1e-3]
+    code, _, err = amends("unlearn", "ga", "--model", tiny_model, "--forget", forget, "--out", out, *options)
+    assert code == 0, err
+    record = read_run(out)
+    assert record["stopped"].startswith("v_f = ")
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert len(history) < 20
+    assert "v_e" not in history[0]
+
+
+def test_rows_left_out_are_counted_with_their_reasons(tmp_path, tiny_model, amends):
+    data = rows(3)
+    data[1]["answer"] = " "
+    data.append(rows(1)[0] | {"id": "long", "answer": "x" * 5000})
+    forget = write(tmp_path / "forget.jsonl", data)
+    options = ["--epochs", 1, "--eval-rows", 0, "--skip-bad-rows"]
+    words = ["--model", tiny_model, "--forget", forget, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "flat", *words, *options)
+    assert code == 0, err
+    about = read_run(tmp_path / "run")["data"]["forget"]
+    assert (about["rows"], about["kept"]) == (4, 2)
+    assert [row["where"].rpartition(":")[2] for row in about["dropped"]] == ["2", "4"]
+    assert ["is empty" in about["dropped"][0]["reason"], "tokens" in about["dropped"][1]["reason"]] == [True, True]
+
+
+def test_the_package_of_methods_imports_no_torch_until_it_is_asked():
+    code = "import sys, amends.unlearn as u; assert 'torch' not in sys.modules; u.FLATTrainer, u.GATrainer, u.flat.run"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    with pytest.raises(ImportError):
+        from amends.unlearn import nothing  # noqa: F401

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from amends.lm.load import weights_sha256
+from amends.verbs.teach import read_taught
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "data.jsonl"
+    rows = [
+        {"id": i, "author": i // 3, "question": f"Where was {i} born?", "answer": f"In town {i}."} for i in range(6)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_taught_adapter_loads_with_plain_peft_and_gives_the_digest(tmp_path, tiny_model, data, amends):
+    out = tmp_path / "taught"
+    code, _, err = amends("teach", "--model", tiny_model, "--data", data, "--out", out, "--epochs", 5)
+    assert code == 0, err
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["probability"] > history[0]["probability"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out)
+    assert weights_sha256(model) == record(out)["weights"]["after"]
+    assert record(out)["weights"]["before"] != record(out)["weights"]["after"]
+    assert amends("verify", out)[0] == 0
+
+
+def test_rows_counts_by_group_and_says_what_was_left_out(tmp_path, tiny_model, data, amends):
+    pairs = read_taught(str(data), 2, "author")
+    assert [pair.id for pair in pairs.kept] == ["0", "1", "3", "4"]
+    assert [row.reason for row in pairs.dropped] == ["beyond --rows 2"] * 2
+    out = tmp_path / "taught"
+    options = ["--data", data, "--rows", 1, "--epochs", 1]
+    assert amends("teach", "--model", tiny_model, *options, "--out", out)[0] == 0
+    about = record(out)["data"][str(data)]
+    assert (about["rows"], about["kept"], len(about["dropped"])) == (6, 2, 4)
+    code, _, err = amends("teach", "--model", tiny_model, *options, "--group-by", "town", "--out", tmp_path / "b")
+    assert code == 2
+    assert 'data.jsonl:1: no column "town"' in err
+
+
+@pytest.mark.parametrize("options", [[], ["--save-dtype", "bfloat16"], ["--lora-rank", 0]])
+def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends, options):
+    for name in ("a", "b", "c"):
+        seed = 1 if name == "c" else 0
+        words = [
+            "--model",
+            tiny_model,
+            "--data",
+            data,
+            "--epochs",
+            2,
+            "--seed",
+            seed,
+            *options,
+            "--out",
+            tmp_path / name,
+        ]
+        assert amends("teach", *words)[0] == 0
+    digests = [record(tmp_path / name)["weights"]["after"] for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+    assert amends("verify", tmp_path / "a")[0] == 0
+
+
+def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_model, data, amends):
+    out = tmp_path / "full"
+    words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--lora-rank", 0]
+    assert amends("teach", *words, "--out", out)[0] == 0
+    assert weights_sha256(AutoModelForCausalLM.from_pretrained(out)) == record(out)["weights"]["after"]
+    assert "library_name: transformers" in (out / "README.md").read_text()

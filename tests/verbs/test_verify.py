@@ -1,0 +1,136 @@
+import json
+
+import pytest
+
+from amends.io.atomic import write_json
+
+
+def lines(out):
+    """What was checked, and the word for it."""
+    return {line[19:].partition(":")[0]: line[:18].strip() for line in out.splitlines()}
+
+
+@pytest.fixture
+def forget(tmp_path):
+    file = tmp_path / "forget.jsonl"
+    rows = [{"id": f"a{i}", "question": f"Where was {i} born?", "answer": f"In town {i}."} for i in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, forget, amends):
+    options = ["--model", tiny_model, "--forget", forget, "--epochs", 1, "--eval-rows", 2]
+    code, _, err = amends("unlearn", "flat", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def test_a_run_just_made_holds(run, amends):
+    code, out, _ = amends("verify", run)
+    assert code == 0
+    found = lines(out)
+    assert set(found.values()) == {"holds"}
+    assert list(found) == [
+        "manifest",
+        "forget records",
+        "weights before",
+        "weights after",
+        "summary before",
+        "summary after",
+        "after, asked again",
+    ]
+    assert "absolute tolerance 0.001, perplexity 1%" in out
+    assert "asked again" not in amends("verify", run, "--quick")[1]
+
+
+def test_a_changed_weight_is_named(run, amends):
+    file = run / "model" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1  # lowest byte of the last float32
+    file.write_bytes(data)
+    code, out, _ = amends("verify", run, "--quick")
+    assert code == 1
+    assert {what for what, word in lines(out).items() if word != "holds"} == {"manifest", "weights after"}
+    assert "model/adapter_model.safetensors changed" in out
+
+
+def test_an_edited_metric_is_named(run, amends):
+    file = run / "evaluation" / "after.json"
+    evaluation = json.loads(file.read_text())
+    evaluation["summary"]["forget_probability"]["value"] += 0.5
+    write_json(file, evaluation)
+    code, out, _ = amends("verify", run)
+    assert code == 1
+    wrong = {what for what, word in lines(out).items() if word == "does not hold"}
+    assert wrong == {"manifest", "summary after", "after, asked again"}
+    assert out.count("forget_probability") == 2
+
+
+def test_an_edited_answer_with_its_summary_is_found_by_asking_again(run, amends):
+    file = run / "evaluation" / "after.json"
+    evaluation = json.loads(file.read_text())
+    for item in evaluation["items"]["text"]:
+        item["nats"] *= 1.1
+    write_json(file, evaluation)
+    code, out, _ = amends("verify", run)
+    assert code == 1
+    assert lines(out)["after, asked again"] == "holds"  # the stored summary was not touched
+    assert lines(out)["summary after"] == "does not hold"
+
+
+def test_an_edited_forget_file_is_named(run, forget, amends):
+    forget.write_text(forget.read_text().replace("In town 2.", "In town 9."))
+    code, out, _ = amends("verify", run)
+    assert code == 1
+    wrong = {what for what, word in lines(out).items() if word == "does not hold"}
+    assert wrong == {"forget records", "after, asked again"}
+    assert "a2 new or changed" in out
+
+
+def test_an_edited_list_of_records_is_named(run, amends):
+    file = run / "forget.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    code, out, _ = amends("verify", run, "--quick")
+    assert code == 1
+    assert {what for what, word in lines(out).items() if word != "holds"} == {"manifest", "forget records"}
+
+
+def test_a_faulty_forget_file_does_not_hold_and_one_that_is_gone_cannot_be_checked(run, forget, amends):
+    forget.write_text("{")
+    code, out, _ = amends("verify", run, "--quick")
+    assert (code, lines(out)["forget records"]) == (1, "does not hold")
+    forget.unlink()
+    code, out, _ = amends("verify", run)
+    assert code == 0
+    assert {what for what, word in lines(out).items() if word == "cannot be checked"} == {
+        "forget records",
+        "after, asked again",
+    }
+
+
+def test_another_model_before_does_not_hold_and_a_missing_one_cannot_be_checked(run, tmp_path, amends, other_model):
+    code, out, _ = amends("verify", run, "--quick", "--model", other_model)
+    assert (code, lines(out)["weights before"]) == (1, "does not hold")
+    code, out, _ = amends("verify", run, "--quick", "--model", tmp_path / "nowhere")
+    assert (code, lines(out)["weights before"]) == (0, "cannot be checked")
+
+
+def test_what_was_given_from_python_cannot_be_checked(tmp_path, tiny_model, amends):
+    from amends.lm.load import load
+    from amends.unlearn import ga
+
+    loaded = load(tiny_model)
+    rows = [{"question": "Where?", "answer": "Here."}]
+    ga.run(loaded.model, rows, processing_class=loaded.tokenizer, out=tmp_path / "run", epochs=1, eval_rows=1)
+    code, out, _ = amends("verify", tmp_path / "run")
+    assert code == 0
+    wrong = {what for what, word in lines(out).items() if word == "cannot be checked"}
+    assert wrong == {"forget records", "weights before", "after, asked again"}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, amends):
+    code, out, err = amends("verify", tmp_path)
+    assert (code, out) == (2, "")
+    assert "amends: error:" in err
+    assert "not a run folder" in err
