@@ -84,7 +84,10 @@ def test_the_text_rows_are_long_enough_and_distinct():
 
 def test_the_tofu_slices_are_the_two_last_and_the_eighteen_first_authors():
     forget, retain = read(TOFU / "forget.jsonl"), read(TOFU / "retain.jsonl")
-    assert [r["id"] for r in forget] == list(range(3960, 4000)) and [r["id"] for r in retain] == list(range(360))
+    assert [r["id"] for r in forget] == list(range(3960, 4000))
+    assert [r["id"] for r in retain] == [i for i in range(360) if i % 20 < 10]
+    kept, measured = read(TOFU / "retain_train.jsonl"), read(TOFU / "retain_eval.jsonl")
+    assert [r["id"] % 20 for r in measured] == [2, 7] * 18 and sorted(kept + measured, key=lambda r: r["id"]) == retain
     for row in forget + retain:
         assert set(row) == {
             "id",
@@ -105,7 +108,7 @@ def test_the_tofu_slices_are_the_two_last_and_the_eighteen_first_authors():
 
 def test_the_tofu_slices_equal_the_official_rows(shared):
     full = read_gz(shared / "data/tofu/tofu_full.jsonl.gz")
-    for name, rows in (("forget", full[3960:]), ("retain", full[:360])):
+    for name, rows in (("forget", full[3960:]), ("retain", [r for r in full[:360] if r["id"] % 20 < 10])):
         assert {r["perturbed_origin"] for r in rows} == {"tofu"}
         assert read(TOFU / f"{name}.jsonl") == [without(r, "perturbed_origin") for r in rows]
     for name in ("real_authors", "world_facts"):

@@ -1,6 +1,7 @@
 """Greedy answers for many prompts at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from amends.lm.load import autocast
 
 
 def generate(
-    model: torch.nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     *,
@@ -36,7 +37,7 @@ def generate(
     -------
     list of str : in the order of `prompts`, without control tokens.
     """
-    settings = GenerationConfig(
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +66,9 @@ def load(name: str | Path, *, trainable: bool = False) -> Loaded:
             f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
             "(model.save_pretrained does) and give the folder."
         )
-    raise InputError(f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file.")
+    raise InputError(
+        f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
+    )
 
 
 def _resolve(name: str) -> Path | None:
@@ -73,7 +77,9 @@ def _resolve(name: str) -> Path | None:
         package, _, file = name.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(package) if package.isidentifier() else None
         if found is None or found.origin is None:
-            raise InputError(f"{name}: the Python package {package!r} is not installed. Install it: pip install {package}")
+            raise InputError(
+                f"{name}: the Python package {package!r} is not installed. Install it: pip install {package}"
+            )
         path = (Path(found.origin).parent / file).resolve()
         if not path.is_relative_to(Path(found.origin).parent.resolve()) or not path.exists():
             raise InputError(f"{name}: the package {package!r} has no file {file!r}.")
@@ -96,7 +102,9 @@ def _checked_folder(name: str, folder: Path) -> Path:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{config}: not valid JSON ({error}).") from None
     if "auto_map" in settings:
-        raise InputError(f"{name}: this model brings its own code (auto_map in config.json), which amends does not run.")
+        raise InputError(
+            f"{name}: this model brings its own code (auto_map in config.json), which amends does not run."
+        )
     _refuse_pickles(name, folder, "model*.safetensors")
     return folder
 
@@ -107,7 +115,9 @@ def _refuse_pickles(name: str, folder: Path, wanted: str) -> None:
     if not found:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
         there = f" It holds {pickles[0]}, a pickle, which can run code when it is opened." if pickles else ""
-        raise InputError(f"{name}: no safetensors weights here.{there} Save the model with save_pretrained (safetensors).")
+        raise InputError(
+            f"{name}: no safetensors weights here.{there} Save the model with save_pretrained (safetensors)."
+        )
     for file in found:
         check_safetensors(file)
 
@@ -134,7 +144,7 @@ def _load_plain(name: str, source: str, **where: Any) -> Loaded:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True, dtype=_weights_dtype(), **where
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -173,7 +183,8 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
             model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise InputError(
-            f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} It was made for another model."
+            f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
+            "It was made for another model."
         ) from None
     tokenizer = base.tokenizer
     if (folder / "tokenizer_config.json").exists():
@@ -192,7 +203,7 @@ def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
     return wrapped
 
 
-def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
     """Write what plain `transformers` (full weights) or plain `peft` (adapter) loads: safetensors, config, tokenizer.
 
     An adapter's folder also says which base weights it belongs to, so that it is never put on others unnoticed.
@@ -245,7 +256,7 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -263,8 +274,11 @@ class quiet:
     def __enter__(self) -> None:
         self.verbosity = transformers_logging.get_verbosity()
         self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity(transformers_logging.ERROR)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # The bar of the GGUF reader listens to none of the above.
+        self.stderr = redirect_stderr(io.StringIO())
+        self.stderr.__enter__()
         self.filters = warnings.catch_warnings()
         self.filters.__enter__()
         # peft asks transformers by a name that is going to change; nothing that a user can mend.
@@ -272,6 +286,7 @@ class quiet:
 
     def __exit__(self, *_: object) -> None:
         self.filters.__exit__(None, None, None)
+        self.stderr.__exit__(None, None, None)
         transformers_logging.set_verbosity(self.verbosity)
         if self.bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

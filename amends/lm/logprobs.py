@@ -1,21 +1,24 @@
 """Log-probabilities of answers: the candidate answers of a prompt share one packed row, so the prompt is read once.
 
-A row is [padding | prompt | answer 0 | answer 1 ... | padding]. Each answer sees the prompt and itself, nothing else, and
-its positions continue the prompt's. Prompts are padded on the left, so the answers of every row start in the same column
-and logits are computed for the last columns only.
+A row is [padding | prompt | answer 0 | answer 1 ... | padding]. Each answer sees the prompt and itself, nothing else,
+and its positions continue the prompt's. Prompts are padded on the left, so the answers of every row start in the same
+column and logits are computed for the last columns only.
 
 Shapes: B rows, T tokens, A answer tokens of a row (all its answers, padded), V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from amends.io.errors import InputError
 from amends.lm.pairs import Encoded
 
 PROMPT, PADDING = -1, -2
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class PackedRow(NamedTuple):
@@ -48,8 +51,8 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict : input_ids (B, T), position_ids (B, T), segment (B, T): -1 prompt, k = answer k, -2 padding; num_answer_columns
-        is the width A of the answers' part, as a (B,) tensor so that it travels through any data loader.
+    dict : input_ids (B, T), position_ids (B, T), segment (B, T): -1 prompt, k = answer k, -2 padding;
+        num_answer_columns is the width A of the answers' part, as a (B,) tensor so that any data loader passes it on.
 
     Raises
     ------
@@ -86,7 +89,7 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 def block_mask(segment_BT: Tensor) -> Tensor:
     """Who sees whom: bool (B, 1, T, T), True where the row's token may look at the column's.
 
-    Causal; everybody sees the prompt; an answer sees only itself; padding sees only itself, so that no softmax is empty.
+    Causal; all see the prompt; an answer sees only itself; padding sees only itself, so that no softmax is empty.
     """
     query, key = segment_BT[:, :, None], segment_BT[:, None, :]
     causal = torch.ones(segment_BT.shape[1], segment_BT.shape[1], dtype=torch.bool, device=segment_BT.device).tril()
@@ -108,7 +111,7 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     # One column more than the answers: the last prompt column predicts each answer's first token.
     logits_BAV = model(
         input_ids=input_ids,
-        attention_mask=_as_attention_mask(model, block_mask(segment)),
+        attention_mask=_attention_masks(model, block_mask(segment), batch["position_ids"]),
         position_ids=batch["position_ids"],
         logits_to_keep=num_answer_columns + 1,
         use_cache=False,
@@ -119,19 +122,43 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     # A token is predicted by the column before it, but an answer's first token by the last prompt column (column 0).
     column_A = torch.arange(num_answer_columns, device=segment.device)
     source_BA = torch.where(first_BA, torch.zeros_like(column_A), column_A)
-    logp_BAV = torch.log_softmax(logits_BAV.float(), dim=-1)
-    row_B1 = torch.arange(len(input_ids), device=segment.device)[:, None]
-    logp_BA = logp_BAV[row_B1, source_BA, target_BA]
+    # Row by row, so that the float32 copy of the logits is one row's and not the batch's.
+    logp_BA = torch.stack(
+        [
+            -cross_entropy(logits_AV[source_A].float(), target_A, reduction="none")
+            for logits_AV, source_A, target_A in zip(logits_BAV, source_BA, target_BA, strict=True)
+        ]
+    )
     return AnswerLogprobs(logp_BA.masked_fill(answer_BA == PADDING, 0.0), answer_BA)
 
 
-def _as_attention_mask(model: nn.Module, allowed: Tensor) -> Tensor:
-    """SDPA takes the boolean mask as it is; other implementations add the mask to the scores."""
-    inner = getattr(model, "module", model)
-    if getattr(inner.config, "_attn_implementation", None) == "sdpa":
-        return allowed
-    zero = torch.zeros((), dtype=inner.dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(inner.dtype).min)
+def _attention_masks(model: nn.Module, allowed_B1TT: Tensor, position_BT: Tensor) -> Tensor | dict[str, Tensor]:
+    """What a model takes as `attention_mask`: one mask, or one for each kind of its layers.
+
+    Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
+    is given in full takes the place of the model's own, window and all.
+    """
+    inner: Any = getattr(model, "module", model)
+    config = inner.config.get_text_config()
+    window: int = getattr(config, "sliding_window", None) or 0
+    kinds = set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
+    if unknown := kinds - {FULL, SLIDING}:
+        raise InputError(
+            f"{config.model_type}: its layers of the kind {', '.join(sorted(unknown))} carry more from token to token "
+            "than an attention mask can part. Choose a model with full or sliding attention."
+        )
+    masks = {FULL: allowed_B1TT}
+    if SLIDING in kinds:
+        distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
+        masks[SLIDING] = allowed_B1TT & (distance_BTT < window)[:, None]
+    if config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
+        zero = torch.zeros((), dtype=inner.dtype, device=allowed_B1TT.device)
+        masks = {kind: torch.where(mask, zero, torch.finfo(inner.dtype).min) for kind, mask in masks.items()}
+    return (
+        {kind: masks[kind] for kind in kinds}
+        if getattr(config, "layer_types", None) and SLIDING in kinds
+        else masks[kinds.pop()]
+    )
 
 
 def masked_mean(values_BA: Tensor, mask_BA: Tensor) -> Tensor:

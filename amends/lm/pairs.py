@@ -111,7 +111,9 @@ def read_pairs(
                 found = [_pair(row, number, columns)]
             for pair in found:
                 if pair.id in seen_ids:
-                    raise InputError(f"{row.where}: id {pair.id!r} was used before, at {seen_ids[pair.id]}. Ids must be unique.")
+                    raise InputError(
+                        f"{row.where}: id {pair.id!r} was used before, at {seen_ids[pair.id]}. Ids must be unique."
+                    )
         except InputError as error:
             if not skip_bad_rows:
                 raise
@@ -167,8 +169,9 @@ def _find_shape(row: Row) -> tuple[str, str]:
                 "Rename it or name yours with --question-column and --answer-column."
             )
     raise InputError(
-        f"{row.where}: no known columns (found: {', '.join(row.data) or 'none'}). Needed: question and answer, prompt and "
-        "completion, instruction and output, messages, or text; or name yours with --question-column and --answer-column."
+        f"{row.where}: no known columns (found: {', '.join(row.data) or 'none'}). Needed: question and answer, prompt "
+        "and completion, instruction and output, messages, or text; or name yours with --question-column and "
+        "--answer-column."
     )
 
 
@@ -179,21 +182,26 @@ def _text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise InputError(f'{row.where}: column "{column}" holds {type(value).__name__}, expected text.')
     if not value.strip():
-        raise InputError(f'{row.where}: column "{column}" is empty. Fill it, or leave such rows out with --skip-bad-rows.')
+        raise InputError(
+            f'{row.where}: column "{column}" is empty. Fill it, or leave such rows out with --skip-bad-rows.'
+        )
     return value.strip()
 
 
 def _split_messages(row: Row) -> tuple[list[Message], str]:
     messages = row.data["messages"]
     well_formed = isinstance(messages, list | tuple) and all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
     )
     if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise InputError(
-            f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer to forget."
+            f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer."
         )
     if not messages[-1]["content"].strip():
-        raise InputError(f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows.")
+        raise InputError(
+            f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows."
+        )
     return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"].strip()
 
 
@@ -209,7 +217,7 @@ def _cut_text(
     starts = [s for s in range(0, len(spans), window) if len(spans) - s > prefix_tokens]
     if not starts:
         raise InputError(
-            f"{row.where}: the text has {len(spans)} tokens; {prefix_tokens} go to the prefix and none is left to forget. "
+            f"{row.where}: the text has {len(spans)} tokens; {prefix_tokens} go to the prefix, none is left to forget. "
             "Lower --prefix-tokens."
         )
     identity = row.data.get("id", row.where)
@@ -232,11 +240,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
     InputError : the chat template does not keep an assistant's text.
     """
     if isinstance(prompt, str):
-        # The answer continues the text; only what replaces it (a template answer) would end the turn, so none is closed.
+        # The answer continues the text and goes on after its last token, so no end is taught or forgotten.
         start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         return [Encoded(start + plain_ids(tokenizer, prompt), plain_ids(tokenizer, answer)) for answer in answers]
     if tokenizer.chat_template is None:
-        text = "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
+        text = (
+            "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
+        )
         start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         ids = start + plain_ids(tokenizer, text)
         return [Encoded(ids, [*plain_ids(tokenizer, " " + answer), *_eos(tokenizer)]) for answer in answers]
@@ -263,7 +273,7 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
     marked = [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)]
-    rest = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+    rest = str(tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False))
     ids = []
     for i, message in enumerate(messages):
         before, mark, rest = rest.partition(_MARK.format(i))
@@ -278,7 +288,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if tokenizer.chat_template is None:
         return _eos(tokenizer)
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK.format(0)}]
-    rendered = tokenizer.apply_chat_template(turn, tokenize=False)
+    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
     ids = tokenizer(rendered.partition(_MARK.format(0))[2].lstrip(), add_special_tokens=False)["input_ids"]
     return ids[:1] if ids and ids[0] in tokenizer.get_added_vocab().values() else _eos(tokenizer)
 

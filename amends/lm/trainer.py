@@ -17,7 +17,6 @@ from amends.io.errors import InputError
 from amends.lm.load import device, precision
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack
 
-
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -29,7 +28,7 @@ class TrainRow(NamedTuple):
 
 
 class KeyedRows(Dataset[list[TrainRow]]):
-    """Samples whose random draws depend on (seed, epoch, sample) alone: not on batch size, order, processes or resume."""
+    """Samples whose random draws depend on (seed, epoch, sample) alone: not on batches, order, processes or resume."""
 
     def __init__(self, num_samples: int, draw: Any, seed: int) -> None:
         self.num_samples, self.draw, self.seed, self.epoch = num_samples, draw, seed, 0
@@ -70,7 +69,9 @@ class AnswerTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: Any, args: Any, num_samples: int, processing_class: PreTrainedTokenizerBase, **kwargs: Any):
+    def __init__(
+        self, model: Any, args: Any, num_samples: int, processing_class: PreTrainedTokenizerBase, **kwargs: Any
+    ):
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
         self._sums: dict[str, list[Tensor]] = {}
@@ -122,7 +123,9 @@ class AnswerTrainer(Trainer):
         """Add the means of the method's values since the last log."""
         if "loss" in logs:
             for name, parts in self._sums.items():
-                total = torch.stack([torch.cat(parts).sum(), torch.tensor(float(sum(map(len, parts))), device=parts[0].device)])
+                total = torch.stack(
+                    [torch.cat(parts).sum(), torch.tensor(float(sum(map(len, parts))), device=parts[0].device)]
+                )
                 total = self.accelerator.reduce(total, "sum")
                 logs[name] = (total[0] / total[1]).item()
             self._sums.clear()
@@ -145,7 +148,7 @@ class StopOnNonFinite(TrainerCallback):
 
 def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -> Arguments:
     """Arguments with the house's defaults: every step logged, nothing sent anywhere, the best safe precision."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "bf16": precision() == "bfloat16",
         "dataloader_pin_memory": device().type == "cuda",
         "logging_steps": 1,

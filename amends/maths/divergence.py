@@ -25,8 +25,8 @@ class Divergence(NamedTuple):
 def _lambert_w(x: Tensor) -> Tensor:
     """Principal branch of w e^w = x for x > 0, by five Halley steps from log(1 + x); exact to float precision there.
 
-    torch has no differentiable LambertW; autograd through the last step gives the derivative, because a Halley step at a
-    fixed point depends on x exactly as the root does.
+    torch has no differentiable LambertW; autograd through the last step gives the derivative, because a Halley step at
+    a fixed point depends on x exactly as the root does.
     """
     w = torch.log1p(x)
     for _ in range(5):

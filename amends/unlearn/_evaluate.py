@@ -1,4 +1,4 @@
-"""Ask a model everything the audit needs, once: one forward pass for all answers of a question, one for its own words."""
+"""Ask a model everything the audit needs, once: one forward pass for all answers of a question, and its own words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +25,7 @@ CHOICE_SETS = ("real_authors", "world_facts")
 BUILT_IN = Path(__file__).parent.parent / "data"
 TOKENS_PER_PASS = 4096
 TEXT_TOKENS = 256
+FORGET_ROWS = 400
 
 
 class Choice(NamedTuple):
@@ -51,7 +52,9 @@ class Suite:
         """Digest of every question, answer and setting: equal digests mean comparable numbers."""
         return sha256_json(
             {
-                "questions": {name: [asdict(p) | {"where": ""} for p in pairs] for name, pairs in self.questions.items()},
+                "questions": {
+                    name: [asdict(p) | {"where": ""} for p in pairs] for name, pairs in self.questions.items()
+                },
                 "choices": self.choices,
                 "texts": self.texts,
                 "templates": self.templates,
@@ -76,11 +79,12 @@ def build_suite(
     sets : dict
         Files or dictionaries for "retain", "real_authors", "world_facts"; None where there is none.
     rows : int, default 100
-        Most questions of each set and of each built-in slice, evenly spread over it.
+        Most questions of each set and of each built-in slice, evenly spread over it. The forget set is asked whole, up
+        to FORGET_ROWS.
     max_new_tokens : int, default 64
         Longest answer that is generated.
     """
-    questions = {"forget": spread(list(forget), rows)}
+    questions = {"forget": spread(list(forget), FORGET_ROWS)}
     for name, source in sets.items():
         if source is not None:
             found = read_rows(source) if isinstance(source, str | Path) else rows_of(source, name)
@@ -195,7 +199,9 @@ def _likelihoods(
                 "id": pair.id,
                 "question": pair.question,
                 "answer": pair.answer,
-                "probability": float(normalised_probability(np.array([answer]), wrong)[0]) if relative else float(np.exp(answer)),
+                "probability": float(normalised_probability(np.array([answer]), wrong)[0])
+                if relative
+                else float(np.exp(answer)),
                 "truth_ratio": float(truth_ratio(wrong, right, "geo")[0]) if compared else None,
                 "truth_ratio_arith": float(truth_ratio(wrong, right, "arith")[0]) if compared else None,
             }
@@ -228,11 +234,16 @@ def _answers(
 
 
 def _zero_shot(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, choices: Sequence[Choice], advance: Callable[[int], None]
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    choices: Sequence[Choice],
+    advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     """Pick the choice with the highest log-probability per character after the context, without a chat template."""
     rows = [
-        PackedRow(encode(tokenizer, c.context, ["a"])[0].prompt, [plain_ids(tokenizer, f" {text}") for text in c.choices])
+        PackedRow(
+            encode(tokenizer, c.context, ["a"])[0].prompt, [plain_ids(tokenizer, f" {text}") for text in c.choices]
+        )
         for c in choices
     ]
     found = []

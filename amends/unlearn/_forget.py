@@ -63,6 +63,8 @@ class ForgetTrainer(AnswerTrainer):
     """
 
     args: ForgetConfig
+    model: torch.nn.Module
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class ForgetTrainer(AnswerTrainer):
         self._batch_v_f = torch.zeros(())
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
         if args.stop_v_f is not None:
-            self.add_callback(StopWhenForgotten(self))
+            self.add_callback(StopWhenForgotten(self, args.stop_v_f))
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """The forget row, with what the method puts beside it, and a retain row where there are any."""
@@ -151,18 +153,19 @@ class ForgetTrainer(AnswerTrainer):
 class StopWhenForgotten(TrainerCallback):
     """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is."""
 
-    def __init__(self, trainer: ForgetTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: ForgetTrainer, limit: float) -> None:
+        self.trainer, self.limit = trainer, limit
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the batch first, which is free, then at all rows."""
-        limit = self.trainer.args.stop_v_f
         batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
-        if batch > limit:
+        if batch > self.limit:
             return
         v_f = self.trainer.forget_means()["v_f"]
-        if v_f <= limit:
-            self.trainer.stopped = f"v_f = {v_f:.3f} over all forget rows, at most {limit:g}, at step {state.global_step}"
+        if v_f <= self.limit:
+            self.trainer.stopped = (
+                f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {state.global_step}"
+            )
             control.should_training_stop = True
 
 
@@ -176,8 +179,9 @@ def start_warnings(start: Mapping[str, float]) -> list[str]:
         )
     if start.get("v_e", 1.0) < TEMPLATE_TOO_LOW:
         texts.append(
-            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will hardly "
-            "move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its own words."
+            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will "
+            "hardly move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its "
+            "own words."
         )
     return texts
 
@@ -207,8 +211,8 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit
     for pair, row in zip(pairs, rows, strict=True):
         if (length := len(row.prompt) + len(row.answers[0])) > limit:
             raise InputError(
-                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length and "
-                "the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
+                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "
+                "and the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
             )
     return rows
 

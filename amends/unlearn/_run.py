@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,17 +44,24 @@ DATA_OPTIONS = ("forget", "retain", "retain_eval", "real_authors", "world_facts"
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
 
 # The options that all methods share, each described once.
-ModelOption = Annotated[str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")]
-ForgetOption = Annotated[str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")]
+ModelOption = Annotated[
+    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+]
+ForgetOption = Annotated[
+    str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")
+]
 OutOption = Annotated[Path, typer.Option(help="Run folder to make; must not exist.")]
 RetainOption = Annotated[str | None, typer.Option(help="Rows to keep, as one extra loss term.")]
 RetainWeightOption = Annotated[float, typer.Option(help="Weight of that term.", min=0)]
 ReferenceOption = Annotated[str | None, typer.Option(help="Model retrained without the forget data, to compare with.")]
-RetainEvalOption = Annotated[str | None, typer.Option(help="Questions of the same kind that should be answered as before.")]
+RetainEvalOption = Annotated[
+    str | None, typer.Option(help="Questions of the same kind that should be answered as before.")
+]
 RealAuthorsOption = Annotated[str | None, typer.Option(help="TOFU's real-author questions.")]
 WorldFactsOption = Annotated[str | None, typer.Option(help="TOFU's world-fact questions.")]
 EvaluationsOption = Annotated[
-    Path | None, typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse.")
+    Path | None,
+    typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse."),
 ]
 QuestionColumnOption = Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")]
 AnswerColumnOption = Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")]
@@ -62,15 +69,18 @@ SkipOption = Annotated[bool, typer.Option(help="Leave faulty rows out and count 
 PrefixOption = Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)]
 ContinuationOption = Annotated[int, typer.Option(help="Plain text: tokens of each continuation to forget.", min=1)]
 MaxLengthOption = Annotated[int, typer.Option(help="Most tokens of a prompt with one answer.", min=2)]
-RankOption = Annotated[int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)]
+RankOption = Annotated[
+    int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)
+]
 RateOption = Annotated[float, typer.Option(help="Learning rate.", min=0)]
 EpochsOption = Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)]
 BatchOption = Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)]
 AccumulationOption = Annotated[int, typer.Option(help="Batches summed up before each step.", min=1)]
 StopOption = Annotated[
-    float | None, typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1)
+    float | None,
+    typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
 ]
-EvalRowsOption = Annotated[int, typer.Option(help="Most questions of each set in the evaluation; 0 evaluates nothing.", min=0)]
+EvalRowsOption = Annotated[int, typer.Option(help="Most questions of each set to keep; 0 evaluates nothing.", min=0)]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
 
@@ -190,7 +200,9 @@ def run_unlearning(
         limit = context_limit(loaded.model, args.max_length)
         forget = read_data(request.forget, request, tokenizer, limit)
         retain = read_data(request.retain, request, tokenizer, limit) if request.retain else None
-        encode_rows(tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit)  # stop here, before the long part
+        encode_rows(
+            tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit
+        )  # stop here, before the long part
         suite = suite_of(request, forget, templates) if request.eval_rows else None
         for row in forget.dropped:
             say(f"left out {row.where}: {row.reason}")
@@ -236,7 +248,8 @@ def run_unlearning(
                 command=f"unlearn {method}",
                 config=recorded(options),
                 seed=args.seed,
-                data={"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {}),
+                data={"forget": about(request.forget, forget)}
+                | ({"retain": about(request.retain, retain)} if retain else {}),
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
@@ -253,7 +266,9 @@ def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) 
     assert result.out is not None
     with new_folder(result.out) as folder:
         write_json(folder / "run.json", record)
-        write_jsonl(folder / "forget.jsonl", ({"id": p.id, "where": p.where, "sha256": record_sha256(p)} for p in forget.kept))
+        write_jsonl(
+            folder / "forget.jsonl", ({"id": p.id, "where": p.where, "sha256": record_sha256(p)} for p in forget.kept)
+        )
         write_jsonl(folder / "history.jsonl", result.history)
         for role, evaluation in result.evaluations.items():
             write_json(folder / "evaluation" / f"{role}.json", evaluation)
@@ -272,7 +287,7 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
         return loaded if tokenizer is None else loaded._replace(tokenizer=tokenizer)
     if tokenizer is None:
         raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = str(inner.config.name_or_path or type(inner).__name__)
     return Loaded(model, tokenizer, name, name)
 
@@ -315,7 +330,9 @@ def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | No
             recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             same = (recorded["weights"], recorded["suite"]) == (weights_sha256(loaded.model), suite.sha256())
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
-            raise InputError(f"{file}: not an evaluation ({error}). Leave --evaluations out to evaluate anew.") from None
+            raise InputError(
+                f"{file}: not an evaluation ({error}). Leave --evaluations out to evaluate anew."
+            ) from None
         if same:
             say(f"same weights and questions as recorded in {file}: taken from there")
             return recorded

@@ -150,7 +150,13 @@ class FLATTrainer(ForgetTrainer):
         if not self.templates or not all(isinstance(t, str) and t.strip() for t in self.templates):
             raise InputError("templates: at least one answer is needed, and none may be empty.")
         super().__init__(
-            model, args, train_dataset, processing_class, retain_dataset=retain_dataset, peft_config=peft_config, **kwargs
+            model,
+            args,
+            train_dataset,
+            processing_class,
+            retain_dataset=retain_dataset,
+            peft_config=peft_config,
+            **kwargs,
         )
 
     def forget_row(self, index: int, random_: random.Random) -> PackedRow:
@@ -237,7 +243,14 @@ def run(
     args = configure(FLATConfig, options, **own)
     trainer = partial(FLATTrainer, templates=pool)
     return run_unlearning(
-        "flat", model, request_of(options), args, trainer, templates=pool, processing_class=processing_class, options=options
+        "flat",
+        model,
+        request_of(options),
+        args,
+        trainer,
+        templates=pool,
+        processing_class=processing_class,
+        options=options,
     )
 
 
@@ -263,7 +276,9 @@ def command(
     model: ModelOption,
     forget: ForgetOption,
     out: OutOption,
-    templates: Annotated[str | None, typer.Option(help="Template answers, one a line; default: built-in refusals.")] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Template answers, one a line; default: built-in refusals.")
+    ] = None,
     divergence: Annotated[str, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = "kl",
     retain: RetainOption = None,
     retain_weight: RetainWeightOption = 1.0,
@@ -280,7 +295,9 @@ def command(
     batch_size: BatchOption = 8,
     accumulation: AccumulationOption = 1,
     max_length: MaxLengthOption = 1024,
-    template_warmup_steps: Annotated[int, typer.Option(help="First steps that only teach the templates by NLL.", min=0)] = 0,
+    template_warmup_steps: Annotated[
+        int, typer.Option(help="First steps that only teach the templates by NLL.", min=0)
+    ] = 0,
     reduction: Annotated[
         Literal["answer", "official"], typer.Option(help="official reproduces the averaging of the authors' code.")
     ] = "answer",

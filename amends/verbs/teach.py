@@ -6,7 +6,6 @@ those pairs, everything else equal.
 
 import random
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,12 +17,11 @@ from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
-from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import Row, read_rows
+from amends.io.tables import read_rows
 from amends.lm.load import load, save_model, weights_sha256
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
+from amends.lm.pairs import Pair, read_pairs
 from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
 from amends.unlearn._forget import context_limit, encode_rows
 from amends.unlearn._run import about, prepare
@@ -53,10 +51,6 @@ def command(
     model: Annotated[
         str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
     ],
-    rows: Annotated[
-        int | None, typer.Option(help="Use only the first rows of each group of --group-by.", min=1)
-    ] = None,
-    group_by: Annotated[str, typer.Option(help="Column that --rows counts by.")] = "author",
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 8,
     learning_rate: Annotated[
         float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)
@@ -72,7 +66,7 @@ def command(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     started, console = time.time(), Console(stderr=True)
-    found = {file: read_taught(file, rows, group_by) for file in data}
+    found = {file: read_pairs(read_rows(file)) for file in data}
     pairs = [pair for file in found for pair in found[file].kept]
     loaded = load(model, trainable=True)
     before_sha256 = weights_sha256(loaded.model)
@@ -127,21 +121,3 @@ library_name: {library}
 ---
 Taught {rows} question-answer pairs by `amends teach`; `run.json` holds the command, seed, versions and digests.
 """
-
-
-def read_taught(file: str, rows: int | None, group_by: str) -> Pairs:
-    """Pairs of a file, or of the first `rows` rows of each group in it; the other rows count as left out."""
-    if rows is None:
-        return read_pairs(read_rows(file))
-    kept, beyond, seen = list[Row](), list[Dropped](), Counter[str]()
-    for row in read_rows(file):
-        if group_by not in row.data:
-            raise InputError(f'{row.where}: no column "{group_by}" to count --rows by. Name one with --group-by.')
-        group = str(row.data[group_by])
-        seen[group] += 1
-        if seen[group] <= rows:
-            kept.append(row)
-        else:
-            beyond.append(Dropped(row.where, f"beyond --rows {rows}"))
-    pairs = read_pairs(kept)
-    return Pairs(pairs.kept, [*pairs.dropped, *beyond])

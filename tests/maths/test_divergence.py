@@ -117,6 +117,6 @@ def test_float32_is_close_to_float64(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'chi'.*unknown.*kl, tv, js"):
+    with pytest.raises(ValueError, match=r"'chi'.*unknown.*kl, tv, js"):
         divergence_named("chi")
     assert divergence_named("kl") is DIVERGENCES["kl"]

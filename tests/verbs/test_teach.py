@@ -5,7 +5,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from amends.lm.load import weights_sha256
-from amends.verbs.teach import read_taught
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -36,21 +35,6 @@ def test_a_taught_adapter_loads_with_plain_peft_and_gives_the_digest(tmp_path, t
     assert amends("verify", out)[0] == 0
 
 
-def test_rows_counts_by_group_and_says_what_was_left_out(tmp_path, tiny_model, data, amends):
-    pairs = read_taught(str(data), 2, "author")
-    assert [pair.id for pair in pairs.kept] == ["0", "1", "3", "4"]
-    assert [row.reason for row in pairs.dropped] == ["beyond --rows 2"] * 2
-    out = tmp_path / "taught"
-    options = ["--data", data, "--rows", 1, "--epochs", 1]
-    assert amends("teach", "--model", tiny_model, *options, "--out", out)[0] == 0
-    about = record(out)["data"][str(data)]
-    assert (about["rows"], about["kept"], len(about["dropped"])) == (6, 2, 4)
-    code, _, err = amends("teach", "--model", tiny_model, *options, "--group-by", "town", "--out", tmp_path / "b")
-    assert code == 2
-    assert 'data.jsonl:1: no column "town"' in err
-
-
-@pytest.mark.parametrize("options", [[], ["--save-dtype", "bfloat16"], ["--lora-rank", 0]])
 def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends, options):
     for name in ("a", "b", "c"):
         seed = 1 if name == "c" else 0

@@ -1,0 +1,201 @@
+"""A packed row says of each answer what a pass over that answer alone says."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from amends.io.errors import InputError
+from amends.lm import logprobs
+from amends.lm.load import add_lora
+from amends.lm.logprobs import (
+    PADDING,
+    PROMPT,
+    AnswerLogprobs,
+    PackedRow,
+    answer_logprobs,
+    block_mask,
+    masked_mean,
+    pack,
+)
+from amends.lm.pairs import Encoded
+
+from .conftest import FAMILIES, VOCAB, tiny
+
+
+def some_rows(seed: int = 0, count: int = 4) -> list[PackedRow]:
+    """Rows with prompts of 3 to 9 tokens and one to three answers of 1 to 8."""
+    draw = random.Random(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [draw.randrange(1, VOCAB) for _ in range(draw.randint(low, high))]
+
+    return [PackedRow(tokens(3, 9), [tokens(1, 8) for _ in range(draw.randint(1, 3))]) for _ in range(count)]
+
+
+def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+    """Log-probabilities of one answer from a plain, unpadded pass."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+    return logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer]
+
+
+def packed(model: Any, rows: list[PackedRow]) -> AnswerLogprobs:
+    with torch.no_grad():
+        return answer_logprobs(model, pack(rows, pad_id=0))
+
+
+def largest_difference(model: Any, rows: list[PackedRow]) -> float:
+    out = packed(model, rows)
+    pairs = [
+        (out.logp_BA[i][out.mask(k)[i]], alone(model, row.prompt, answer))
+        for i, row in enumerate(rows)
+        for k, answer in enumerate(row.answers)
+    ]
+    return max((here - there).abs().max().item() for here, there in pairs)
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_packed_row_equals_separate_passes(family: str, attention: str | None) -> None:
+    assert largest_difference(tiny(family, attention), some_rows()) < 1e-5
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_without_the_block_mask_the_same_comparison_fails(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def causal_only(segment: Tensor, *_: Any) -> Tensor:
+        return torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril().expand(len(segment), 1, -1, -1)
+
+    monkeypatch.setattr(logprobs, "block_mask", causal_only)
+    assert largest_difference(tiny(family), some_rows()) > 1e-2
+
+
+def test_with_an_adapter_a_packed_row_equals_separate_passes() -> None:
+    model = add_lora(tiny("llama"), rank=2).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    assert largest_difference(model, some_rows()) < 1e-5
+
+
+def test_gradients_agree_with_separate_passes() -> None:
+    model, rows = tiny("llama"), some_rows()
+    out = answer_logprobs(model, pack(rows, 0))
+    masked_mean(out.logp_BA, out.mask(0)).sum().backward()
+    here = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for row in rows:
+        ids = row.prompt + row.answers[0]
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        start, end = len(row.prompt) - 1, len(ids) - 1
+        logits.log_softmax(-1)[range(start, end), row.answers[0]].mean().backward()
+    for mine, parameter in zip(here, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=2e-5, rtol=1e-4)
+
+
+LLAMA = tiny("llama")
+TOKENS = st.integers(1, VOCAB - 1)
+ROW = st.builds(
+    PackedRow,
+    st.lists(TOKENS, min_size=1, max_size=10),
+    st.lists(st.lists(TOKENS, min_size=1, max_size=8), min_size=1, max_size=3),
+)
+
+
+def values(out: AnswerLogprobs, row: int) -> Tensor:
+    return out.logp_BA[row][out.answer_BA[row] != PADDING]
+
+
+@given(st.lists(ROW, min_size=2, max_size=5))
+@settings(max_examples=25)
+def test_what_else_is_in_the_batch_never_changes_a_value(rows: list[PackedRow]) -> None:
+    together = packed(LLAMA, rows)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(values(together, i), values(packed(LLAMA, [row]), 0), atol=1e-5, rtol=0)
+
+
+@given(ROW, st.integers(0, 20), st.integers(0, 20), st.integers(0, VOCAB - 1))
+@settings(max_examples=25)
+def test_padding_of_any_length_and_token_never_changes_a_value(row: PackedRow, left: int, right: int, pad: int) -> None:
+    wide = PackedRow([1] * (len(row.prompt) + left), [[1] * (sum(map(len, row.answers)) + right)])
+    with torch.no_grad():
+        padded = answer_logprobs(LLAMA, pack([row, wide], pad))
+    torch.testing.assert_close(values(padded, 0), values(packed(LLAMA, [row]), 0), atol=1e-5, rtol=0)
+
+
+@given(ROW)
+@settings(max_examples=25)
+def test_mean_probability_lies_between_the_geometric_mean_and_one(row: PackedRow) -> None:
+    out = packed(LLAMA, [row])
+    for k in range(len(row.answers)):
+        v = masked_mean(out.logp_BA.exp(), out.mask(k)).item()
+        assert math.exp(masked_mean(out.logp_BA, out.mask(k)).item()) <= v + 1e-6
+        assert v <= 1 + 1e-6
+
+
+def test_a_uniform_model_gives_one_over_the_vocabulary() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    out = packed(model, some_rows())
+    v_B = masked_mean(out.logp_BA.exp(), out.mask(0))
+    torch.testing.assert_close(v_B, torch.full_like(v_B, 1 / VOCAB))
+
+
+def test_pack_lays_rows_out_as_written_by_hand() -> None:
+    batch = pack([PackedRow([5, 6], [[7, 8], [9]]), PackedRow([1, 2, 3], [[4]])], pad_id=0)
+    assert batch["input_ids"].tolist() == [[0, 5, 6, 7, 8, 9], [1, 2, 3, 4, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 0, 0]]
+    assert batch["segment"].tolist() == [
+        [PADDING, PROMPT, PROMPT, 0, 0, 1],
+        [PROMPT, PROMPT, PROMPT, 0, PADDING, PADDING],
+    ]
+    assert batch["num_answer_columns"].tolist() == [3, 3]
+
+
+def test_the_mask_lets_an_answer_see_the_prompt_and_itself() -> None:
+    seen = block_mask(torch.tensor([[PADDING, PROMPT, 0, 0, 1, PADDING]]))[0, 0].int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_padding_gets_log_probability_zero_and_belongs_to_no_answer() -> None:
+    out = packed(LLAMA, [PackedRow([1], [[2]]), PackedRow([1], [[2, 3, 4]])])
+    assert out.logp_BA[0, 1:].tolist() == [0, 0]
+    assert out.answer_BA[0].tolist() == [0, PADDING, PADDING]
+
+
+def test_an_empty_prompt_is_refused_with_its_row() -> None:
+    with pytest.raises(ValueError, match=r"rows \[1\] have an empty prompt"):
+        pack([PackedRow([1], [[2]]), PackedRow([], [[2]])], 0)
+
+
+def test_masked_mean_divides_by_the_marked_tokens_and_names_rows_without() -> None:
+    numbers = torch.tensor([[1.0, 3.0, 100.0], [5.0, 100.0, 100.0]])
+    marks = torch.tensor([[True, True, False], [True, False, False]])
+    assert masked_mean(numbers, marks).tolist() == [2, 5]
+    with pytest.raises(ValueError, match=r"rows \[0\] have no answer token"):
+        masked_mean(numbers, torch.tensor([[False] * 3, [True] * 3]))
+
+
+def test_packed_row_takes_the_prompt_of_the_first_encoding() -> None:
+    assert logprobs.packed_row([Encoded([1, 2], [3]), Encoded([1, 2], [4, 5])]) == PackedRow([1, 2], [[3], [4, 5]])
+
+
+def test_layers_that_no_mask_can_part_are_refused() -> None:
+    model = tiny("qwen2")
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(InputError, match="qwen2: its layers of the kind linear_attention"):
+        packed(model, some_rows())

@@ -1,0 +1,153 @@
+"""The base trainer: what a step costs depends on its samples, never on how they are cut into batches."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from amends.io.errors import InputError
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
+from amends.lm.trainer import AnswerTrainer, KeyedRows, TrainRow, training_arguments
+
+from .conftest import VOCAB, tiny
+
+NUM_SAMPLES = 16
+
+
+class Teacher(AnswerTrainer):
+    """NLL of a random answer; keeps what it drew."""
+
+    drawn: list[tuple[int, tuple[int, ...]]]
+    scale = 1.0
+
+    def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
+        answer = [random_.randrange(1, VOCAB) for _ in range(random_.randint(1, 6))]
+        self.__dict__.setdefault("drawn", []).append((index, tuple(answer)))
+        prompt = [1 + index % (VOCAB - 1)] * (1 + index % 5)
+        rows = [TrainRow(PackedRow(prompt, [answer]))]
+        return [*rows, TrainRow(PackedRow(prompt, [[3]]), is_retain=True)] if index % 2 else rows
+
+    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        nll_B = -masked_mean(out.logp_BA, out.mask(0)) * self.scale
+        return nll_B[~is_retain_B], {"p": torch.exp(-nll_B[~is_retain_B])}
+
+
+def train(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: type[Teacher] = Teacher, **settings: Any) -> Teacher:
+    callbacks = settings.pop("callbacks", None)
+    args = training_arguments(
+        TrainingArguments, str(folder), **({"learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True} | settings)
+    )
+    trainer = kind(tiny("llama"), args, NUM_SAMPLES, tokenizer, callbacks=callbacks)
+    trainer.train()
+    return trainer
+
+
+def steps(trainer: Teacher) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "mean_loss" in entry]
+
+
+def test_eight_by_one_is_four_by_two_is_one_by_eight(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    runs = [
+        train(
+            tmp_path,
+            tokenizer,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            num_train_epochs=3,
+        )
+        for size in (8, 4, 1)
+    ]
+    assert [len(steps(run)) for run in runs] == [6, 6, 6]
+    for other in runs[1:]:
+        for name in ("loss", "mean_loss", "p", "grad_norm"):
+            here, there = ([entry[name] for entry in steps(run)] for run in (runs[0], other))
+            assert here == pytest.approx(there, rel=2e-4, abs=1e-5), name
+        for mine, theirs in zip(runs[0].model.parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=0)
+
+
+def test_the_logged_loss_is_the_mean_over_the_samples_of_the_step(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    run = train(tmp_path, tokenizer, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=1)
+    for entry in steps(run):
+        assert entry["loss"] == pytest.approx(entry["mean_loss"], abs=1e-4)
+
+
+def test_draws_depend_on_seed_epoch_and_row_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    one = train(tmp_path, tokenizer, per_device_train_batch_size=8, num_train_epochs=2)
+    other = train(tmp_path, tokenizer, per_device_train_batch_size=2, num_train_epochs=2)
+    other_seed = train(tmp_path, tokenizer, per_device_train_batch_size=8, num_train_epochs=2, seed=1)
+    epochs = [dict(one.drawn[:NUM_SAMPLES]), dict(one.drawn[NUM_SAMPLES:])]
+    assert all(len(epoch) == NUM_SAMPLES for epoch in epochs)
+    assert epochs == [dict(other.drawn[:NUM_SAMPLES]), dict(other.drawn[NUM_SAMPLES:])]
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != dict(other_seed.drawn[:NUM_SAMPLES])
+
+
+def test_a_resumed_training_draws_and_ends_as_an_unbroken_one(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    whole = train(tmp_path, tokenizer, **settings)
+    args = training_arguments(
+        TrainingArguments, str(tmp_path), learning_rate=1e-2, use_cpu=True, disable_tqdm=True, **settings
+    )
+    resumed = Teacher(tiny("llama", seed=5), args, NUM_SAMPLES, tokenizer)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    for mine, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+
+
+def test_rows_are_keyed_by_seed_epoch_and_index() -> None:
+    def draw(index: int, random_: random.Random) -> Any:
+        return index, random_.random()
+
+    rows, again, other = KeyedRows(3, draw, 0), KeyedRows(3, draw, 0), KeyedRows(3, draw, 1)
+    assert len(rows) == 3
+    assert rows[2] == rows[2] == again[2]
+    assert rows[2] != other[2]
+    first = rows[2]
+    rows.set_epoch(1)
+    assert rows[2] != first
+
+
+class Broken(Teacher):
+    scale = float("nan")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_saves_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(InputError, match=r"mean_loss is nan at step 1.*nothing was saved.*--learning-rate"):
+        train(tmp_path, tokenizer, Broken, per_device_train_batch_size=8, save_strategy="steps", save_steps=1)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= 2
+
+
+def test_callbacks_of_the_user_are_heard(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    run = train(tmp_path, tokenizer, per_device_train_batch_size=4, num_train_epochs=5, callbacks=[Stop()])
+    assert run.state.global_step == 2
+
+
+def test_a_trainer_without_draw_or_losses_says_so(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    args = training_arguments(TrainingArguments, str(tmp_path), use_cpu=True)
+    trainer = AnswerTrainer(tiny("llama"), args, NUM_SAMPLES, tokenizer)
+    with pytest.raises(TypeError, match=r"which rows a sample has \(draw\)"):
+        trainer.draw(0, random.Random(0))
+    with pytest.raises(TypeError, match=r"has no loss \(losses\)"):
+        trainer.losses(AnswerLogprobs(torch.zeros(1, 1), torch.zeros(1, 1)), torch.zeros(1, dtype=torch.bool))
+
+
+def test_the_houses_defaults_give_way_to_what_is_asked(tmp_path: Path) -> None:
+    args = training_arguments(TrainingArguments, str(tmp_path))
+    assert (args.logging_steps, args.weight_decay, args.report_to, str(args.save_strategy.value)) == (1, 0.01, [], "no")
+    assert training_arguments(TrainingArguments, str(tmp_path), weight_decay=0.5).weight_decay == 0.5
