@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -147,7 +148,7 @@ def _load_plain(name: str, source: str, **where: Any) -> Loaded:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source, trust_remote_code=False, use_safetensors=True, dtype=_weights_dtype(), **where
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
     if "gguf_file" in where:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
@@ -181,7 +182,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, UserWarning) as error:
+    except (RuntimeError, ValueError, UserWarning, SafetensorError) as error:
         raise InputError(
             f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
             "It was made for another model."

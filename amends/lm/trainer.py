@@ -37,7 +37,7 @@ class KeyedRows(Dataset[list[TrainRow]]):
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer's data loader at the start of every epoch."""
+        """Called at the start of every epoch, by `TellEpoch`."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> list[TrainRow]:
@@ -75,15 +75,17 @@ class AnswerTrainer(Trainer):
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
         self._sums: dict[str, list[Tensor]] = {}
+        rows = KeyedRows(num_samples, self.draw, args.seed)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=KeyedRows(num_samples, self.draw, args.seed),
+            train_dataset=rows,
             data_collator=Collate(processing_class.pad_token_id),
             processing_class=processing_class,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        self.add_callback(TellEpoch(rows))
         self.add_callback(StopOnNonFinite())
         if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
             self.remove_callback(PrinterCallback)
@@ -130,6 +132,17 @@ class AnswerTrainer(Trainer):
                 logs[name] = (total[0] / total[1]).item()
             self._sums.clear()
         super().log(logs, start_time)
+
+
+class TellEpoch(TrainerCallback):
+    """Tell the rows which epoch it is: accelerate's data loaders do not on several processes or on resuming."""
+
+    def __init__(self, rows: KeyedRows) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Come before the first batch is drawn; a resumed epoch is a fraction here."""
+        self.rows.set_epoch(int(state.epoch))
 
 
 class StopOnNonFinite(TrainerCallback):

@@ -77,7 +77,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_TO_THIS_FOLDER")"""
 
 
 def model_card(
-    run: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], base_model: str, is_adapter: bool
+    run: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], base_model: str | None, is_adapter: bool
 ) -> str:
     """Write the card of an unlearned model.
 
@@ -87,8 +87,9 @@ def model_card(
         The record in run.json.
     summaries : dict
         Role (before, after, reference) to the summary of its evaluation; may be empty.
-    base_model : str
-        What the weights stand on. Named in the header, which the hub reads, only if it looks like a hub id.
+    base_model : str or None
+        What the weights stand on. Named in the header, which the hub reads, only if it looks like a hub id; of a path
+        only its last part is shown, as a card is made to be passed on. None: not known.
     is_adapter : bool
         Whether the folder holds a PEFT adapter or whole weights.
 
@@ -97,16 +98,18 @@ def model_card(
     str : Markdown with a YAML header. None of the texts to forget is in it.
     """
     method = run["command"].removeprefix("unlearn ")
+    hub_id = base_model if base_model and HUB_ID.fullmatch(base_model) else None
     header = ModelCardData(
-        base_model=base_model if HUB_ID.fullmatch(base_model) else None,
+        base_model=hub_id,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["machine-unlearning", "amends", code_word(method)],
+        tags=["unlearning", "machine-unlearning", "amends", code_word(method)],
+        unlearned_from={"weights_sha256": code_word(run["weights"].get("before", "not recorded"))},
     )
     forget, retain = run["data"].get("forget", {}), run["data"].get("retain")
     return PAGE.format(
         header=f"---\n{header.to_yaml()}\n---",
-        base=plain(base_model),
+        base=plain(hub_id or last_part(base_model)) if base_model else "a model that was given in memory",
         command=code_word(run["command"]),
         version=plain(run["amends"]),
         kept=plain(forget.get("kept", "An unknown number of")),
@@ -143,6 +146,11 @@ def cell(entry: Mapping[str, Any]) -> str:
         return "none"
     low, high = entry.get("low"), entry.get("high")
     return number(entry["value"]) + ("" if low is None or high is None else f" ({number(low)} to {number(high)})")
+
+
+def last_part(path: str) -> str:
+    """Name of a file or folder without where it lies, by the separators of any system."""
+    return next((part for part in reversed(re.split(r"[/\\]", path)) if part), "a model")
 
 
 def plain(value: object) -> str:

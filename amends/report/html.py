@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
@@ -16,8 +16,9 @@ from amends.report._text import number, percent, visible
 from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
 
 ROLES = {"before": "before", "after": "after", "reference": "retrained reference"}
-OPEN_ANSWERS = 8  # shown without a click, of each set
+OPEN_ANSWERS = 12  # shown without a click, of each set
 MOST_ANSWERS = 400  # shown at all, of each set
+MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view
 METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
 GROUPS = {
     "Forgetting": {
@@ -46,13 +47,44 @@ GROUPS = {
         "text_perplexity": "Perplexity of plain text",
     },
 }
+HARM, REFUSED = 0.1, 0.05
+"""From here on a loss of ability (relative) and a rise of refusals (absolute) are called a weakness."""
 SHARES = {"forget_refusal_rate", "retain_refusal_rate", "general_refusal_rate", "zero_shot_accuracy"}
-DIRECTIONS = {"higher": "higher is better ↑", "lower": "lower is better ↓", "reference": "near the reference is better"}
+DIRECTIONS = {
+    "higher": "higher is better ↑",
+    "lower": "lower is better ↓",
+    "reference": "near the reference is better",
+}
 ANSWERS = {
     "forget": ("To forget", "Answer to forget"),
     "retain": ("To keep: questions of the same kind", "Answer to keep"),
     "general": ("Unrelated everyday questions", "Expected answer"),
 }
+
+
+class Axis(NamedTuple):
+    """What a direction of the chart can show; turned: 1 minus the metric."""
+
+    metric: str
+    label: str
+    better: str
+    turned: bool = False
+
+
+UP = (
+    Axis("forget_quality_p", "forget quality, p", "truth ratios more like those of the retrained reference"),
+    Axis(
+        "forget_rouge_l",
+        "1 - ROUGE-L, to forget",
+        "fewer words of the answers to forget (no forget quality: see notes)",
+        True,
+    ),
+)
+ACROSS = (
+    Axis("model_utility_arith", "model utility (kept →)", "more is kept of what should be"),
+    Axis("retain_rouge_l", "ROUGE-L, to keep (kept →)", "more words of the answers to keep"),
+    Axis("general_rouge_l", "ROUGE-L, everyday (kept →)", "more words of everyday answers"),
+)
 
 
 class Column(NamedTuple):
@@ -63,10 +95,11 @@ class Column(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A sentence of the verdict; kind is "strength", "weakness" or "open"."""
+    """A part of the verdict; kind is "strength", "weakness" or "open", short its words in the one-sentence verdict."""
 
     kind: str
     text: str
+    short: str = ""
 
 
 def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
@@ -102,6 +135,7 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             cautions.append(f"{name} was asked other questions than this run: do not compare line by line.")
         columns.append(Column(name, other))
     notes: list[str] = []
+    findings = verdict({column.name: column.evaluation["summary"] for column in columns})
     rows = read_jsonl(run_folder / "history.jsonl") if (run_folder / "history.jsonl").is_file() else []
     return (
         environment()
@@ -110,7 +144,8 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             run=run,
             method=method_name(run),
             model=run["config"].get("model") or "a model given in memory",
-            verdict=verdict({column.name: column.evaluation["summary"] for column in columns}),
+            verdict=findings,
+            in_short=in_short(findings),
             facts=facts(run),
             datasets=[dataset(name, about) for name, about in run["data"].items() if isinstance(about, dict)],
             columns=columns,
@@ -121,6 +156,7 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             roles=[column.name for column in columns],
             cautions=cautions,
             open_answers=OPEN_ANSWERS,
+            sticky=len(columns) <= MOST_STICKY,
         )
     )
 
@@ -169,7 +205,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:
-    """Say in plain words what the numbers say; differences count only where 95 % intervals do not meet."""
+    """Say in plain words what the numbers say; harm counts sooner than benefit (HARM, REFUSED)."""
     if "after" not in summaries:
         text = "Nothing was measured: this run was made without an evaluation. Whether it forgot anything is not known."
         return [Finding("open", text)]
@@ -177,10 +213,28 @@ def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Fi
     found.append(refusals(summaries, "retain_refusal_rate", "questions that it should keep answering"))
     found.append(refusals(summaries, "general_refusal_rate", "unrelated everyday questions"))
     kept = "Of the answers to keep it says {after} of the words (before: {before})"
-    found.append(change(summaries, "retain_rouge_l", kept, percent))
+    short = "says {after} of the words of the answers to keep (before {before})"
+    found.append(change(summaries, "retain_rouge_l", kept, short, percent))
     plain = "Perplexity of plain text went from {before} to {after}"
-    found.append(change(summaries, "text_perplexity", plain, lambda x: f"{x:,.1f}"))
+    short = "reads plain text worse (perplexity {before}, now {after})"
+    found.append(change(summaries, "text_perplexity", plain, short, lambda x: f"{x:,.1f}"))
     return [finding for finding in found if finding]
+
+
+def in_short(findings: Sequence[Finding]) -> str:
+    """Say in one sentence what was forgotten and each harm that is clear, without weighing one against the other."""
+    first, others = findings[0], findings[1:]
+    if not first.short:
+        return first.text
+    harms = [finding.short for finding in others if finding.kind == "weakness"]
+    if harms:
+        *most, last = harms
+        joined = f"{', '.join(most)} and {last}" if most else last
+        return f"{first.short}{'; and' if first.kind == 'weakness' else ', but'} it {joined}."
+    if not others:
+        return f"{first.short}; whether it was harmed was not measured."
+    unclear = any(finding.kind == "open" for finding in others)
+    return f"{first.short}; {'harm is not ruled out' if unclear else 'no clear harm was found in what was asked'}."
 
 
 def forgotten(summaries: Mapping[str, Any]) -> Finding:
@@ -191,16 +245,26 @@ def forgotten(summaries: Mapping[str, Any]) -> Finding:
     text = f"Of the words of the answers to forget, the model says {percent(after['value'])}"
     text += f" (before: {percent(before['value'])})." if before else "; what it said before was not measured."
     less = before is not None and apart(after, before) < 0
+    others = [f"before {percent(before['value'])}"] if before else []
+    others += [f"a model that never saw them {percent(reference['value'])}"] if reference else []
+    short = f"{percent(after['value'])} of the words of the answers to forget" + (
+        f" ({', '.join(others)})" * bool(others)
+    )
     if reference is None:
-        return Finding("strength" if less else "open" if before is None else "weakness", text + unsure(before, after))
+        kind = "strength" if less else "open" if before is None else "weakness"
+        says = "The model still says" if kind == "weakness" else "The model now says"
+        return Finding(kind, text + unsure(before, after), f"{says} {short}")
     text += f" A model that never saw them says {percent(reference['value'])}: "
     if apart(after, reference) > 0:
-        return Finding("weakness", text + ("part of them is still there." if less else "they are still there."))
+        left = "part of them is still there." if less else "they are still there."
+        return Finding("weakness", text + left, f"The model still says {short}")
+    short = f"The model now says {short}"
     if before is not None and not less:
-        return Finding("open", f"{text}no more than that is left, but it was no clear drop either.")
+        return Finding("open", f"{text}no more than that is left, but it was no clear drop either.", short)
     if apart(after, reference) == 0:
-        return Finding("strength", f"{text}no more than that is left.")
-    return Finding("strength", f"{text}it says less than that, and such a gap can itself give away what was removed.")
+        return Finding("strength", f"{text}no more than that is left.", short)
+    gap = "it says less than that, and such a gap can itself give away what was removed."
+    return Finding("strength", f"{text}{gap}", short)
 
 
 def resembles(summaries: Mapping[str, Any]) -> Finding | None:
@@ -211,7 +275,7 @@ def resembles(summaries: Mapping[str, Any]) -> Finding | None:
     p = quality["value"]
     if p < 0.05:
         text = f"A test still tells it from a model retrained without the data (forget quality p = {p:.1g})."
-        return Finding("weakness", text)
+        return Finding("weakness", text, f"can still be told from a retrained model (p = {p:.1g})")
     text = f"A test on {quality.get('n', '?')} questions does not tell it from a model retrained without the data"
     return Finding("strength", f"{text} (forget quality p = {p:.2f}). That is no proof that there is no difference.")
 
@@ -223,20 +287,25 @@ def refusals(summaries: Mapping[str, Any], name: str, what: str) -> Finding | No
         return None
     text = f"It declines {percent(after['value'])} of the {what}"
     text += f" (before: {percent(before['value'])})." if before else "."
-    worse = apart(after, before) > 0 if before else after["value"] >= 0.05
+    worse = after["value"] - (before["value"] if before else 0) >= REFUSED
     kind = "weakness" if worse else "strength" if after["value"] < 0.05 or before else "open"
-    return Finding(kind, text)
+    short = f"declines {percent(after['value'])} of the {what}"
+    short += f" (before {percent(before['value'])})" if before and before["value"] else ""
+    return Finding(kind, text, short)
 
 
-def change(summaries: Mapping[str, Any], name: str, template: str, form: Any) -> Finding | None:
-    """Whether an ability was harmed."""
+def change(summaries: Mapping[str, Any], name: str, long: str, short: str, form: Any) -> Finding | None:
+    """Whether an ability was harmed; `long` and `short` are templates with {before} and {after}."""
     before, after = entry(summaries, "before", name), entry(summaries, "after", name)
     if before is None or after is None:
         return None
-    text = template.format(before=form(before["value"]), after=form(after["value"]))
-    sign = apart(after, before) * (1 if after.get("better") == "higher" else -1)
-    if sign < 0:
-        return Finding("weakness", f"{text}: worse.")
+    values = {"before": form(before["value"]), "after": form(after["value"])}
+    text = long.format(**values)
+    direction = 1 if after.get("better") == "higher" else -1
+    sign = apart(after, before) * direction
+    # Both models had the same questions, so a harm may be real long before the intervals part.
+    if sign < 0 or (after["value"] - before["value"]) * direction < -HARM * abs(before["value"]):
+        return Finding("weakness", f"{text}: worse.", short.format(**values))
     return Finding("strength", f"{text}: {'better' if sign else 'no clear change'}.")
 
 
@@ -339,16 +408,20 @@ def charts(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
     """Title, caption and picture of each chart; without a picture the caption says why."""
     found: list[tuple[str, str, Markup | None]] = []
     if columns:
-        points = list(filter(None, map(point, columns)))
-        if points:
-            text = "Up: truth ratios more like those of the retrained reference. Right: more is kept of what should be."
-            found.append(("Forgetting against keeping", text, Markup(quality_against_utility(points))))
+        up, across = axis(UP, columns), axis(ACROSS, columns)
+        points = [p for c in columns if up and across and (p := point(c, up, across))]
+        if up and across and points:
+            text = f"Up: {up.better}. Right: {across.better}."
+            picture = quality_against_utility(points, up=up.label, across=across.label, log=not up.turned)
+            found.append(("Forgetting against keeping", text, Markup(picture)))
         else:
-            text = "No chart: it needs a retrained reference and three sets of questions to keep (see the footnotes)."
+            text = "No chart: it needs questions to forget, and questions to keep or everyday ones."
             found.append(("Forgetting against keeping", text, None))
         ratios = {c.name: r for c in columns if (r := truth_ratios(c))}
         if ratios:
             text = "The nearer to the retrained reference, the less can be learnt from how likely answers are."
+            if ROLES["reference"] not in ratios:
+                text = "Right of 1 wrong answers are likelier than the right one; on the left the right one is known."
             found.append(("Truth ratios", text, Markup(truth_ratio_distributions(ratios))))
         else:
             text = "No chart: the questions have no wrong answers to compare with (column perturbed_answer)."
@@ -361,14 +434,30 @@ def charts(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
     return found
 
 
-def point(column: Column) -> Point | None:
-    """Find the model's place in the chart of quality against utility."""
-    summary = column.evaluation["summary"]
-    utility, quality = summary.get("model_utility_arith", {}), summary.get("forget_quality_p", {})
-    if not is_number(utility.get("value")) or not is_number(quality.get("value")):
+def axis(choices: Sequence[Axis], columns: Sequence[Column]) -> Axis | None:
+    """Take the first axis that the model of this run, or else any, has a value on."""
+    for few in ([c for c in columns if c.name == ROLES["after"]], columns):
+        for choice in choices:
+            if any(is_number(c.evaluation["summary"].get(choice.metric, {}).get("value")) for c in few):
+                return choice
+    return None
+
+
+def point(column: Column, up: Axis, across: Axis) -> Point | None:
+    """Find the model's place in the chart of forgetting against keeping."""
+    kept, forgot = (column.evaluation["summary"].get(a.metric, {}) for a in (across, up))
+    if not is_number(kept.get("value")) or not is_number(forgot.get("value")):
         return None
-    ends = (utility.get("low"), utility.get("high"))
-    return Point(column.name, utility["value"], quality["value"], ends if all(map(is_number, ends)) else None)
+    (x, x_ends), (y, y_ends) = drawn(kept, across.turned), drawn(forgot, up.turned)
+    return Point(column.name, x, y, x_ends, y_ends)
+
+
+def drawn(e: Mapping[str, Any], turned: bool) -> tuple[float, tuple[float, float] | None]:
+    """Value and interval of a metric, or of 1 minus it."""
+    low, value, high = e.get("low", math.nan), e["value"], e.get("high", math.nan)
+    if low is None or high is None or not (is_number(low) and is_number(high)):
+        return (1 - value if turned else value), None
+    return (1 - value, (1 - high, 1 - low)) if turned else (value, (low, high))
 
 
 def truth_ratios(column: Column) -> list[float]:
@@ -410,8 +499,14 @@ def environment() -> jinja2.Environment:
     )
     made.filters["line"] = lambda value: visible(value) if str(value) else "(empty)"
     made.filters["text"] = text
+    made.filters["unbroken"] = unbroken
     made.filters["slug"] = lambda value: re.sub(r"[^a-z]+", "-", value.lower()).strip("-")
     return made
+
+
+def unbroken(value: str) -> Markup:
+    """Keep a sign on the line of the word before it."""
+    return Markup(re.sub(r" (?=[%↑↓])", "&nbsp;", str(escape(value))))
 
 
 def text(value: object) -> str:

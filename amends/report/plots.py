@@ -49,21 +49,28 @@ STYLE: dict[Any, Any] = {
 
 
 class Point(NamedTuple):
-    """A model in the chart of quality against utility; an interval is (low, high) or None."""
+    """A model in the chart of forgetting against keeping; an interval is (low, high) or None."""
 
     name: str
     utility: float
     quality: float
     utility_interval: tuple[float, float] | None = None
+    quality_interval: tuple[float, float] | None = None
 
 
-def quality_against_utility(points: Sequence[Point]) -> str:
-    """Forget quality (p, log scale) over model utility; up and to the right is better.
+def quality_against_utility(
+    points: Sequence[Point], *, up: str = "forget quality, p", across: str = "model utility (kept →)", log: bool = True
+) -> str:
+    """How much was forgotten over how much was kept; up and to the right is better.
 
     Parameters
     ----------
     points : sequence of Point
-        Shown in this order, each with its own colour and marker. A p below `SMALLEST_P` is drawn there.
+        Shown in this order, each with its own colour and marker. Utilities are shares of 1.
+    up, across : str
+        Names of the two axes.
+    log : bool, default True
+        Quality is the p of a test, on a log scale; one below `SMALLEST_P` is drawn there. Otherwise it is a share of 1.
 
     Returns
     -------
@@ -72,23 +79,28 @@ def quality_against_utility(points: Sequence[Point]) -> str:
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(1, 4.3, len(points))
         for k, point in enumerate(points):
-            quality = max(point.quality, SMALLEST_P)
+            quality = max(point.quality, SMALLEST_P) if log else point.quality
             style: dict[str, Any] = {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "markersize": 9}
-            reach = None
-            if point.utility_interval:
-                low, high = point.utility_interval
-                reach = [[max(0.0, point.utility - low)], [max(0.0, high - point.utility)]]
-            axes.errorbar([point.utility], [quality], xerr=reach, linestyle="none", capsize=4, label=str(k), **style)
-        axes.set_yscale("log")
+            reach: dict[str, Any] = {
+                "xerr": _reach(point.utility, point.utility_interval),
+                "yerr": _reach(quality, point.quality_interval),
+            }
+            axes.errorbar([point.utility], [quality], linestyle="none", capsize=4, label=str(k), **reach, **style)
         axes.set_xlim(0, 1)
-        axes.set_ylim(min([1e-4, *(max(p.quality, SMALLEST_P) / 5 for p in points)]), 3)
-        axes.axhline(0.05, color=FAINT, linewidth=1, linestyle=":")
-        _tick_powers(axes)
-        axes.set_xlabel("model utility (kept →)")
-        axes.set_ylabel("forget quality, p")
+        if log:
+            axes.set_yscale("log")
+            axes.set_ylim(min([1e-4, *(max(p.quality, SMALLEST_P) / 5 for p in points)]), 3)
+            axes.axhline(0.05, color=FAINT, linewidth=1, linestyle=":")
+            _tick_powers(axes)
+        else:
+            axes.set_ylim(0, 1.03)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
         _legend(axes, [point.name for point in points])
-        told = "; ".join(f"{p.name}: utility {p.utility:.3f}, forget quality p {p.quality:.2g}" for p in points)
-        return _svg(figure, "quality", "Forget quality against model utility", f"{told}. The dotted line is p = 0.05.")
+        x, y = across.removesuffix(" (kept →)"), up
+        told = "; ".join(f"{p.name}: {x} {p.utility:.3f}, {y} {p.quality:.2g}" for p in points)
+        line = " The dotted line is p = 0.05." if log else ""
+        return _svg(figure, "quality", "Forgetting against keeping", f"{told}.{line}")
 
 
 def truth_ratio_distributions(values: Mapping[str, Sequence[float]]) -> str:
@@ -163,6 +175,11 @@ def history(rows: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "history", "The run, step by step", f"{'; '.join(told)}; {len(rows)} steps.")
 
 
+def _reach(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
+    """Lengths of an error bar."""
+    return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+
+
 def _drawable(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Take steps and values of a column, without what is no number."""
     pairs = [(row.get("step", k + 1), row.get(key)) for k, row in enumerate(rows)]
@@ -186,7 +203,7 @@ def _tick_powers(axes: Axes) -> None:
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:
     """Above the chart, so that it covers nothing; names are not read as formulas."""
-    handles: list[Any] = [*axes.containers, *axes.lines][: len(names)]
+    handles: list[Any] = [*(c[0] for c in axes.containers), *axes.lines][: len(names)]  # of error bars the marker
     shown = [name if len(name) <= 28 else f"{name[:27]}…" for name in (visible(name) for name in names)]
     legend = axes.legend(handles, shown, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=2.8, borderpad=0.2)
     legend.set_in_layout(len(axes.figure.axes) > 1)  # names that others gave move nothing

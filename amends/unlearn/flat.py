@@ -23,7 +23,7 @@ from amends.io.tables import read_rows
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
 from amends.lm.pairs import encode
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit
 from amends.unlearn._run import (
     AccumulationOption,
     AnswerColumnOption,
@@ -158,6 +158,14 @@ class FLATTrainer(ForgetTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        limit = context_limit(self.model, args.max_length)
+        answers = encode(self.processing_class, self.pairs[0].prompt, self.templates)
+        longest = max(len(row.prompt) for row in self._forget_rows) + max(len(a.answer) for a in answers)
+        if longest > limit:
+            raise InputError(
+                f"templates: the longest prompt with the longest template has {longest} tokens, more than the {limit} "
+                "that fit (--max-length and the model's context). Shorten the templates."
+            )
 
     def forget_row(self, index: int, random_: random.Random) -> PackedRow:
         """The answer to forget and a template drawn for it."""

@@ -39,6 +39,6 @@ def check_untouched(run: Path, place: Path) -> None:
     problems = [problem for problem in check_manifest(run) if problem.file != name]
     if problems:
         raise InputError(
-            f"{run / problems[0].file}: {problems[0].what}, by the run's manifest; a new page must not hide that. Look "
+            f"{run / problems[0].file}: {problems[0].what}, by the run's manifest; a new page must not hide that. Look"
             f" at 'amends verify {run}', or write the page elsewhere with --out."
         )

@@ -74,9 +74,27 @@ def test_a_wide_table_scrolls_by_keyboard(show):
     region = page.locator(".scroll")
     assert region.get_attribute("role") == "region" and region.get_attribute("aria-labelledby")
     region.focus()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(500)  # wait_for_function would need eval, which the page's policy forbids
+    for _ in range(50):  # scrolling is smooth; wait_for_function would need eval, which the page's policy forbids
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(100)
+        if region.evaluate("e => e.scrollLeft"):
+            break
     assert region.evaluate("e => e.scrollLeft") > 0
+
+
+def test_on_a_wide_screen_the_names_of_the_models_stay_in_view(show):
+    page = show(1280)
+    page.evaluate("scrollTo(0, document.querySelector('tbody:last-of-type').getBoundingClientRect().top)")
+    assert page.evaluate("document.querySelector('thead th').getBoundingClientRect().top") == 0
+
+
+def test_on_a_phone_before_and_after_are_seen_together_and_the_meanings_are_below(show):
+    page = show(390)
+    right = page.evaluate("document.querySelector('td.after').getBoundingClientRect().right")
+    assert right <= 390
+    assert not page.locator(".meaning").first.is_visible()
+    page.locator("summary", has_text="What the metrics mean").click()
+    assert page.locator("details.narrow dd").first.is_visible()
 
 
 def test_tab_reaches_everything_in_order_and_focus_can_be_seen(show):
@@ -140,6 +158,16 @@ def test_every_text_has_contrast(scheme, show):
         return [...found] }"""
     )
     assert low == []
+
+
+def test_on_paper_all_answers_are_there_and_nothing_is_dark(show):
+    page = show(color_scheme="dark")
+    hidden = page.locator("details:not([open]) .answers li").first
+    assert not hidden.is_visible()
+    page.emulate_media(media="print")
+    assert hidden.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
 
 
 def test_the_page_prints(show):

@@ -21,7 +21,25 @@ def test_the_header_names_base_library_and_method(run):
     header = header_of(card_of(run))
     assert header["base_model"] == "somebody/small-lm"
     assert header["library_name"] == "peft"
-    assert header["tags"] == ["machine-unlearning", "amends", "flat"]
+    assert header["tags"] == ["unlearning", "machine-unlearning", "amends", "flat"]
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert header["unlearned_from"] == {"weights_sha256": record["weights"]["before"]}
+    assert "language" not in header
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [
+        ("/home/me/secret/model/", "This is model after"),
+        ("C:\\Users\\me\\secret\\model", "This is model after"),
+        ("somebody/small-lm", "This is somebody/small-lm after"),
+        (None, "This is a model that was given in memory after"),
+        ("///", "This is a model after"),
+    ],
+)
+def test_the_card_tells_of_a_path_only_its_last_part(base, shown, run):
+    card = card_of(run, base)
+    assert shown in card and "secret" not in card
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
-from amends.report.html import entry, render_report, verdict
+from amends.report.html import Finding, entry, in_short, render_report, verdict
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -190,10 +190,30 @@ def test_a_missing_set_is_explained_in_a_footnote(make_run, change_json):
     folder = make_run(reference=None)
     text = told(render_report(folder))
     assert "There is no reference, a model trained without the forget rows, to compare with." in text
-    assert "No chart: it needs a retrained reference" in text
+    assert "no forget quality: see notes" in text and "1 - ROUGE-L, to forget" in text
     for file in folder.glob("evaluation/*.json"):
         change_json(file, lambda e: e | {"items": {k: v for k, v in e["items"].items() if k != "retain"}})
     assert "None: no such questions were asked in this run." in told(render_report(folder))
+
+
+@pytest.mark.parametrize(
+    ("absent", "axis"),
+    [
+        ([], "model utility"),
+        (["model_utility_arith"], "ROUGE-L, to keep"),
+        (["model_utility_arith", "retain_rouge_l"], "ROUGE-L, everyday"),
+        (["model_utility_arith", "retain_rouge_l", "general_rouge_l"], None),
+    ],
+)
+def test_forgetting_is_drawn_against_what_was_measured_of_keeping(absent, axis, make_run, change_json):
+    folder = make_run()
+    for file in folder.glob("evaluation/*.json"):
+        change_json(
+            file,
+            lambda e: e | {"summary": {k: v | {"value": None} if k in absent else v for k, v in e["summary"].items()}},
+        )
+    text = told(render_report(folder))
+    assert f"{axis} (kept →)" in text if axis else "No chart: it needs questions to forget, and" in text
 
 
 def test_a_metric_without_value_nor_reason_is_explained_too(make_run, change_json):
@@ -256,6 +276,37 @@ def test_the_verdict_on_forgetting_follows_from_the_intervals(before, after, ref
     found = verdict({role: {"forget_rouge_l": value(*v)} for role, v in roles.items() if v})
     assert found[0].kind == kind
     assert words in found[0].text
+
+
+HARM, GOOD, OPEN = (
+    Finding("weakness", "", "declines"),
+    Finding("strength", "", "declines no more"),
+    Finding("open", ""),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "sentence"),
+    [
+        ("strength", [HARM], "It says 2 %, but it declines."),
+        ("strength", [HARM, GOOD, HARM, HARM], "It says 2 %, but it declines, declines and declines."),
+        ("weakness", [HARM], "It says 2 %; and it declines."),
+        ("strength", [GOOD], "It says 2 %; no clear harm was found in what was asked."),
+        ("strength", [GOOD, OPEN], "It says 2 %; harm is not ruled out."),
+        ("strength", [], "It says 2 %; whether it was harmed was not measured."),
+    ],
+)
+def test_one_sentence_names_every_harm(kind, others, sentence):
+    assert in_short([Finding(kind, "", "It says 2 %"), *others]) == sentence
+
+
+def test_the_sentence_stands_at_the_top_with_the_numbers_of_all_models(run):
+    text = told(render_report(run))
+    lead = text[text.index("The model now says") : text.index("What was asked")]
+    assert re.match(
+        r"The model now says \d+ % of the words of the answers to forget \(before \d+ %, a model that", lead
+    )
+    assert ", but it declines" in lead
 
 
 def test_a_value_that_is_no_finite_number_counts_as_none():

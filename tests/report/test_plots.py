@@ -74,6 +74,13 @@ def test_any_name_can_stand_in_a_legend(name):
     assert any(text.startswith(name[:3]) for text in texts(svg) if text) or not name.isprintable()
 
 
+def test_without_a_test_forgetting_is_a_share_on_a_plain_axis():
+    points = [Point("after", 0.6, 0.9, (0.5, 0.7), (0.8, 0.95))]
+    svg = quality_against_utility(points, up="1 - ROUGE-L", across="everyday", log=False)
+    assert {"1 - ROUGE-L", "everyday", "0.2", "1.0"} <= set(texts(svg))
+    assert "after: everyday 0.600, 1 - ROUGE-L 0.9." in svg and "p = 0.05" not in svg
+
+
 def test_history_of_gradient_ascent_has_one_panel_and_one_line():
     svg = history([{"step": 1, "loss": -1.0, "v_f": 0.9}, {"step": 2, "loss": -2.0, "v_f": 0.4}])
     assert "v_f, answers to forget" in svg and "v_e" not in svg and "axes_2" not in svg

@@ -1,0 +1,250 @@
+"""Models come from safetensors alone; what is saved opens with plain transformers and peft."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amends.io.errors import InputError
+from amends.lm.load import add_lora, base_sha256, check_safetensors, load, quiet, save_model, weights_sha256
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def adapter_of(model: Path, folder: Path) -> Any:
+    """Save an adapter with random weights on a model, and return it."""
+    loaded = load(model)
+    torch.manual_seed(7)
+    adapter = add_lora(loaded.model, rank=2).eval()
+    with torch.no_grad():
+        for name, weight in adapter.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5)
+    save_model(adapter, loaded.tokenizer, folder, str(model))
+    return adapter
+
+
+def test_a_folder_loads_ready_to_use(tiny_model: Path) -> None:
+    loaded = load(tiny_model)
+    assert not loaded.model.training
+    assert loaded.tokenizer.pad_token_id is not None
+    assert (loaded.name, loaded.base) == (str(tiny_model), str(tiny_model))
+
+
+def test_the_canary_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Canary(tmp_path / "sung")))
+    assert (tmp_path / "sung").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.pt"])
+def test_a_pickle_in_a_model_folder_is_refused_unopened(name: str, copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(pickle.dumps(Canary(tmp_path / "sung")))
+    with pytest.raises(InputError, match=r"no safetensors weights here.* a pickle|not a safetensors file"):
+        load(copy)
+    assert not (tmp_path / "sung").exists()
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.pkl"])
+def test_a_pickle_by_itself_is_refused_unopened(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps(Canary(tmp_path / "sung")))
+    with pytest.raises(InputError, match="a pickle can run code"):
+        load(tmp_path / name)
+    assert not (tmp_path / "sung").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_a_pickled_adapter_is_refused_unopened(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter" / name).write_bytes(pickle.dumps(Canary(tmp_path / "sung")))
+    with pytest.raises(InputError, match=r"a pickle"):
+        load(tmp_path / "adapter")
+    assert not (tmp_path / "sung").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", (10**12).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"[]"]
+)
+def test_a_fake_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        check_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("kept", [20, 2000])
+def test_a_cut_download_is_refused(kept: int, copy: Path) -> None:
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"not a safetensors file|could not be loaded"):
+        load(copy)
+
+
+def test_a_cut_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(InputError, match="does not fit its base model"):
+        load(tmp_path / "adapter")
+
+
+def test_code_in_a_model_folder_is_refused_unrun(copy: Path, tmp_path: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "evil.py").write_text(f"open({str(tmp_path / 'sung')!r}, 'w')\nclass Model: pass\n")
+    with pytest.raises(InputError, match="brings its own code"):
+        load(copy)
+    assert not (tmp_path / "sung").exists()
+
+
+def test_a_config_that_is_not_json_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone/model", "a/b/c", "gone.gguf", "~/gone-model"])
+def test_a_missing_folder_is_refused_without_asking_the_hub(name: str) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        load(name)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is not a model"):
+        load(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="not a model"):
+        load(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:no_such_package_/x.gguf", "is not installed"),
+        ("package:os.path/x.gguf", "is not installed"),
+        ("package:json/x.gguf", "has no file"),
+        ("package:json/../os.py", "has no file"),
+    ],
+)
+def test_a_package_gives_only_files_of_its_own(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(name)
+
+
+def test_full_weights_saved_open_with_plain_transformers(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_model)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "saved", str(tiny_model))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(plain), logits(loaded.model))
+    text = "Who? <|im_end|>"
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == loaded.tokenizer(text)["input_ids"]
+    assert weights_sha256(plain) == weights_sha256(loaded.model) == weights_sha256(load(tmp_path / "saved").model)
+
+
+def test_an_adapter_saved_opens_with_plain_peft(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    with quiet():
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(tmp_path / "adapter"))
+    assert torch.equal(logits(plain.eval()), logits(adapter))
+    loaded = load(tmp_path / "adapter")
+    assert torch.equal(logits(loaded.model), logits(adapter))
+    assert loaded.base == str(tiny_model)
+    assert weights_sha256(loaded.model) == weights_sha256(adapter)
+    assert not torch.equal(logits(adapter), logits(load(tiny_model).model))
+
+
+def test_an_adapter_is_trainable_only_when_asked(tiny_model: Path, tmp_path: Path) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+
+    def trainable(model: Any) -> set[str]:
+        return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+    assert not trainable(load(tmp_path / "adapter").model)
+    names = trainable(load(tmp_path / "adapter", trainable=True).model)
+    assert names
+    assert all("lora_" in name for name in names)
+
+
+def test_the_base_below_an_adapter_keeps_its_digest(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    assert base_sha256(adapter) == weights_sha256(load(tiny_model).model)
+
+
+def test_an_adapter_of_other_weights_is_refused(tiny_model: Path, other_model: Path, tmp_path: Path) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(other_model)}))
+    with pytest.raises(InputError, match="made for other weights"):
+        load(tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "amends.json").unlink()
+    model = load(tiny_model)
+    config = type(model.model.config)(**model.model.config.to_dict() | {"hidden_size": 8, "head_dim": 4})
+    type(model.model)(config).save_pretrained(tmp_path / "wider")
+    model.tokenizer.save_pretrained(tmp_path / "wider")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "wider")}))
+    with pytest.raises(InputError, match="does not fit its base model"):
+        load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ('{"peft_type": "LORA"}', "does not name")])
+def test_an_adapter_config_that_is_broken_is_refused(
+    content: str, message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "adapter")
+
+
+def test_the_digest_sees_names_shapes_types_and_bytes() -> None:
+    class Box(torch.nn.Module):
+        def __init__(self, name: str, tensor: torch.Tensor) -> None:
+            super().__init__()
+            self.register_buffer(name, tensor)
+
+    digests = {
+        weights_sha256(Box(name, tensor))
+        for name, tensor in [
+            ("a", torch.zeros(2, 3)),
+            ("b", torch.zeros(2, 3)),
+            ("a", torch.zeros(3, 2)),
+            ("a", torch.zeros(2, 3, dtype=torch.int32)),
+            ("a", torch.full((2, 3), 1e-30)),
+        ]
+    }
+    assert len(digests) == 5
+    assert weights_sha256(Box("a", torch.zeros(2, 3))) in digests
