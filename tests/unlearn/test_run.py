@@ -75,7 +75,7 @@ def test_a_run_folder_has_every_file_and_plain_peft_gives_the_digest(tmp_path, t
     assert len({evaluation["suite"] for evaluation in found.values()}) == 1
     assert len({evaluation["weights"] for evaluation in found.values()}) == 3
     assert found["after"]["weights"] == record["weights"]["after"]
-    assert [len(found["after"]["items"][name]) for name in ("forget", "retain", "general")] == [3, 3, 3]
+    assert [len(found["after"]["items"][name]) for name in ("forget", "retain", "general")] == [4, 3, 3]
     assert found["after"]["summary"]["forget_quality_ks"]["value"] is not None
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out / "model")
     assert weights_sha256(plain) == record["weights"]["after"] != record["weights"]["before"]
