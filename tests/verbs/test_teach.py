@@ -35,6 +35,7 @@ def test_a_taught_adapter_loads_with_plain_peft_and_gives_the_digest(tmp_path, t
     assert amends("verify", out)[0] == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--save-dtype", "bfloat16"], ["--lora-rank", 0]])
 def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends, options):
     for name in ("a", "b", "c"):
         seed = 1 if name == "c" else 0
