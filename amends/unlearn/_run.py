@@ -22,7 +22,7 @@ from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_jso
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
-from amends.lm.load import Loaded, add_lora, load, save_model, weights_sha256
+from amends.lm.load import Loaded, add_lora, load, precision, save_model, weights_sha256
 from amends.lm.pairs import Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar, training_arguments
 from amends.report.card import model_card
@@ -328,7 +328,8 @@ def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | No
     if file and file.exists():
         try:
             recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            same = (recorded["weights"], recorded["suite"]) == (weights_sha256(loaded.model), suite.sha256())
+            asked = (weights_sha256(loaded.model), suite.sha256(), precision())
+            same = (recorded["weights"], recorded["suite"], recorded["precision"]) == asked
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
             raise InputError(
                 f"{file}: not an evaluation ({error}). Leave --evaluations out to evaluate anew."
@@ -336,7 +337,7 @@ def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | No
         if same:
             say(f"same weights and questions as recorded in {file}: taken from there")
             return recorded
-        say(f"{file} is of other weights or questions: evaluating anew")
+        say(f"{file} is of other weights, questions or precision: evaluating anew")
     return evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name)
 
 
