@@ -52,16 +52,19 @@ def load(name: str | Path, *, trainable: bool = False) -> Loaded:
     ------
     InputError : nothing there, pickled weights, code in the model folder, an adapter made for another model.
     """
-    name = str(name)
+    return _load(str(name), trainable, None)
+
+
+def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
     path = _resolve(name)
     if path is None:
-        return _load_plain(name, name)
+        return _load_plain(name, name, tokenizer_folder)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return _load_adapter(name, path, trainable)
     if path.is_dir():
-        return _load_plain(name, str(_checked_folder(name, path)))
+        return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
     if path.suffix == ".gguf":
-        return _load_plain(name, str(path.parent), gguf_file=path.name)
+        return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
     if path.suffix in _PICKLES:
         raise InputError(
             f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
@@ -141,24 +144,37 @@ def check_safetensors(file: Path) -> None:
         )
 
 
-def _load_plain(name: str, source: str, **where: Any) -> Loaded:
+def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: str) -> Loaded:
+    """Load a model; its tokenizer from elsewhere if a folder is named, since reading it from GGUF takes seconds."""
+    keeps_bfloat16 = device().type == "cuda" and precision() == "bfloat16" and not gguf
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+            tokenizer_source, where = (str(tokenizer_folder), {}) if tokenizer_folder else (source, gguf)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False, **where)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=False, use_safetensors=True, dtype=_weights_dtype(), **where
+                source,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype="auto" if keeps_bfloat16 else torch.float32,
+                **gguf,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
-    if "gguf_file" in where:
+    if model.dtype != torch.bfloat16:  # stored in float16, say: float32 holds it exactly, bfloat16 would round it
+        model = model.float()
+    if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
+    return Loaded(model.to(device()).eval(), _with_padding(tokenizer), name, name)
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Loaded(model.to(device()).eval(), tokenizer, name, name)
+    return tokenizer
 
 
 def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
@@ -169,7 +185,8 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
         raise InputError(f"{name}: adapter_config.json cannot be read: {_first_line(error)}") from None
     if not config.base_model_name_or_path:
         raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
-    base = load(config.base_model_name_or_path)
+    own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
+    base = _load(config.base_model_name_or_path, False, own_tokenizer)
     provenance = folder / PROVENANCE
     if provenance.exists():
         expected = json.loads(provenance.read_text(encoding="utf-8"))["base_sha256"]
@@ -187,12 +204,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
             f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
             "It was made for another model."
         ) from None
-    tokenizer = base.tokenizer
-    if (folder / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Loaded(model.to(device()).eval(), tokenizer, name, base.name)
+    return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
 
 
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
@@ -240,9 +252,10 @@ def autocast() -> torch.autocast:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor of a model, in name order.
+    """SHA-256 over name, type, shape and bytes of every tensor of a model, in name order, 16-bit floats as float32.
 
-    A tensor shared under two names counts under both; the result depends neither on the device nor on the file format.
+    A tensor shared under two names counts under both; the result depends neither on the device, nor on the file format,
+    nor on whether bfloat16 or float16 weights were loaded as float32.
     """
     return _tensors_sha256(model.state_dict())
 
@@ -255,14 +268,11 @@ def base_sha256(model: PeftModel) -> str:
 
 def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, stored in sorted(tensors.items()):
+        tensor = stored.float() if stored.dtype in (torch.bfloat16, torch.float16) else stored
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _weights_dtype() -> torch.dtype:
-    return torch.bfloat16 if device().type == "cuda" and precision() == "bfloat16" else torch.float32
 
 
 def _first_line(error: BaseException) -> str:

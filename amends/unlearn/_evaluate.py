@@ -79,8 +79,9 @@ def build_suite(
     sets : dict
         Files or dictionaries for "retain", "real_authors", "world_facts"; None where there is none.
     rows : int, default 100
-        Most questions of each set and of each built-in slice, evenly spread over it. The forget set is asked whole, up
-        to FORGET_ROWS.
+        Most questions of each set, evenly spread over it; of each built-in multiple-choice task five times as many, for
+        they cost little and their mean varies most; of the built-in texts as many. The forget set is asked whole, up to
+        FORGET_ROWS.
     max_new_tokens : int, default 64
         Longest answer that is generated.
     """
@@ -98,8 +99,8 @@ def build_suite(
     texts = [(str(row.data["id"]), row.data["text"]) for row in read_rows(BUILT_IN / "text.jsonl")]
     return Suite(
         questions,
-        [c for task in by_task.values() for c in spread(task, rows)],
-        spread(texts, max(1, rows // 5)),
+        [c for task in by_task.values() for c in spread(task, 5 * rows)],
+        spread(texts, rows),
         tuple(templates),
         max_new_tokens,
     )

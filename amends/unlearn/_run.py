@@ -9,11 +9,10 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-import typer
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -24,7 +23,7 @@ from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.load import Loaded, add_lora, load, precision, save_model, weights_sha256
 from amends.lm.pairs import Pairs, read_pairs, rows_of
-from amends.lm.trainer import Bar, training_arguments
+from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
@@ -36,89 +35,10 @@ from amends.unlearn._forget import (
     start_warnings,
     without_too_long,
 )
+from amends.unlearn._request import Data, Request
 
 console = Console(stderr=True)
-Config = TypeVar("Config", bound=ForgetConfig)
-Data = str | Path | Sequence[Mapping[str, Any]]
-DATA_OPTIONS = ("forget", "retain", "retain_eval", "real_authors", "world_facts")
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
-
-# The options that all methods share, each described once.
-ModelOption = Annotated[
-    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-]
-ForgetOption = Annotated[
-    str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")
-]
-OutOption = Annotated[Path, typer.Option(help="Run folder to make; must not exist.")]
-RetainOption = Annotated[str | None, typer.Option(help="Rows to keep, as one extra loss term.")]
-RetainWeightOption = Annotated[float, typer.Option(help="Weight of that term.", min=0)]
-ReferenceOption = Annotated[str | None, typer.Option(help="Model retrained without the forget data, to compare with.")]
-RetainEvalOption = Annotated[
-    str | None, typer.Option(help="Questions of the same kind that should be answered as before.")
-]
-RealAuthorsOption = Annotated[str | None, typer.Option(help="TOFU's real-author questions.")]
-WorldFactsOption = Annotated[str | None, typer.Option(help="TOFU's world-fact questions.")]
-EvaluationsOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse."),
-]
-QuestionColumnOption = Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")]
-AnswerColumnOption = Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")]
-SkipOption = Annotated[bool, typer.Option(help="Leave faulty rows out and count them, instead of stopping.")]
-PrefixOption = Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)]
-ContinuationOption = Annotated[int, typer.Option(help="Plain text: tokens of each continuation to forget.", min=1)]
-MaxLengthOption = Annotated[int, typer.Option(help="Most tokens of a prompt with one answer.", min=2)]
-RankOption = Annotated[
-    int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)
-]
-RateOption = Annotated[float, typer.Option(help="Learning rate.", min=0)]
-EpochsOption = Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)]
-BatchOption = Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)]
-AccumulationOption = Annotated[int, typer.Option(help="Batches summed up before each step.", min=1)]
-StopOption = Annotated[
-    float | None,
-    typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
-]
-EvalRowsOption = Annotated[int, typer.Option(help="Most questions of each set to keep; 0 evaluates nothing.", min=0)]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.")]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run is asked to do, beside the settings of its training."""
-
-    forget: Data
-    out: Path | None
-    retain: Data | None = None
-    reference: str | None = None
-    retain_eval: Data | None = None
-    real_authors: Data | None = None
-    world_facts: Data | None = None
-    evaluations: Path | None = None
-    question_column: str | None = None
-    answer_column: str | None = None
-    skip_bad_rows: bool = False
-    prefix_tokens: int = 100
-    continuation_tokens: int = 100
-    lora_rank: int = 16
-    eval_rows: int = 100
-
-
-def request_of(options: Mapping[str, Any]) -> Request:
-    """The request among the options of a method, or among the "config" that run.json keeps of them."""
-    given = {field.name: options[field.name] for field in fields(Request)}
-    paths = {name: Path(given[name]) for name in ("out", "evaluations") if given[name] is not None}
-    return Request(**given | paths)
-
-
-def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as run.json keeps them: paths as text, of rows given from Python their number, of a model nothing."""
-    kept = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    for name in DATA_OPTIONS:
-        if name in kept and isinstance(kept[name], Sequence) and not isinstance(kept[name], str):
-            kept[name] = {"rows": len(kept[name])}
-    return kept | {"model": kept["model"] if isinstance(kept["model"], str) else None}
 
 
 @dataclass(frozen=True)
@@ -132,41 +52,20 @@ class Result:
     evaluations: dict[str, dict[str, Any]]
     """before, after and reference, as in RUN/evaluation."""
     stopped: str
-    out: Path | None
-
-
-def configure(cls: type[Config], options: Mapping[str, Any], **own: Any) -> Config:
-    """Training settings: the options that all methods share, a method's own, and the house's defaults.
-
-    The trainer itself writes nothing.
-    """
-    return training_arguments(
-        cls,
-        ".",  # made if it is not there; nothing is written to it
-        retain_weight=options["retain_weight"],
-        stop_v_f=options["stop_v_f"],
-        learning_rate=options["learning_rate"],
-        num_train_epochs=options["epochs"],
-        per_device_train_batch_size=options["batch_size"],
-        per_device_eval_batch_size=16,
-        gradient_accumulation_steps=options["accumulation"],
-        max_length=options["max_length"],
-        seed=options["seed"],
-        disable_tqdm=True,
-        **own,
-    )
+    out: Path | str | None
 
 
 def run_unlearning(
     method: str,
     model: str | Path | Any,
     request: Request,
-    args: ForgetConfig,
-    make_trainer: Callable[..., ForgetTrainer],
+    trainer_class: Callable[..., ForgetTrainer],
+    config_class: type[ForgetConfig],
+    own: Mapping[str, Any] | None = None,
     *,
     templates: Sequence[str] = (),
     processing_class: PreTrainedTokenizerBase | None = None,
-    options: Mapping[str, Any],
+    recorded: Mapping[str, Any] | None = None,
 ) -> Result:
     """Carry out a request.
 
@@ -176,17 +75,23 @@ def run_unlearning(
         Its name on the command line.
     model : str, Path or model
         What `amends.lm.load` takes, or a model that is loaded already (with `processing_class`).
-    make_trainer : callable
+    trainer_class : callable
         (model, args, train_dataset, processing_class, retain_dataset=, callbacks=) -> ForgetTrainer.
+    config_class, own
+        Class of the trainer's settings, and the method's own among them.
     templates : list of str
         Answers that count as refusals in the evaluation, beside the general patterns.
-    options : dict
-        Everything that was asked for, as run.json and `amends verify` need it.
+    recorded : dict
+        Further options for run.json.
 
     Raises
     ------
-    InputError : anything the user can mend; nothing is left behind.
+    InputError : anything the user can mend. Until the training is over nothing is left behind; from then on the model
+        is kept, whatever happens to its evaluation or its report.
     """
+    args = request.arguments(config_class, **(own or {}))
+    if request.reference is not None and not request.eval_rows:
+        raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
     if request.out is not None:
         check_new(request.out)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -208,16 +113,9 @@ def run_unlearning(
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
-            if request.reference is not None:
-                say(f"evaluating the retrained reference {request.reference}")
-                reference = load(request.reference)
-                evaluations["reference"] = evaluate_or_reuse(reference, suite, "reference", request.evaluations)
-                del reference
-            say("evaluating the model before")
-            evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
-        trainable = prepare(loaded, request.lora_rank)
-        trainer = make_trainer(
-            trainable,
+            evaluations = evaluate_before(loaded, suite, request)
+        trainer = trainer_class(
+            prepare(loaded, request.lora_rank),
             args,
             forget.kept,
             tokenizer,
@@ -225,28 +123,29 @@ def run_unlearning(
             callbacks=[Bar("forgetting", "v_f", console)],
         )
         say(f"forgetting {len(forget.kept)} answers by {method}")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            trainer.train()
-        told = start_warnings(trainer.start)
-        for text in told:
-            say(f"warning: {text}")
-        for other in caught:
-            if str(other.message) not in told:
-                warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+        told = train(trainer)
         say(f"stopped: {trainer.stopped}")
-        trained_s = time.time() - started
+        seconds = {"until trained": round(time.time() - started, 1)}
         model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
-        history = [{k: e[k] for k in HISTORY if k in e} for e in trainer.state.log_history if "v_f" in e]
+        failure: BaseException | None = None
         if suite is not None:
             say("evaluating the model after")
-            evaluations["after"] = evaluate(model_after, tokenizer, suite, role="after", name=method)
-            evaluations = {role: with_reference(e, evaluations.get("reference")) for role, e in evaluations.items()}
+            try:
+                after = evaluate(model_after, tokenizer, suite, role="after", name=method)
+                reference = evaluations.get("reference")
+                evaluations = {r: with_reference(e, reference) for r, e in {**evaluations, "after": after}.items()}
+            except (Exception, KeyboardInterrupt) as error:
+                failure = error
+        seconds["in all"] = round(time.time() - started, 1)
+        history = [{k: e[k] for k in HISTORY if k in e} for e in trainer.state.log_history if "v_f" in e]
         result = Result(model_after, tokenizer, history, evaluations, trainer.stopped, request.out)
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(
                 command=f"unlearn {method}",
-                config=recorded(options),
+                config=request.config()
+                | {"model": str(model) if isinstance(model, str | Path) else None}
+                | dict(own or {})
+                | dict(recorded or {}),
                 seed=args.seed,
                 data={"forget": about(request.forget, forget)}
                 | ({"retain": about(request.retain, retain)} if retain else {}),
@@ -254,16 +153,57 @@ def run_unlearning(
                 start=trainer.start,
                 stopped=trainer.stopped,
                 warnings=told,
-                seconds={"until trained": round(trained_s, 1), "in all": round(time.time() - started, 1)},
+                seconds=seconds,
             )
-            write_run(result, record, forget, loaded.base)
-            say(f"done: {request.out / 'report.html'}")
+            failure = write_run(result, record, forget, loaded.base) or failure
+            if failure is None:
+                say(f"done: {Path(request.out) / 'report.html'}")
+            else:
+                say(f"the model is kept in {request.out}, but the run did not end well")
+        if failure is not None:
+            raise failure
         return result
 
 
-def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) -> None:
-    """Write the run folder in one move."""
+def evaluate_before(loaded: Loaded, suite: Suite, request: Request) -> dict[str, dict[str, Any]]:
+    """Evaluate the model as it is and, if one is named, the retrained reference; the latter is not kept in memory."""
+    evaluations = {}
+    if request.reference is not None:
+        say(f"evaluating the retrained reference {request.reference}")
+        evaluations["reference"] = evaluate_or_reuse(load(request.reference), suite, "reference", request.evaluations)
+    say("evaluating the model before")
+    evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
+    return evaluations
+
+
+def train(trainer: ForgetTrainer) -> list[str]:
+    """Train, and tell the warnings about the start in the house's form.
+
+    Returns
+    -------
+    list of str : these warnings.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        trainer.train()
+    told = start_warnings(trainer.start)
+    for text in told:
+        say(f"warning: {text}")
+    for other in caught:
+        if str(other.message) not in told:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return told
+
+
+def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) -> Exception | None:
+    """Write the run folder in one move.
+
+    Returns
+    -------
+    What kept the report from being written, if anything did: the model in the folder is worth more than its report.
+    """
     assert result.out is not None
+    failure = None
     with new_folder(result.out) as folder:
         write_json(folder / "run.json", record)
         write_jsonl(
@@ -275,9 +215,13 @@ def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) 
         save_model(result.model, result.tokenizer, folder / "model", base)
         summaries = {role: e["summary"] for role, e in result.evaluations.items()}
         is_adapter = isinstance(result.model, PeftModel)
-        write_text(folder / "model" / "README.md", model_card(record, summaries, base, is_adapter))
-        write_text(folder / "report.html", render_report(folder))
+        try:
+            write_text(folder / "model" / "README.md", model_card(record, summaries, base, is_adapter))
+            write_text(folder / "report.html", render_report(folder))
+        except Exception as error:
+            failure = error
         write_manifest(folder)
+    return failure
 
 
 def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
@@ -293,12 +237,11 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
 
 
 def prepare(loaded: Loaded, lora_rank: int) -> Any:
-    """Make weights trainable: the adapter that is there, a new one, or (rank 0) all of them."""
-    if isinstance(loaded.model, PeftModel):
-        if lora_rank == 0:
-            return loaded.model.merge_and_unload().requires_grad_(True)
-        return loaded.model
-    return add_lora(loaded.model, lora_rank) if lora_rank else loaded.model.requires_grad_(True)
+    """Make weights trainable: the adapter that is there, a new one, or (rank 0) all of them, in float32."""
+    if lora_rank == 0:
+        whole = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
+        return whole.float().requires_grad_(True)
+    return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
 
 
 def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
@@ -322,9 +265,9 @@ def suite_of(request: Request, forget: Pairs, templates: Sequence[str]) -> Suite
     return build_suite(forget.kept, sets, templates, rows=request.eval_rows)
 
 
-def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | None) -> dict[str, Any]:
+def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | str | None) -> dict[str, Any]:
     """Evaluate, unless `folder` holds the evaluation of exactly these weights and questions at this precision."""
-    file = folder / f"{role}.json" if folder else None
+    file = Path(folder) / f"{role}.json" if folder else None
     if file and file.exists():
         try:
             recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -24,37 +24,8 @@ from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
 from amends.lm.pairs import encode
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit
-from amends.unlearn._run import (
-    AccumulationOption,
-    AnswerColumnOption,
-    BatchOption,
-    ContinuationOption,
-    Data,
-    EpochsOption,
-    EvalRowsOption,
-    EvaluationsOption,
-    ForgetOption,
-    MaxLengthOption,
-    ModelOption,
-    OutOption,
-    PrefixOption,
-    QuestionColumnOption,
-    RankOption,
-    RateOption,
-    RealAuthorsOption,
-    ReferenceOption,
-    Result,
-    RetainEvalOption,
-    RetainOption,
-    RetainWeightOption,
-    SeedOption,
-    SkipOption,
-    StopOption,
-    WorldFactsOption,
-    configure,
-    request_of,
-    run_unlearning,
-)
+from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request, takes_request
+from amends.unlearn._run import Result, run_unlearning
 
 
 def flat_loss(
@@ -194,37 +165,17 @@ def refusals() -> list[str]:
     return files("amends").joinpath("data", "refusals.txt").read_text(encoding="utf-8").splitlines()
 
 
+@takes_request()
 def run(
     model: str | Path | Any,
     forget: Data,
     *,
-    out: Path | str | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     templates: Data | Sequence[str] | None = None,
-    retain: Data | None = None,
-    reference: str | None = None,
-    retain_eval: Data | None = None,
-    real_authors: Data | None = None,
-    world_facts: Data | None = None,
-    evaluations: Path | str | None = None,
     divergence: str = "kl",
-    reduction: Literal["answer", "official"] = "answer",
     template_warmup_steps: int = 0,
-    retain_weight: float = 1.0,
-    stop_v_f: float | None = None,
-    lora_rank: int = 16,
-    learning_rate: float = 1e-3,
-    epochs: float = 10,
-    batch_size: int = 8,
-    accumulation: int = 1,
-    max_length: int = 1024,
-    question_column: str | None = None,
-    answer_column: str | None = None,
-    skip_bad_rows: bool = False,
-    prefix_tokens: int = 100,
-    continuation_tokens: int = 100,
-    eval_rows: int = 100,
-    seed: int = 0,
+    reduction: Literal["answer", "official"] = "answer",
+    **options: Any,
 ) -> Result:
     """Forget by FLAT, with evaluation before and after; the same as `amends unlearn flat`, where each option is told.
 
@@ -232,10 +183,12 @@ def run(
     ----------
     model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
     forget : path, or list of dictionaries
-    out : path, optional
-        Run folder to write; without it everything stays in memory.
     templates : path, or list of str, optional
         Template answers; default: the built-in refusals.
+    out : path, optional
+        Run folder to write; without it everything stays in memory.
+    **options
+        The fields of `Request`, with the names, meanings and defaults of the command line.
 
     Returns
     -------
@@ -245,20 +198,18 @@ def run(
     ------
     InputError : anything the caller can mend; nothing is left behind.
     """
-    options = {name: value for name, value in locals().items() if name != "processing_class"}
     pool = read_templates(templates)
-    own = {"divergence": divergence, "reduction": reduction, "template_warmup_steps": template_warmup_steps}
-    args = configure(FLATConfig, options, **own)
-    trainer = partial(FLATTrainer, templates=pool)
+    own = {"divergence": divergence, "template_warmup_steps": template_warmup_steps, "reduction": reduction}
     return run_unlearning(
         "flat",
         model,
-        request_of(options),
-        args,
-        trainer,
+        Request(forget=forget, **options),
+        partial(FLATTrainer, templates=pool),
+        FLATConfig,
+        own,
         templates=pool,
         processing_class=processing_class,
-        options=options,
+        recorded={"templates": str(templates) if isinstance(templates, str | Path) else templates},
     )
 
 
@@ -280,6 +231,7 @@ def read_templates(source: Data | Sequence[str] | None) -> list[str]:
     return [str(text) for text in source]
 
 
+@takes_request(command=True)
 def command(
     model: ModelOption,
     forget: ForgetOption,
@@ -288,33 +240,22 @@ def command(
         str | None, typer.Option(help="Template answers, one a line; default: built-in refusals.")
     ] = None,
     divergence: Annotated[str, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = "kl",
-    retain: RetainOption = None,
-    retain_weight: RetainWeightOption = 1.0,
-    stop_v_f: StopOption = None,
-    reference: ReferenceOption = None,
-    retain_eval: RetainEvalOption = None,
-    real_authors: RealAuthorsOption = None,
-    world_facts: WorldFactsOption = None,
-    evaluations: EvaluationsOption = None,
-    eval_rows: EvalRowsOption = 100,
-    lora_rank: RankOption = 16,
-    learning_rate: RateOption = 1e-3,
-    epochs: EpochsOption = 10,
-    batch_size: BatchOption = 8,
-    accumulation: AccumulationOption = 1,
-    max_length: MaxLengthOption = 1024,
     template_warmup_steps: Annotated[
         int, typer.Option(help="First steps that only teach the templates by NLL.", min=0)
     ] = 0,
     reduction: Annotated[
         Literal["answer", "official"], typer.Option(help="official reproduces the averaging of the authors' code.")
     ] = "answer",
-    question_column: QuestionColumnOption = None,
-    answer_column: AnswerColumnOption = None,
-    skip_bad_rows: SkipOption = False,
-    prefix_tokens: PrefixOption = 100,
-    continuation_tokens: ContinuationOption = 100,
-    seed: SeedOption = 0,
+    **options: Any,
 ) -> None:
     """Make MODEL forget the answers in FORGET."""
-    run(**locals())
+    run(
+        model,
+        forget,
+        templates=templates,
+        divergence=divergence,
+        template_warmup_steps=template_warmup_steps,
+        reduction=reduction,
+        out=out,
+        **options,
+    )

@@ -14,7 +14,8 @@ from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pairs
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._forget import context_limit
-from amends.unlearn._run import read_data, record_sha256, request_of, suite_of
+from amends.unlearn._request import Request
+from amends.unlearn._run import read_data, record_sha256, suite_of
 from amends.unlearn.flat import read_templates
 
 ROLES = ("before", "after", "reference")
@@ -171,7 +172,7 @@ class Checks:
         if given:
             raise NotChecked(f"{', '.join(given)} was given from Python")
         templates = read_templates(self.config["templates"]) if "templates" in self.config else []
-        suite = suite_of(request_of(self.config), self.forget(), templates)
+        suite = suite_of(Request.of(self.config), self.forget(), templates)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
@@ -211,7 +212,7 @@ class Checks:
             raise NotChecked(f"{source}: no such file any more")
         loaded = self.after()
         limit = context_limit(loaded.model, self.config["max_length"])
-        return read_data(source, request_of(self.config), loaded.tokenizer, limit)
+        return read_data(source, Request.of(self.config), loaded.tokenizer, limit)
 
     def evaluation(self, role: str) -> dict[str, Any]:
         """Read a stored evaluation."""

@@ -248,3 +248,14 @@ def test_the_digest_sees_names_shapes_types_and_bytes() -> None:
     }
     assert len(digests) == 5
     assert weights_sha256(Box("a", torch.zeros(2, 3))) in digests
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_the_digest_is_of_the_stored_values_whatever_they_are_loaded_as(
+    tiny_model: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    half = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=stored)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "half")
+    assert weights_sha256(half) == weights_sha256(load(tmp_path / "half").model)
+    assert weights_sha256(half) != weights_sha256(load(tiny_model).model)

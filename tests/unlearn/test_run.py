@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from amends.io.atomic import check_manifest
 from amends.io.run import FIELDS, read_run
 from amends.lm.load import load, weights_sha256
-from amends.unlearn import flat
+from amends.unlearn import _run, flat
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -114,6 +114,34 @@ def test_evaluations_of_the_same_model_and_questions_are_taken_over(tmp_path, ti
     code, _, err = amends(*options, *again, "--eval-rows", 1, "--out", tmp_path / "c")
     assert code == 0
     assert "evaluating anew" in err
+
+
+@pytest.mark.parametrize("broken", ["evaluate", "render_report"])
+def test_what_fails_after_the_training_does_not_lose_the_model(
+    tmp_path, tiny_model, forget, amends, monkeypatch, broken
+):
+    def fail(*args, role="", **options):
+        if role != "before":
+            raise RuntimeError("no more room")
+        return evaluate(*args, role=role, **options)
+
+    evaluate = _run.evaluate
+    monkeypatch.setattr(_run, broken, fail)
+    out = tmp_path / "run"
+    words = ["--model", tiny_model, "--forget", forget, "--out", out, "--epochs", 1, "--eval-rows", 1]
+    code, _, err = amends("unlearn", "flat", *words)
+    assert code == 1
+    assert ["no more room" in err, f"the model is kept in {out}" in " ".join(err.split())] == [True, True]
+    assert weights_sha256(load(out / "model").model) == read_run(out)["weights"]["after"]
+    assert check_manifest(out) == []
+    assert not (out / "report.html").exists() or broken == "evaluate"
+
+
+def test_a_reference_that_nothing_would_be_compared_with_is_refused(tmp_path, tiny_model, forget, amends):
+    words = ["--model", tiny_model, "--forget", forget, "--out", tmp_path / "run", "--eval-rows", 0]
+    code, _, err = amends("unlearn", "flat", *words, "--reference", tiny_model)
+    assert code == 2
+    assert "--reference" in err
 
 
 def test_dictionaries_from_python_leave_everything_in_memory(tmp_path, tiny_model, monkeypatch):

@@ -1,0 +1,136 @@
+"""What every unlearning run may be asked: one list of options, for the command line and for Python."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from amends.lm.trainer import training_arguments
+from amends.unlearn._forget import ForgetConfig
+
+Config = TypeVar("Config", bound=ForgetConfig)
+Function = TypeVar("Function", bound=Callable[..., Any])
+Data = str | Path | Sequence[Mapping[str, Any]]
+
+# What every command is given first; the rest of its options are the fields of Request, and its own.
+ModelOption = Annotated[
+    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+]
+ForgetOption = Annotated[
+    str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")
+]
+OutOption = Annotated[Path, typer.Option(help="Run folder to make; must not exist.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run is asked to do, beside its method's own settings.
+
+    Data may be given from Python as a list of dictionaries; the command line takes a path.
+    """
+
+    forget: Data
+    out: Path | str | None = None
+    retain: Annotated[Data | None, typer.Option(help="Rows to keep, as one extra loss term.")] = None
+    retain_weight: Annotated[float, typer.Option(help="Weight of that term.", min=0)] = 1.0
+    stop_v_f: Annotated[
+        float | None,
+        typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
+    ] = None
+    reference: Annotated[str | None, typer.Option(help="Model retrained without the forget data, to compare with.")] = (
+        None
+    )
+    retain_eval: Annotated[
+        Data | None, typer.Option(help="Questions of the same kind that should be answered as before.")
+    ] = None
+    real_authors: Annotated[Data | None, typer.Option(help="TOFU's real-author questions.")] = None
+    world_facts: Annotated[Data | None, typer.Option(help="TOFU's world-fact questions.")] = None
+    evaluations: Annotated[
+        Path | None,
+        typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse."),
+    ] = None
+    eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep; 0 evaluates nothing.", min=0)] = (
+        100
+    )
+    lora_rank: Annotated[
+        int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)
+    ] = 16
+    learning_rate: Annotated[float, typer.Option(help="Learning rate.", min=0)] = 3e-4
+    epochs: Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)] = 10
+    batch_size: Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)] = 8
+    accumulation: Annotated[int, typer.Option(help="Batches summed up before each step.", min=1)] = 1
+    max_length: Annotated[int, typer.Option(help="Most tokens of a prompt with one answer.", min=2)] = 1024
+    question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None
+    skip_bad_rows: Annotated[bool, typer.Option(help="Leave faulty rows out and count them, instead of stopping.")] = (
+        False
+    )
+    prefix_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)] = 100
+    continuation_tokens: Annotated[
+        int, typer.Option(help="Plain text: tokens of each continuation to forget.", min=1)
+    ] = 100
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Request":
+        """The request among the options that run.json keeps as "config"."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    def config(self) -> dict[str, Any]:
+        """Its options as run.json keeps them: paths as text, of rows given from Python their number."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in found.items():
+            if isinstance(value, Path):
+                found[name] = str(value)
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                found[name] = {"rows": len(value)}
+        return found
+
+    def arguments(self, cls: type[Config], **own: Any) -> Config:
+        """Training settings: these options, a method's own, and the house's defaults. The trainer writes nothing."""
+        return training_arguments(
+            cls,
+            ".",  # made if it is not there; nothing is written to it
+            retain_weight=self.retain_weight,
+            stop_v_f=self.stop_v_f,
+            learning_rate=self.learning_rate,
+            num_train_epochs=self.epochs,
+            per_device_train_batch_size=self.batch_size,
+            per_device_eval_batch_size=16,
+            gradient_accumulation_steps=self.accumulation,
+            max_length=self.max_length,
+            seed=self.seed,
+            disable_tqdm=True,
+            **own,
+        )
+
+
+def takes_request(*, command: bool = False) -> Callable[[Function], Function]:
+    """Show the fields of Request as keyword options of `function(..., **options)`, to people and to typer.
+
+    command : bool, default False
+        Annotate for typer: with the help texts, and data as str, which is all that a command line can give.
+    """
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        hints = get_type_hints(Request, include_extras=command)
+        for field in fields(Request):
+            if field.default is not MISSING and field.name not in signature.parameters:
+                hint = hints[field.name]
+                if command and getattr(hint, "__origin__", None) == Data | None:
+                    hint = Annotated[str | None, *hint.__metadata__]
+                own.append(
+                    inspect.Parameter(
+                        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
+                    )
+                )
+        function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in own} | {"return": signature.return_annotation}
+        return function
+
+    return show
