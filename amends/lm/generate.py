@@ -18,7 +18,7 @@ def generate(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int = 64,
-    batch_size: int = 32,
+    batch_size: int = 64,
     label: str = "answering",
 ) -> list[str]:
     """Continue each prompt greedily.
@@ -30,7 +30,7 @@ def generate(
     stop_ids : list of int
         A continuation ends at the first of these.
     max_new_tokens : int, default 64
-    batch_size : int, default 32
+    batch_size : int, default 64
         Prompts are sorted by length, padded on the left, and answered in batches.
 
     Returns

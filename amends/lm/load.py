@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
     """The base model of an adapter; the model itself otherwise."""
 
 
-def load(name: str | Path, *, trainable: bool = False) -> Loaded:
+def load(name: str | Path, *, trainable: bool = False, instead_of: Loaded | None = None) -> Loaded:
     """Load a model and its tokenizer.
 
     Parameters
@@ -47,12 +47,30 @@ def load(name: str | Path, *, trainable: bool = False) -> Loaded:
         `package:PACKAGE/FILE` for a file inside an installed Python package.
     trainable : bool, default False
         Let an adapter's weights require gradients.
+    instead_of : Loaded, optional
+        An adapter that is no longer needed: another one of the same base takes its place on the base in memory, which
+        saves reading and holding it twice. It is ignored where `shares_base` says no.
 
     Raises
     ------
     InputError : nothing there, pickled weights, code in the model folder, an adapter made for another model.
     """
+    if instead_of is not None and shares_base(instead_of, name):
+        base: Any = instead_of.model
+        bare = Loaded(base.unload(), instead_of.tokenizer, instead_of.base, instead_of.base)
+        return _load_adapter(str(name), Path(name), trainable, bare)
     return _load(str(name), trainable, None)
+
+
+def shares_base(loaded: Loaded, name: str | Path) -> bool:
+    """Whether `loaded` is an adapter, and `name` an adapter folder of the same base with no tokenizer of its own."""
+    file = Path(name) / "adapter_config.json"
+    if not isinstance(loaded.model, PeftModel) or not file.exists() or (file.parent / "tokenizer_config.json").exists():
+        return False
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] == loaded.base)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        return False  # `load` says what is wrong with it
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
@@ -160,14 +178,14 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
-    if model.dtype != torch.bfloat16:  # stored in float16, say: float32 holds it exactly, bfloat16 would round it
-        model = model.float()
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False
+    if model.dtype == torch.float16:  # float32 holds it exactly, bfloat16 would round it
+        model = model.float()
     return Loaded(model.to(device()).eval(), _with_padding(tokenizer), name, name)
 
 
@@ -177,7 +195,7 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
+def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
     _refuse_pickles(name, folder, "adapter_model*.safetensors")
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -186,7 +204,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool) -> Loaded:
     if not config.base_model_name_or_path:
         raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
-    base = _load(config.base_model_name_or_path, False, own_tokenizer)
+    base = base or _load(config.base_model_name_or_path, False, own_tokenizer)
     provenance = folder / PROVENANCE
     if provenance.exists():
         expected = json.loads(provenance.read_text(encoding="utf-8"))["base_sha256"]

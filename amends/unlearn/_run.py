@@ -21,7 +21,7 @@ from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_jso
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
-from amends.lm.load import Loaded, add_lora, load, precision, save_model, weights_sha256
+from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, weights_sha256
 from amends.lm.pairs import Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
@@ -113,7 +113,7 @@ def run_unlearning(
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
-            evaluations = evaluate_before(loaded, suite, request)
+            loaded, evaluations = evaluate_before(model, loaded, suite, request)
         trainer = trainer_class(
             prepare(loaded, request.lora_rank),
             args,
@@ -165,15 +165,27 @@ def run_unlearning(
         return result
 
 
-def evaluate_before(loaded: Loaded, suite: Suite, request: Request) -> dict[str, dict[str, Any]]:
-    """Evaluate the model as it is and, if one is named, the retrained reference; the latter is not kept in memory."""
+def evaluate_before(
+    model: str | Path | Any, loaded: Loaded, suite: Suite, request: Request
+) -> tuple[Loaded, dict[str, dict[str, Any]]]:
+    """Evaluate the retrained reference, if one is named, and the model as it is.
+
+    Returns
+    -------
+    The model, which takes turns with the reference on their common base where they are adapters; the evaluations.
+    """
     evaluations = {}
     if request.reference is not None:
         say(f"evaluating the retrained reference {request.reference}")
-        evaluations["reference"] = evaluate_or_reuse(load(request.reference), suite, "reference", request.evaluations)
+        takes_turns = isinstance(model, str | Path) and shares_base(loaded, request.reference)
+        reference = load(request.reference, instead_of=loaded if takes_turns else None)
+        evaluations["reference"] = evaluate_or_reuse(reference, suite, "reference", request.evaluations)
+        if takes_turns:
+            loaded = load(str(model), trainable=True, instead_of=reference)._replace(tokenizer=loaded.tokenizer)
+        del reference
     say("evaluating the model before")
     evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
-    return evaluations
+    return loaded, evaluations
 
 
 def train(trainer: ForgetTrainer) -> list[str]:

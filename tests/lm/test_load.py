@@ -39,10 +39,10 @@ def copy(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
 
 
-def adapter_of(model: Path, folder: Path) -> Any:
+def adapter_of(model: Path, folder: Path, seed: int = 7) -> Any:
     """Save an adapter with random weights on a model, and return it."""
     loaded = load(model)
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     adapter = add_lora(loaded.model, rank=2).eval()
     with torch.no_grad():
         for name, weight in adapter.named_parameters():
@@ -168,6 +168,20 @@ def test_full_weights_saved_open_with_plain_transformers(tiny_model: Path, tmp_p
     text = "Who? <|im_end|>"
     assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == loaded.tokenizer(text)["input_ids"]
     assert weights_sha256(plain) == weights_sha256(loaded.model) == weights_sha256(load(tmp_path / "saved").model)
+
+
+def test_an_adapter_takes_the_place_of_another_on_the_same_base(tiny_model: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "other")):
+        adapter_of(tiny_model, tmp_path / name, seed)
+        (tmp_path / name / "tokenizer_config.json").unlink()
+    one, apart = load(tmp_path / "one"), load(tmp_path / "other")
+    base = one.model.get_base_model().model.layers[0].mlp.down_proj.base_layer.weight
+    other = load(tmp_path / "other", instead_of=one, trainable=True)
+    assert other.model.get_base_model().model.layers[0].mlp.down_proj.base_layer.weight is base
+    assert weights_sha256(other.model) == weights_sha256(apart.model) != weights_sha256(load(tmp_path / "one").model)
+    assert torch.equal(logits(other.model), logits(apart.model))
+    assert any(parameter.requires_grad for parameter in other.model.parameters())
+    assert load(tiny_model, instead_of=other).model is not other.model  # not an adapter: loaded on its own
 
 
 def test_an_adapter_saved_opens_with_plain_peft(tiny_model: Path, tmp_path: Path) -> None:
