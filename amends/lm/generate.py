@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from amends.io.console import console
 from amends.lm.load import autocast
 
 
@@ -44,7 +44,6 @@ def generate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     texts = [""] * len(prompts)
     device = next(model.parameters()).device
-    console = Console(stderr=True)
     for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
         width = len(prompts[batch[-1]])
         ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)

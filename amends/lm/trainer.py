@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from amends.io.console import console
 from amends.io.errors import InputError
 from amends.lm.load import device, precision
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack
@@ -163,6 +163,8 @@ def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -
     """Arguments with the house's defaults: every step logged, nothing sent anywhere, the best safe precision."""
     defaults: dict[str, Any] = {
         "bf16": precision() == "bfloat16",
+        "use_cpu": device().type == "cpu",  # without it several processes on a CPU would not know of each other
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device().type == "cuda",
         "logging_steps": 1,
         "lr_scheduler_type": "linear",
@@ -176,7 +178,7 @@ def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -
 class Bar(TrainerCallback):
     """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs."""
 
-    def __init__(self, label: str, measure: str, console: Console) -> None:
+    def __init__(self, label: str, measure: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True)
         self.label, self.measure = label, measure

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import sha256_json
+from amends.io.console import console
 from amends.io.tables import read_rows
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
@@ -125,7 +125,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     items: dict[str, list[dict[str, Any]]] = {}
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    with Progress(transient=True, console=console) as progress:
         jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
         task = progress.add_task(f"{role}: likelihoods", total=jobs)
         advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731

@@ -4,7 +4,6 @@ Every method shares it; a method only says how its trainer is made.
 """
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_json, write_manifest, write_text
+from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
@@ -37,7 +36,6 @@ from amends.unlearn._forget import (
 )
 from amends.unlearn._request import Data, Request
 
-console = Console(stderr=True)
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
 
 
@@ -94,8 +92,7 @@ def run_unlearning(
         raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
     if request.out is not None:
         check_new(request.out)
-    is_main = os.environ.get("RANK", "0") == "0"
-    with lock(request.out) if request.out is not None and is_main else nullcontext():
+    with lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext():
         started = time.time()
         set_seed(args.seed)
         say("reading the model and the data")
@@ -120,7 +117,7 @@ def run_unlearning(
             forget.kept,
             tokenizer,
             retain_dataset=retain.kept if retain else None,
-            callbacks=[Bar("forgetting", "v_f", console)],
+            callbacks=[Bar("forgetting", "v_f")],
         )
         say(f"forgetting {len(forget.kept)} answers by {method}")
         told = train(trainer)
@@ -311,8 +308,3 @@ def about(source: Data | None, pairs: Pairs | None) -> dict[str, Any]:
 def record_sha256(pair: Any) -> str:
     """Digest of one record: its prompt and answer, not its place."""
     return sha256_json({"prompt": pair.prompt, "answer": pair.answer})
-
-
-def say(text: str) -> None:
-    """Tell the user, on standard error, what is going on."""
-    console.print(f"amends: {text}", markup=False, highlight=False, soft_wrap=True)

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from peft import PeftModel
-from rich.console import Console
 from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.console import say
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.load import load, save_model, weights_sha256
@@ -65,7 +65,7 @@ def command(
     """Teach MODEL the question-answer pairs in DATA."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
-    started, console = time.time(), Console(stderr=True)
+    started = time.time()
     found = {file: read_pairs(read_rows(file)) for file in data}
     pairs = [pair for file in found for pair in found[file].kept]
     loaded = load(model, trainable=True)
@@ -82,10 +82,8 @@ def command(
         seed=seed,
         disable_tqdm=True,
     )
-    trainer = TeachTrainer(
-        trainable, args, pairs, loaded.tokenizer, callbacks=[Bar("teaching", "probability", console)]
-    )
-    console.print(f"amends: teaching {len(pairs)} pairs", highlight=False)
+    trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=[Bar("teaching", "probability")])
+    say(f"teaching {len(pairs)} pairs")
     trainer.train()
     taught = trainer.accelerator.unwrap_model(trainer.model).eval()
     trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
@@ -112,7 +110,7 @@ def command(
         write_text(folder / "README.md", CARD.format(base=loaded.base, library=library, rows=len(pairs)))
         write_manifest(folder)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
-    console.print(f"amends: done: {out}{last}", markup=False, highlight=False)
+    say(f"done: {out}{last}")
 
 
 CARD = """---
