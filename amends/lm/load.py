@@ -311,6 +311,8 @@ class quiet:
         self.filters = warnings.catch_warnings()
         self.filters.__enter__()
         # peft asks transformers by a name that is going to change; nothing that a user can mend.
+        # peft sets this by itself for GPT-2's layers.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
     def __exit__(self, *_: object) -> None:

@@ -1,24 +1,37 @@
-"""Log-probabilities of answers: the candidate answers of a prompt share one packed row, so the prompt is read once.
+"""Log-probabilities of answers, with nothing computed twice and no tensor of all tokens times the vocabulary.
 
-A row is [padding | prompt | answer 0 | answer 1 ... | padding]. Each answer sees the prompt and itself, nothing else,
-and its positions continue the prompt's. Prompts are padded on the left, so the answers of every row start in the same
-column and logits are computed for the last columns only.
+The candidate answers of a prompt share it: a row is [prompt | answer 0 | answer 1 ...], where each answer sees the
+prompt and itself, nothing else, and its positions continue the prompt's. Rows stand behind one another in lines without
+seeing each other, so that little is spent on padding. Only the columns that predict an answer's token reach the output
+layer, some at a time, and their logits are computed again in the backward pass instead of being kept.
 
-Shapes: B rows, T tokens, A answer tokens of a row (all its answers, padded), V vocabulary.
+Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T tokens, N answer tokens in all, D width
+of the model, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from amends.io.errors import InputError
 from amends.lm.pairs import Encoded
 
 PROMPT, PADDING = -1, -2
+LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
+LINE_TOKENS = 384
+"""Lines are this long, or as long as the longest row: longer ones pad less and spend more on attention."""
+LOGITS_AT_ONCE = 2**25
+"""Most logits that exist at one time: 128 MiB in float32."""
+_checked_heads: WeakSet[nn.Module] = WeakSet()
 
 
 class PackedRow(NamedTuple):
@@ -26,6 +39,11 @@ class PackedRow(NamedTuple):
 
     prompt: list[int]
     answers: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of all answers."""
+        return len(self.prompt) + sum(map(len, self.answers))
 
 
 class AnswerLogprobs(NamedTuple):
@@ -51,8 +69,9 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict : input_ids (B, T), position_ids (B, T), segment (B, T): -1 prompt, k = answer k, -2 padding;
-        num_answer_columns is the width A of the answers' part, as a (B,) tensor so that any data loader passes it on.
+    dict : of the lines, each (L, T): input_ids; position_ids; row, the number of the token's row, -2 at padding;
+        segment: -1 prompt, k = answer k, -2 padding. Of the answer tokens, each (B, A): answer, as in `AnswerLogprobs`;
+        target, its token id; source, the flat place in the lines of the token that predicts it.
 
     Raises
     ------
@@ -60,41 +79,63 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
     """
     if empty := [i for i, row in enumerate(rows) if not row.prompt]:
         raise ValueError(f"rows {empty} have an empty prompt: the first answer token cannot be predicted from nothing.")
-    width_prompt = max(len(row.prompt) for row in rows)
-    width_answers = max(sum(map(len, row.answers)) for row in rows)
-    shape = (len(rows), width_prompt + width_answers)
-    input_ids = torch.full(shape, pad_id)
-    position_ids = torch.zeros(shape, dtype=torch.int64)
-    segment = torch.full(shape, PADDING)
-    for i, (prompt, answers) in enumerate(rows):
-        start = width_prompt - len(prompt)
-        input_ids[i, start:width_prompt] = torch.tensor(prompt)
-        position_ids[i, start:width_prompt] = torch.arange(len(prompt))
-        segment[i, start:width_prompt] = PROMPT
-        column = width_prompt
-        for k, answer in enumerate(answers):
-            end = column + len(answer)
-            input_ids[i, column:end] = torch.tensor(answer)
-            position_ids[i, column:end] = torch.arange(len(prompt), len(prompt) + len(answer))
-            segment[i, column:end] = k
-            column = end
-    return {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "segment": segment,
-        "num_answer_columns": torch.full((len(rows),), width_answers),
-    }
+    lines = _lines([row.num_tokens for row in rows])
+    width = max(sum(rows[i].num_tokens for i in line) for line in lines)
+    columns: dict[str, list[list[int]]] = {name: [[] for _ in lines] for name in LINE_TENSORS}
+    answers: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in ANSWER_TENSORS}
+    for number, line in enumerate(lines):
+        ids, positions, owners, segments = (columns[name][number] for name in LINE_TENSORS)
+        for i in line:
+            prompt = rows[i].prompt
+            last_of_prompt = number * width + len(ids) + len(prompt) - 1
+            for k, part in enumerate([prompt, *rows[i].answers], start=PROMPT):
+                if k != PROMPT:
+                    start = number * width + len(ids)
+                    answers["answer"][i] += [k] * len(part)
+                    answers["target"][i] += part
+                    answers["source"][i] += [last_of_prompt, *range(start, start + len(part) - 1)]
+                first = 0 if k == PROMPT else len(prompt)
+                ids += part
+                positions += range(first, first + len(part))
+                owners += [i] * len(part)
+                segments += [k] * len(part)
+    fill = {"input_ids": pad_id, "row": PADDING, "segment": PADDING, "answer": PADDING}
+    return {name: _padded(values, fill.get(name, 0)) for name, values in (columns | answers).items()}
 
 
-def block_mask(segment_BT: Tensor) -> Tensor:
-    """Who sees whom: bool (B, 1, T, T), True where the row's token may look at the column's.
+def _padded(values: Sequence[list[int]], fill: int) -> Tensor:
+    width = max(map(len, values))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in values])
 
-    Causal; all see the prompt; an answer sees only itself; padding sees only itself, so that no softmax is empty.
+
+def _lines(lengths: Sequence[int]) -> list[list[int]]:
+    """Put rows into as few lines as the longest-first first fit finds."""
+    capacity = max(LINE_TOKENS, *lengths) if len(lengths) > 1 else lengths[0]
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        fits = next((k for k, left in enumerate(room) if left >= lengths[i]), None)
+        if fits is None:
+            lines.append([])
+            room.append(capacity)
+            fits = len(lines) - 1
+        lines[fits].append(i)
+        room[fits] -= lengths[i]
+    return lines
+
+
+def block_mask(row_LT: Tensor, segment_LT: Tensor) -> Tensor:
+    """Who sees whom: bool (L, 1, T, T), True where the line's token may look at the column's.
+
+    Causal and within a row; all see its prompt; an answer sees only itself; padding sees only itself, so that no
+    softmax is empty.
     """
-    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
-    causal = torch.ones(segment_BT.shape[1], segment_BT.shape[1], dtype=torch.bool, device=segment_BT.device).tril()
-    allowed = causal & ((key == PROMPT) | (key == query)) & (key != PADDING) & (query != PADDING)
-    return (allowed | torch.eye(segment_BT.shape[1], dtype=torch.bool, device=segment_BT.device))[:, None]
+    num_tokens = segment_LT.shape[1]
+    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=segment_LT.device).tril()
+    query, key = segment_LT[:, :, None], segment_LT[:, None, :]
+    same_row = (row_LT[:, :, None] == row_LT[:, None, :]) & (key != PADDING)
+    allowed = causal & same_row & ((key == PROMPT) | (key == query))
+    return (allowed | torch.eye(num_tokens, dtype=torch.bool, device=segment_LT.device))[:, None]
 
 
 def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprobs:
@@ -105,41 +146,84 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     model : causal LM of transformers, plain, with a PEFT adapter, or wrapped for distributed training
     batch : dict
         From `pack`, on the model's device.
+
+    Raises
+    ------
+    InputError : layers that no mask can part; an output layer whose result the model changes in a way unknown here.
     """
-    input_ids, segment = batch["input_ids"], batch["segment"]
-    num_answer_columns = int(batch["num_answer_columns"][0])
-    # One column more than the answers: the last prompt column predicts each answer's first token.
-    logits_BAV = model(
-        input_ids=input_ids,
-        attention_mask=_attention_masks(model, block_mask(segment), batch["position_ids"]),
-        position_ids=batch["position_ids"],
-        logits_to_keep=num_answer_columns + 1,
-        use_cache=False,
-    ).logits[:, -(num_answer_columns + 1) :]
-    answer_BA = segment[:, -num_answer_columns:]
-    target_BA = input_ids[:, -num_answer_columns:]
-    first_BA = answer_BA != segment[:, -num_answer_columns - 1 : -1]
-    # A token is predicted by the column before it, but an answer's first token by the last prompt column (column 0).
-    column_A = torch.arange(num_answer_columns, device=segment.device)
-    source_BA = torch.where(first_BA, torch.zeros_like(column_A), column_A)
-    # Row by row, so that the float32 copy of the logits is one row's and not the batch's.
-    logp_BA = torch.stack(
-        [
-            -cross_entropy(logits_AV[source_A].float(), target_A, reduction="none")
-            for logits_AV, source_A, target_A in zip(logits_BAV, source_BA, target_BA, strict=True)
-        ]
-    )
-    return AnswerLogprobs(logp_BA.masked_fill(answer_BA == PADDING, 0.0), answer_BA)
+    inner: Any = extract_model_from_parallel(model)
+    config = inner.config.get_text_config()
+    head = inner.get_output_embeddings()
+    allowed_L1TT = block_mask(batch["row"], batch["segment"])
+    with _hidden_states(head) as caught:
+        logits_L1V = model(
+            input_ids=batch["input_ids"],
+            attention_mask=_attention_masks(inner, config, allowed_L1TT, batch["position_ids"]),
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        ).logits
+    (hidden_LTD,) = caught
+    if head not in _checked_heads:
+        _check_head(head, config, hidden_LTD[:, -1:].detach(), logits_L1V.detach())
+    answer_BA = batch["answer"]
+    known_BA = answer_BA != PADDING
+    hidden_ND, target_N = hidden_LTD.flatten(0, 1)[batch["source"][known_BA]], batch["target"][known_BA]
+    size = max(1, LOGITS_AT_ONCE // logits_L1V.shape[-1])
+    score = partial(_score, head, config)
+    if torch.is_grad_enabled():
+        score = partial(checkpoint, score, use_reentrant=False)
+    parts = zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
+    logp_N = torch.cat([score(hidden, target) for hidden, target in parts])
+    logp_BA = torch.zeros(answer_BA.shape, device=logp_N.device).masked_scatter(known_BA, logp_N)
+    return AnswerLogprobs(logp_BA, answer_BA)
 
 
-def _attention_masks(model: nn.Module, allowed_B1TT: Tensor, position_BT: Tensor) -> Tensor | dict[str, Tensor]:
+@contextmanager
+def _hidden_states(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Catch what the model hands to its output layer, and let through the last column only."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        caught.append(inputs[0])
+        return (inputs[0][:, -1:],)
+
+    hook = head.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()
+
+
+def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
+    """Logits in float32, with what some families do to them after the output layer."""
+    logits: Tensor = head(hidden).float() * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _score(head: nn.Module, config: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+    return -cross_entropy(_logits(head, config, hidden_ND), target_N, reduction="none")
+
+
+def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) -> None:
+    """See once, on one column, that `_logits` gives the model's own logits."""
+    with torch.no_grad():
+        ours, tolerance = _logits(head, config, hidden), 1e-3 if logits.dtype == torch.float32 else 0.1
+    if not torch.allclose(ours, logits.float(), atol=tolerance, rtol=tolerance):
+        raise InputError(
+            f"{config.model_type}: this model changes what its output layer gives in a way that amends does not know. "
+            "Please report it with the name of the model."
+        )
+    _checked_heads.add(head)
+
+
+def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: Tensor) -> Tensor | dict[str, Tensor]:
     """What a model takes as `attention_mask`: one mask, or one for each kind of its layers.
 
     Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
     is given in full takes the place of the model's own, window and all.
     """
-    inner: Any = getattr(model, "module", model)
-    config = inner.config.get_text_config()
     window: int = getattr(config, "sliding_window", None) or 0
     kinds = set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
     if unknown := kinds - {FULL, SLIDING}:
@@ -147,12 +231,12 @@ def _attention_masks(model: nn.Module, allowed_B1TT: Tensor, position_BT: Tensor
             f"{config.model_type}: its layers of the kind {', '.join(sorted(unknown))} carry more from token to token "
             "than an attention mask can part. Choose a model with full or sliding attention."
         )
-    masks = {FULL: allowed_B1TT}
+    masks = {FULL: allowed_L1TT}
     if SLIDING in kinds:
-        distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
-        masks[SLIDING] = allowed_B1TT & (distance_BTT < window)[:, None]
+        distance_LTT = position_LT[:, :, None] - position_LT[:, None, :]
+        masks[SLIDING] = allowed_L1TT & (distance_LTT < window)[:, None]
     if config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
-        zero = torch.zeros((), dtype=inner.dtype, device=allowed_B1TT.device)
+        zero = torch.zeros((), dtype=inner.dtype, device=allowed_L1TT.device)
         masks = {kind: torch.where(mask, zero, torch.finfo(inner.dtype).min) for kind, mask in masks.items()}
     return (
         {kind: masks[kind] for kind in kinds}

@@ -159,14 +159,16 @@ def mean_logprobs(
 
     Rows go through in order of length, as many at once as fit `TOKENS_PER_PASS`; the results keep the input order.
     """
-    length = [len(row.prompt) + sum(map(len, row.answers)) for row in rows]
-    order = sorted(range(len(rows)), key=length.__getitem__)
+    order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     device = next(model.parameters()).device
     means: list[list[float]] = [[] for _ in rows]
     while order:
         # From the longest down, so that running out of memory shows at once.
-        size = max(1, TOKENS_PER_PASS // length[order[-1]])
-        batch, order = order[-size:], order[:-size]
+        batch = [order.pop()]
+        left = TOKENS_PER_PASS - rows[batch[0]].num_tokens
+        while order and left >= (length := rows[order[-1]].num_tokens):
+            batch.append(order.pop())
+            left -= length
         with torch.inference_mode(), autocast():
             packed = pack([rows[i] for i in batch], pad_id)
             out = answer_logprobs(model, {name: t.to(device) for name, t in packed.items()})

@@ -31,6 +31,7 @@ _SIZES = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**_SIZES),
     "qwen2": lambda: Qwen2Config(**_SIZES),
@@ -41,7 +42,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **_SIZES, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
     ),
     "mistral, window of 4": lambda: MistralConfig(**_SIZES, sliding_window=4),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=128, pad_token_id=0),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=128, pad_token_id=0, **_NO_DROPOUT
+    ),
 }
 
 

@@ -68,11 +68,90 @@ def test_a_packed_row_equals_separate_passes(family: str, attention: str | None)
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_without_the_block_mask_the_same_comparison_fails(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def causal_only(segment: Tensor, *_: Any) -> Tensor:
+    def causal_only(row: Tensor, segment: Tensor) -> Tensor:
         return torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril().expand(len(segment), 1, -1, -1)
 
     monkeypatch.setattr(logprobs, "block_mask", causal_only)
     assert largest_difference(tiny(family), some_rows()) > 1e-2
+
+
+def test_logits_some_at_a_time_are_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+
+    def grads() -> list[Tensor]:
+        model.zero_grad()
+        out = answer_logprobs(model, pack(some_rows(), 0))
+        out.logp_BA.sum().backward()
+        return [out.logp_BA.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    at_once = grads()
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCAB)
+    for some, all_ in zip(grads(), at_once, strict=True):
+        torch.testing.assert_close(some, all_, atol=1e-5, rtol=1e-4)
+
+
+def test_no_tensor_of_all_tokens_times_the_vocabulary_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, list | tuple) else [made]:
+                if (
+                    isinstance(tensor, Tensor)
+                    and tensor.shape[-1:] == (VOCAB,)
+                    and tensor.data_ptr() != head.data_ptr()
+                ):
+                    self.numel = max(self.numel, tensor.numel())
+            return made
+
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCAB)
+    model, rows = add_lora(tiny("llama"), rank=2), some_rows(count=12)
+    head = model.get_output_embeddings().weight
+    packed(model, rows)  # the first pass checks the output layer on a column of its own
+    with Largest() as largest:
+        answer_logprobs(model, pack(rows, 0)).logp_BA.sum().backward()
+    assert largest.numel == 3 * VOCAB
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_an_output_layer_that_amends_does_not_know_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(family)
+    forward = model.forward
+
+    def doubled(**inputs: Any) -> Any:
+        out = forward(**inputs)
+        out.logits = out.logits * 2
+        return out
+
+    monkeypatch.setattr(model, "forward", doubled)
+    with pytest.raises(InputError, match=f"{family}: this model changes what its output layer gives"):
+        packed(model, some_rows())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable`:FutureWarning"
+)  # the name that TrainingArguments has
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_gradients_of_an_adapter_agree_with_separate_passes(family: str, checkpointing: bool) -> None:
+    model, rows = add_lora(tiny(family), rank=2), some_rows()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    out = answer_logprobs(model, pack(rows, 0))
+    masked_mean(out.logp_BA, out.mask(0)).sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    here = [p.grad.clone() for p in trained]
+    model.zero_grad()
+    for row in rows:
+        ids = row.prompt + row.answers[0]
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        start, end = len(row.prompt) - 1, len(ids) - 1
+        logits.log_softmax(-1)[range(start, end), row.answers[0]].mean().backward()
+    assert any(p.grad.abs().max() > 1e-3 for p in trained)
+    for mine, parameter in zip(here, trained, strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=2e-5, rtol=1e-4)
 
 
 def test_with_an_adapter_a_packed_row_equals_separate_passes() -> None:
@@ -148,26 +227,38 @@ def test_a_uniform_model_gives_one_over_the_vocabulary() -> None:
     torch.testing.assert_close(v_B, torch.full_like(v_B, 1 / VOCAB))
 
 
-def test_pack_lays_rows_out_as_written_by_hand() -> None:
-    batch = pack([PackedRow([5, 6], [[7, 8], [9]]), PackedRow([1, 2, 3], [[4]])], pad_id=0)
-    assert batch["input_ids"].tolist() == [[0, 5, 6, 7, 8, 9], [1, 2, 3, 4, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3, 2], [0, 1, 2, 3, 0, 0]]
-    assert batch["segment"].tolist() == [
-        [PADDING, PROMPT, PROMPT, 0, 0, 1],
-        [PROMPT, PROMPT, PROMPT, 0, PADDING, PADDING],
-    ]
-    assert batch["num_answer_columns"].tolist() == [3, 3]
+def test_pack_lays_rows_out_as_written_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "LINE_TOKENS", 8)
+    batch = pack([PackedRow([1, 2], [[4]]), PackedRow([5, 6], [[7, 8], [9]]), PackedRow([3], [[3]] * 3)], pad_id=0)
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[5, 6, 7, 8, 9, 1, 2, 4], [3, 3, 3, 3, 0, 0, 0, 0]],
+        "position_ids": [[0, 1, 2, 3, 2, 0, 1, 2], [0, 1, 1, 1, 0, 0, 0, 0]],
+        "row": [[1, 1, 1, 1, 1, 0, 0, 0], [2, 2, 2, 2, *[PADDING] * 4]],
+        "segment": [[PROMPT, PROMPT, 0, 0, 1, PROMPT, PROMPT, 0], [PROMPT, 0, 1, 2, *[PADDING] * 4]],
+        "answer": [[0, PADDING, PADDING], [0, 0, 1], [0, 1, 2]],
+        "target": [[4, 0, 0], [7, 8, 9], [3, 3, 3]],
+        "source": [[6, 0, 0], [1, 2, 1], [8, 8, 8]],
+    }
 
 
-def test_the_mask_lets_an_answer_see_the_prompt_and_itself() -> None:
-    seen = block_mask(torch.tensor([[PADDING, PROMPT, 0, 0, 1, PADDING]]))[0, 0].int().tolist()
-    assert seen == [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1],
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
+def test_every_row_stands_in_one_line_that_holds_it(lengths: list[int]) -> None:
+    lines = logprobs._lines(lengths)
+    assert sorted(i for line in lines for i in line) == list(range(len(lengths)))
+    assert max(sum(lengths[i] for i in line) for line in lines) <= max(logprobs.LINE_TOKENS, *lengths)
+
+
+def test_the_mask_lets_an_answer_see_its_prompt_and_itself() -> None:
+    row = torch.tensor([[0, 0, 0, 0, 1, 1, PADDING]])
+    segment = torch.tensor([[PROMPT, 0, 0, 1, PROMPT, 0, PADDING]])
+    assert block_mask(row, segment)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1],
     ]
 
 
