@@ -132,7 +132,7 @@ def _checked_folder(name: str, folder: Path) -> Path:
 
 
 def _refuse_pickles(name: str, folder: Path, wanted: str) -> None:
-    """A folder must hold real safetensors: neither only pickles, nor a pickle under that name."""
+    """Refuse a folder without real safetensors: with pickles only, or with a pickle under that name."""
     found = sorted(folder.glob(wanted))
     if not found:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
@@ -249,12 +249,12 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, bas
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Choose the accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def precision() -> Precision:
-    """The fastest precision that is safe here: bfloat16 where the hardware multiplies it natively, else float32.
+    """Choose the fastest precision that is safe here: bfloat16 where the hardware multiplies it natively, else float32.
 
     A CPU without such instructions emulates bfloat16, several times slower than float32.
     """

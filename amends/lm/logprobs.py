@@ -219,7 +219,7 @@ def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) ->
 
 
 def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: Tensor) -> Tensor | dict[str, Tensor]:
-    """What a model takes as `attention_mask`: one mask, or one for each kind of its layers.
+    """Make what a model takes as `attention_mask`: one mask, or one for each kind of its layers.
 
     Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
     is given in full takes the place of the model's own, window and all.

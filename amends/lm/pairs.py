@@ -284,7 +284,7 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that closes the model's turn: the chat template's, which need not be the tokenizer's EOS (Gemma)."""
+    """Find the token that closes the model's turn: the template's, which need not be the tokenizer's EOS (Gemma)."""
     if tokenizer.chat_template is None:
         return _eos(tokenizer)
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK.format(0)}]

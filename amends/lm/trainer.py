@@ -37,11 +37,11 @@ class KeyedRows(Dataset[list[TrainRow]]):
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch, by `TellEpoch`."""
+        """Take note of the epoch that starts; `TellEpoch` calls it."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> list[TrainRow]:
-        """The sample's rows, drawn for the current epoch."""
+        """Draw the sample's rows for the current epoch."""
         rows: list[TrainRow] = self.draw(index, random.Random(f"{self.seed} {self.epoch} {index}"))
         return rows
 
@@ -116,7 +116,7 @@ class AnswerTrainer(Trainer):
         return (loss, out) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Samples in all micro-batches of one optimizer step, on all processes."""
+        """Count the samples in all micro-batches of one optimizer step, on all processes."""
         count = torch.tensor(sum(int((~batch["is_retain"]).sum()) for batch in batch_samples), device=device)
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered

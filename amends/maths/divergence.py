@@ -69,7 +69,7 @@ def divergence_named(name: str) -> Divergence:
 
 
 def slope(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    """Derivative of an elementwise function at v, same shape, without touching v's own graph."""
+    """Differentiate an elementwise function at v, same shape, without touching v's own graph."""
     with torch.enable_grad():
         point = v.detach().requires_grad_()
         return torch.autograd.grad(function(point).sum(), point)[0]

@@ -71,7 +71,7 @@ def build_suite(
     rows: int = 100,
     max_new_tokens: int = 64,
 ) -> Suite:
-    """The suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
+    """Build the suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def evaluate(
 
 
 def with_reference(evaluation: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any]:
-    """The evaluation with the metrics that compare it with the retrained reference (forget quality)."""
+    """Add to an evaluation the metrics that compare it with the retrained reference (forget quality)."""
     items = reference["items"] if reference else None
     return evaluation | {"summary": summarise(evaluation["items"], items)}
 

@@ -98,7 +98,7 @@ class ForgetTrainer(AnswerTrainer):
             self.add_callback(StopWhenForgotten(self, args.stop_v_f))
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
-        """The forget row, with what the method puts beside it, and a retain row where there are any."""
+        """Give the forget row, with what the method puts beside it, and a retain row where there are any."""
         rows = [TrainRow(self.forget_row(index, random_))]
         if self._retain_rows:
             rows.append(TrainRow(random_.choice(self._retain_rows), is_retain=True))
@@ -113,7 +113,7 @@ class ForgetTrainer(AnswerTrainer):
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
     def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's loss, plus the weighted NLL of the retain rows."""
+        """Add up the method's loss and the weighted NLL of the retain rows."""
         forget = AnswerLogprobs(out.logp_BA[~is_retain_B], out.answer_BA[~is_retain_B])
         losses_S, values = self.forget_losses(forget)
         self._batch_v_f = values["v_f"].detach().mean()

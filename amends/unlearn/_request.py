@@ -76,7 +76,7 @@ class Request:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Request":
-        """The request among the options that run.json keeps as "config"."""
+        """Take the request from the options that run.json keeps as "config"."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
 
     def config(self) -> dict[str, Any]:

@@ -269,7 +269,7 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
 
 
 def suite_of(request: Request, forget: Pairs, templates: Sequence[str]) -> Suite:
-    """What the models of this run are asked."""
+    """Build what the models of this run are asked."""
     sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
     return build_suite(forget.kept, sets, templates, rows=request.eval_rows)
 
@@ -294,7 +294,7 @@ def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | st
 
 
 def about(source: Data | None, pairs: Pairs | None) -> dict[str, Any]:
-    """What run.json says of a data set."""
+    """Describe a data set for run.json."""
     assert pairs is not None
     return {
         "path": str(source) if isinstance(source, str | Path) else None,

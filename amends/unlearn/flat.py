@@ -139,7 +139,7 @@ class FLATTrainer(ForgetTrainer):
             )
 
     def forget_row(self, index: int, random_: random.Random) -> PackedRow:
-        """The answer to forget and a template drawn for it."""
+        """Give the answer to forget and a template drawn for it."""
         prompt, answers = self._forget_rows[index]
         template = encode(self.processing_class, self.pairs[index].prompt, [random_.choice(self.templates)])[0]
         return PackedRow(prompt, [*answers, template.answer])
@@ -161,7 +161,7 @@ class FLATTrainer(ForgetTrainer):
 
 
 def refusals() -> list[str]:
-    """The built-in template answers."""
+    """Read the built-in template answers."""
     return files("amends").joinpath("data", "refusals.txt").read_text(encoding="utf-8").splitlines()
 
 
