@@ -119,6 +119,11 @@ def run_unlearning(
             retain_dataset=retain.kept if retain else None,
             callbacks=[Bar("forgetting", "v_f")],
         )
+        if trainer.is_fsdp_enabled:
+            raise InputError(
+                "FSDP: weights that are sharded over processes would be saved in part. Launch with DDP "
+                "(examples/launch/ddp.yaml), or use the trainer in a script of your own."
+            )
         say(f"forgetting {len(forget.kept)} answers by {method}")
         told = train(trainer)
         say(f"stopped: {trainer.stopped}")
