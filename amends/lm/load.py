@@ -240,8 +240,11 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, bas
     An adapter's folder also says which base weights it belongs to, so that it is never put on others unnoticed.
     """
     if isinstance(model, PeftModel):
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = base
+        settings: Any
+        for settings in model.peft_config.values():
+            settings.base_model_name_or_path = base
+            if isinstance(getattr(settings, "target_modules", None), set):
+                settings.target_modules = sorted(settings.target_modules)  # a set's order changes from run to run
         write_json(folder / PROVENANCE, {"base": base, "base_sha256": base_sha256(model)})
     with quiet():
         model.save_pretrained(str(folder))
