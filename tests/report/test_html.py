@@ -8,7 +8,8 @@ import pytest
 
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
-from amends.report.html import Finding, entry, in_short, render_report, verdict
+from amends.report.html import render_report
+from amends.report.verdict import Finding, entry, in_short, verdict
 
 PAYLOADS = [
     "<script>alert(1)</script>",
