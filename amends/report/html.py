@@ -13,6 +13,7 @@ from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.report._text import number, visible
+from amends.report.earlier import earlier_findings, earlier_rows
 from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
 from amends.report.verdict import ROLES, in_short, is_number, verdict
 
@@ -125,7 +126,11 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             cautions.append(f"{name} was asked other questions than this run: do not compare line by line.")
         columns.append(Column(name, other))
     notes: list[str] = []
-    findings = verdict({column.name: column.evaluation["summary"] for column in columns})
+    summaries = {column.name: column.evaluation["summary"] for column in columns}
+    findings, earlier = verdict(summaries), earlier_rows(run, summaries)
+    if ROLES["after"] in summaries:
+        findings[1:1] = earlier_findings(earlier)
+    asked = ANSWERS | {row.item_set: (f"Earlier {row.title.lower()}", "Answer to forget") for row in earlier}
     rows = read_jsonl(run_folder / "history.jsonl") if (run_folder / "history.jsonl").is_file() else []
     return (
         environment()
@@ -142,7 +147,8 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             groups=[(title, list(table_rows(group, columns, notes))) for title, group in GROUPS.items() if columns],
             notes=notes,
             charts=charts(columns, rows),
-            answers=[(name, *ANSWERS[name], answers(name, columns)) for name in ANSWERS],
+            earlier=earlier,
+            answers=[(name, *about, answers(name, columns)) for name, about in asked.items()],
             roles=[column.name for column in columns],
             cautions=cautions,
             open_answers=OPEN_ANSWERS,
