@@ -46,9 +46,10 @@ def earlier_findings(rows: Sequence[Row]) -> list[Finding]:
     num_held = len(rows) - len(back) - len(unknown)
     found = []
     if back:
-        each = [f"{row.title} ({row.file}) {_again(row)}" for row in back]
+        each = [f"{row.title} ({row.file}) {' '.join(_again(row))}" for row in back]
         text = f"What an earlier request made it forget came back. Words of those answers: {'; '.join(each)}."
-        short = f"says {_again(back[0])} of the words of earlier {back[0].title.lower()} again"
+        now, then = _again(back[0])
+        short = f"says {now} of the words of earlier {back[0].title.lower()} again {then}".rstrip()
         if len(back) > 1:
             short = f"says again what {len(back)} earlier requests made it forget"
         found.append(Finding("weakness", text, short))
@@ -61,9 +62,10 @@ def earlier_findings(rows: Sequence[Row]) -> list[Finding]:
     return found
 
 
-def _again(row: Row) -> str:
+def _again(row: Row) -> tuple[str, str]:
+    """Share of the words that is said now, and in brackets what it was right after the request, if known."""
     assert row.said is not None
-    return percent(row.said) + (f" (right after it {percent(row.first)})" if row.first is not None else "")
+    return percent(row.said), f"(right after it {percent(row.first)})" if row.first is not None else ""
 
 
 def _row(position: int, request: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]]) -> Row:

@@ -71,7 +71,7 @@ def command(
     warnings = []
     if ledger := read_ledger(model):
         warnings.append(
-            f"The model has a ledger of {len(ledger)} requests to forget. It is not passed on: what is forgotten after "
+            f"The model has a ledger (requests to forget: {len(ledger)}). It is not passed on: what is forgotten after "
             "teaching is not known."
         )
         say(f"warning: {warnings[0]}")

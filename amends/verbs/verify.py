@@ -138,9 +138,9 @@ class Checks:
     def earlier_records(self) -> str:
         """Compare the data of the earlier requests that were asked again with what those forgot."""
         found = self.earlier()
-        num_left_out = len(self.earlier_entries()) - len(found)
-        more = f"; {num_left_out} not asked in this run" if num_left_out else ""
-        return f"those of {len(found)} earlier requests as they were{more}"
+        num_requests = len(self.earlier_entries())
+        more = "; the others were not asked in this run" if len(found) < num_requests else ""
+        return f"those of {len(found)} of {num_requests} earlier requests as they were{more}"
 
     def ledger(self) -> str:
         """Compare the ledger of the model with run.json and the evaluation; reading it checks its chain."""

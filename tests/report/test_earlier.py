@@ -68,7 +68,7 @@ def test_the_verdict_and_its_sentence_name_what_came_back():
     assert rows[2].says == "Not asked again: x: gone."
     first = verdict({"before": {"forget_rouge_l": value(*HIGH)}, "after": {"forget_rouge_l": value(*LOW)}})
     assert in_short([*first, back]).endswith(
-        "but it says 60 % (right after it 10 %) of the words of earlier request 1 again."
+        "but it says 60 % of the words of earlier request 1 again (right after it 10 %)."
     )
     rows = rows_of(requests[:2], before=[LOW, LOW], after=[HIGH, HIGH])
     (both,) = earlier_findings(rows)

@@ -90,7 +90,7 @@ def test_three_requests_are_chained_asked_again_shown_and_verified(tmp_path, tin
     code, out, _ = amends("verify", third)
     assert code == 0, out
     assert {line[:18].strip() for line in out.splitlines()} == {"holds"}
-    assert ["those of 2 earlier requests as they were" in out, "(earlier requests: 2)" in out] == [True] * 2
+    assert ["those of 2 of 2 earlier requests as they were" in out, "(earlier requests: 2)" in out] == [True] * 2
     assert "3 in all, each from the weights that the one before it left" in out
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_asked_again_is_said_and_recorded_and_the_rest_is_asked(t
     assert "other rows than those that were forgotten" in (third / "report.html").read_text()
     code, out, _ = amends("verify", third)
     assert code == 0, out
-    assert "those of 0 earlier requests as they were; 2 not asked in this run" in out
+    assert "those of 0 of 2 earlier requests as they were; the others were not asked in this run" in out
     write(tmp_path / "oslo.jsonl", rows(3, "oslo"))  # back again
     fourth = unlearn("bern", third / "model")
     items = read(fourth / "evaluation" / "after.json")["items"]
@@ -315,6 +315,6 @@ def test_teaching_an_unlearned_model_does_not_pass_the_ledger_on_and_says_so(two
     code, _, err = amends(
         "teach", "--model", two / "model", "--data", data, "--out", tmp_path / "taught", "--epochs", 1
     )
-    assert (code, "a ledger of 2 requests" in " ".join(err.split())) == (0, True)
+    assert (code, "a ledger (requests to forget: 2)" in " ".join(err.split())) == (0, True)
     assert "not passed on" in read_run(tmp_path / "taught")["warnings"][0]
     assert read_ledger(tmp_path / "taught") == []
