@@ -125,12 +125,19 @@ def test_the_page_has_a_row_for_each_earlier_request_and_what_was_said(page):
 
 
 @pytest.mark.parametrize(
-    "path", ["<script>alert(1)</script>.jsonl", "a\u202eb\x1b.jsonl", "' onx='1.jsonl", "{{ 7*7 }}"]
+    "path",
+    [
+        "<script>alert(1)</script>.jsonl",
+        "<img src=x onerror=alert(1)>",
+        "a\u202eb\x1b.jsonl",
+        "' onx='1.jsonl",
+        "{{ 7*7 }}",
+    ],
 )
 def test_a_hostile_path_or_reason_is_shown_and_does_nothing(page, path):
     found = page([request(LOW, path), request(LOW, path, left_out=f"{path}: gone")])
     plain = page([request(LOW, "x"), request(LOW, "x", left_out="x: gone")])
-    assert [part[:20] for part in re.findall(r"<\w+", found)] == re.findall(r"<\w+", plain)
+    assert re.findall(r"<\w+", found) == re.findall(r"<\w+", plain)
     assert not [c for c in found if not c.isprintable() and c != "\n"]
 
 
