@@ -1,6 +1,7 @@
 """Texts that others wrote, made safe to look at, and numbers as people read them."""
 
 import math
+import re
 import unicodedata
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -28,6 +29,11 @@ def _sign(character: str) -> str:
     if code == 0x7F:
         return "\u2421"
     return f"\u27e8U+{code:04X}\u27e9" if unicodedata.category(character) in HIDDEN else " "  # the rest: odd spaces
+
+
+def last_part(path: str) -> str:
+    """Name of a file or folder without where it lies, by the separators of any system; empty if there is none."""
+    return next((part for part in reversed(re.split(r"[/\\]", path)) if part), "")
 
 
 def percent(share: float) -> str:

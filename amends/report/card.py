@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from amends.report._text import number, visible
+from amends.report._text import last_part, number, visible
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 ROLES = {"before": "before", "after": "after", "reference": "retrained reference"}
@@ -34,7 +34,7 @@ This is {base} after `amends {command}` (amends {version}).
 ## What was forgotten
 
 {kept} question-answer pairs. Their texts are not in this card. SHA-256 of the list of their digests:
-`{digest}`.
+`{digest}`.{earlier}
 
 ## How
 
@@ -65,6 +65,9 @@ This is {base} after `amends {command}` (amends {version}).
 In the run folder, `run.json` has all settings, `report.html` the full report and `manifest.json` the digest of every
 file. `amends verify RUN` checks them.
 """
+EARLIER = """
+
+Requests carried out on these weights before: {count}. `ledger.json` lists them, without their texts."""
 LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
@@ -106,14 +109,15 @@ def model_card(
         tags=["unlearning", "machine-unlearning", "amends", code_word(method)],
         unlearned_from={"weights_sha256": code_word(run["weights"].get("before", "not recorded"))},
     )
-    forget, retain = run["data"].get("forget", {}), run["data"].get("retain")
+    forget, retain, earlier = run["data"].get("forget", {}), run["data"].get("retain"), run["data"].get("earlier")
     return PAGE.format(
         header=f"---\n{header.to_yaml()}\n---",
-        base=plain(hub_id or last_part(base_model)) if base_model else "a model that was given in memory",
+        base=plain(hub_id or last_part(base_model) or "a model") if base_model else "a model that was given in memory",
         command=code_word(run["command"]),
         version=plain(run["amends"]),
         kept=plain(forget.get("kept", "An unknown number of")),
         digest=code_word(forget.get("sha256", "not recorded")),
+        earlier=EARLIER.format(count=len(earlier)) if isinstance(earlier, list) and earlier else "",
         how=HOW.get(method, f"Method: {plain(method)}."),
         divergence=plain(run["config"].get("divergence") or "none"),
         retain=plain(retain.get("kept", "?")) if retain else "none",
@@ -146,11 +150,6 @@ def cell(entry: Mapping[str, Any]) -> str:
         return "none"
     low, high = entry.get("low"), entry.get("high")
     return number(entry["value"]) + ("" if low is None or high is None else f" ({number(low)} to {number(high)})")
-
-
-def last_part(path: str) -> str:
-    """Name of a file or folder without where it lies, by the separators of any system."""
-    return next((part for part in reversed(re.split(r"[/\\]", path)) if part), "a model")
 
 
 def plain(value: object) -> str:

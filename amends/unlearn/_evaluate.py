@@ -70,6 +70,7 @@ def build_suite(
     *,
     rows: int = 100,
     max_new_tokens: int = 64,
+    earlier: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Suite:
     """Build the suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
 
@@ -84,6 +85,8 @@ def build_suite(
         FORGET_ROWS.
     max_new_tokens : int, default 64
         Longest answer that is generated.
+    earlier : dict, optional
+        Forget pairs of earlier requests on the same model, "request_1", ...; asked whole too, up to FORGET_ROWS each.
     """
     questions = {"forget": spread(list(forget), FORGET_ROWS)}
     for name, source in sets.items():
@@ -91,6 +94,7 @@ def build_suite(
             found = read_rows(source) if isinstance(source, str | Path) else rows_of(source, name)
             questions[name] = spread(read_pairs(found).kept, rows)
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
+    questions |= {name: spread(list(pairs), FORGET_ROWS) for name, pairs in (earlier or {}).items()}
     choices = [
         Choice(str(d["id"]), d["task"], d["context"], tuple(d["choices"]), d["gold"])
         for d in (row.data for row in read_rows(BUILT_IN / "zero_shot.jsonl"))

@@ -7,6 +7,7 @@ length-normalised probability of the answer.
 Shape suffixes: N rows, P wrong answers of a row, R resamples, K columns, M distinct values.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -363,6 +364,7 @@ MEANS = {
         "a choice",
     ),
 }
+REQUEST = re.compile(r"request_([1-9]\d{0,5})")  # set of the questions of an earlier request
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 SUMMARY_NAMES = (
     "forget_probability", "forget_rouge_l", "forget_truth_ratio", "forget_refusal_rate", "forget_quality_p",
@@ -383,6 +385,7 @@ def summarise(
     ----------
     items : dict
         Sets of items: forget, retain, real_authors, world_facts, general, zero_shot, text; any may be absent or empty.
+        request_1, request_2, ...: those of earlier requests.
     reference_items : dict or None
         The same of a model that never saw the forget rows, for forget quality.
     seed : int, default 0
@@ -393,7 +396,8 @@ def summarise(
     -------
     dict : every name of `SUMMARY_NAMES` -> {"value", "low", "high": float or None, "n": rows used, "left_out": rows
         without a value, "better": "higher" | "lower" | "reference", "meaning": str, "missing": None or the reason}.
-        Intervals are 95 % bootstrap over rows; forget_quality_p has none.
+        Intervals are 95 % bootstrap over rows; forget_quality_p has none. After them probability, ROUGE-L and refusal
+        rate of each earlier request that is there.
     """
     sets = {name: sorted(rows, key=lambda item: str(item.get("id", ""))) for name, rows in items.items()}
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(SUMMARY_NAMES))]
@@ -403,7 +407,18 @@ def summarise(
     for name in ("model_utility_arith", "model_utility_geo"):
         found[name] = _summarise_utility(sets, name.removeprefix("model_utility_"), rngs[name])
     found["text_perplexity"] = _summarise_perplexity(sets, rngs["text_perplexity"])
-    return {name: found[name] for name in SUMMARY_NAMES}
+    return {name: found[name] for name in SUMMARY_NAMES} | _summarise_requests(sets, seed)
+
+
+def _summarise_requests(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
+    """Summarise earlier requests; their streams hang on their number alone, not on which others are there."""
+    found = {}
+    for number, name in sorted((int(match[1]), name) for name in sets if (match := REQUEST.fullmatch(name))):
+        metrics = _means(name, f"questions of earlier request {number}", "more forgotten", forget=True)
+        for k, (metric_name, metric) in enumerate(metrics.items()):
+            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, k)))
+            found[metric_name] = _summarise_mean(metric, sets, rng)
+    return found
 
 
 def _summarise_mean(metric: Mean, sets: Sets, rng: np.random.Generator) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -21,7 +22,7 @@ from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, weights_sha256
-from amends.lm.pairs import Pairs, read_pairs, rows_of
+from amends.lm.pairs import Pair, Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
@@ -34,6 +35,7 @@ from amends.unlearn._forget import (
     start_warnings,
     without_too_long,
 )
+from amends.unlearn._ledger import READING, Entry, entry_of, parse, read_ledger, set_name, write_ledger
 from amends.unlearn._request import Data, Request
 
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
@@ -96,6 +98,7 @@ def run_unlearning(
         started = time.time()
         set_seed(args.seed)
         say("reading the model and the data")
+        ledger = read_ledger(model)
         loaded = model_for(model, processing_class)
         before_sha256 = weights_sha256(loaded.model)
         tokenizer = loaded.tokenizer
@@ -105,7 +108,8 @@ def run_unlearning(
         encode_rows(
             tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit
         )  # stop here, before the long part
-        suite = suite_of(request, forget, templates) if request.eval_rows else None
+        earlier = earlier_requests(ledger, loaded, request, before_sha256)
+        suite = suite_of(request, forget, templates, earlier.questions) if request.eval_rows else None
         for row in forget.dropped:
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}
@@ -150,11 +154,12 @@ def run_unlearning(
                 | dict(recorded or {}),
                 seed=args.seed,
                 data={"forget": about(request.forget, forget)}
-                | ({"retain": about(request.retain, retain)} if retain else {}),
+                | ({"retain": about(request.retain, retain)} if retain else {})
+                | ({"earlier": earlier.requests} if ledger else {}),
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=told,
+                warnings=earlier.warnings + told,
                 seconds=seconds,
             )
             failure = write_run(result, record, forget, loaded.base) or failure
@@ -227,6 +232,7 @@ def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) 
         for role, evaluation in result.evaluations.items():
             write_json(folder / "evaluation" / f"{role}.json", evaluation)
         save_model(result.model, result.tokenizer, folder / "model", base)
+        write_ledger(folder / "model", ledger_of(record, result.evaluations.get("after")))
         summaries = {role: e["summary"] for role, e in result.evaluations.items()}
         is_adapter = isinstance(result.model, PeftModel)
         try:
@@ -273,10 +279,73 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
     return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
 
 
-def suite_of(request: Request, forget: Pairs, templates: Sequence[str]) -> Suite:
+class Earlier(NamedTuple):
+    """What is known of the requests that a model's ledger lists."""
+
+    requests: list[dict[str, Any]]
+    """The ledger's entries, each with "left_out": why it is not asked again, or None."""
+    questions: dict[str, list[Pair]]
+    warnings: list[str]
+
+
+def earlier_requests(ledger: Sequence[Entry], loaded: Loaded, request: Request, weights: str) -> Earlier:
+    """Read what earlier requests forgot, to ask it again, and say of which that cannot be done.
+
+    weights : str
+        Digest of the model as it is, which should be what the last of them left.
+    """
+    found = Earlier([], {}, [])
+    if ledger and ledger[-1].weights["after"] != weights:
+        found.warnings.append(
+            "The weights of the model are not those that its last request left, by its ledger: they were changed "
+            "since then."
+        )
+    for number, entry in enumerate(ledger, 1):
+        left_out = None if request.eval_rows else "this run is without an evaluation (--eval-rows 0)."
+        if left_out is None:
+            try:
+                found.questions[set_name(number)] = read_earlier(entry, loaded).kept
+            except InputError as error:
+                left_out = str(error)
+                found.warnings.append(f"earlier request {number} is not asked again: {left_out}")
+        found.requests.append(asdict(entry) | {"left_out": left_out})
+    for text in found.warnings:
+        say(f"warning: {text}")
+    return found
+
+
+def read_earlier(entry: Entry, loaded: Loaded) -> Pairs:
+    """Read again the pairs that an earlier request forgot.
+
+    Raises
+    ------
+    InputError : they are not there any more, or others are in their place.
+    """
+    path, digest = entry.forget["path"], entry.forget["sha256"]
+    if path is None:
+        raise InputError("its data were given from Python, so they are not stored anywhere.")
+    if not (isfile(path) or isdir(path)):  # nor a pipe: the ledger may come from anywhere
+        raise InputError(f"{path}: no such file or folder any more.")
+    options = {name: entry.forget[name] for name in READING}
+    request = Request(forget=path, **options)
+    pairs = read_data(path, request, loaded.tokenizer, context_limit(loaded.model, request.max_length))
+    if about(path, pairs)["sha256"] != digest:
+        raise InputError(f"{path}: other rows than those that were forgotten (SHA-256 differs).")
+    return pairs
+
+
+def ledger_of(record: Mapping[str, Any], after: Mapping[str, Any] | None) -> list[Entry]:
+    """Put the ledger of a run's model together from the run's record and its evaluation of the model after."""
+    earlier = [parse({k: v for k, v in e.items() if k != "left_out"}) for e in record["data"].get("earlier", [])]
+    return [*earlier, entry_of(record, after, earlier[-1] if earlier else None)]
+
+
+def suite_of(
+    request: Request, forget: Pairs, templates: Sequence[str], earlier: Mapping[str, Sequence[Pair]] | None = None
+) -> Suite:
     """Build what the models of this run are asked."""
     sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
-    return build_suite(forget.kept, sets, templates, rows=request.eval_rows)
+    return build_suite(forget.kept, sets, templates, rows=request.eval_rows, earlier=earlier)
 
 
 def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | str | None) -> dict[str, Any]:

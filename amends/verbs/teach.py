@@ -24,6 +24,7 @@ from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.pairs import Pair, read_pairs
 from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
 from amends.unlearn._forget import context_limit, encode_rows
+from amends.unlearn._ledger import read_ledger
 from amends.unlearn._run import about, prepare
 
 
@@ -67,6 +68,13 @@ def command(
     check_new(out)
     started = time.time()
     found = {file: read_pairs(read_rows(file)) for file in data}
+    warnings = []
+    if ledger := read_ledger(model):
+        warnings.append(
+            f"The model has a ledger (requests to forget: {len(ledger)}). It is not passed on: what is forgotten after "
+            "teaching is not known."
+        )
+        say(f"warning: {warnings[0]}")
     pairs = [pair for file in found for pair in found[file].kept]
     loaded = load(model, trainable=True)
     before_sha256 = weights_sha256(loaded.model)
@@ -104,6 +112,7 @@ def command(
             data={file: about(file, of_file) for file, of_file in found.items()},
             weights={"before": before_sha256, "after": weights_sha256(taught)},
             seconds={"in all": round(time.time() - started, 1)},
+            warnings=warnings,
         )
         write_json(folder / "run.json", record)
         library = "peft" if isinstance(taught, PeftModel) else "transformers"

@@ -1,6 +1,8 @@
 """Check a run folder: recompute its digests and numbers, and say what still holds."""
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -11,11 +13,12 @@ from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
-from amends.lm.pairs import Pairs
+from amends.lm.pairs import Pair, Pairs
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._forget import context_limit
+from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._request import Request
-from amends.unlearn._run import read_data, record_sha256, suite_of
+from amends.unlearn._run import ledger_of, read_data, read_earlier, record_sha256, suite_of
 from amends.unlearn.flat import read_templates
 
 ROLES = ("before", "after", "reference")
@@ -71,11 +74,16 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
     ------
     InputError : not a run folder.
     """
-    check = Checks(run, read_run(run), model)
+    record = read_run(run)
+    check = Checks(run, record, model)
     todo: list[tuple[str, Callable[[], str]]] = [("manifest", check.manifest)]
     if (run / "forget.jsonl").exists():
         todo.append(("forget records", check.forget_records))
+    if record["data"].get("earlier"):
+        todo.append(("earlier records", check.earlier_records))
     todo += [("weights before", check.weights_before), ("weights after", check.weights_after)]
+    if record["data"].get("earlier") or lexists(run / "model" / LEDGER):
+        todo.append(("ledger", check.ledger))
     roles = [role for role in ROLES if (run / "evaluation" / f"{role}.json").exists()]
     for role in roles:
         todo.append((f"summary {role}", lambda role=role: check.summary(role)))  # type: ignore[misc]
@@ -127,6 +135,30 @@ class Checks:
             raise InputError(f"{self.config['forget']}: {_some(changed) or 'in another order'}")
         return f"{len(now)} as in {self.config['forget']}"
 
+    def earlier_records(self) -> str:
+        """Compare the data of the earlier requests that were asked again with what those forgot."""
+        found = self.earlier()
+        num_requests = len(self.earlier_entries())
+        more = "; the others were not asked in this run" if len(found) < num_requests else ""
+        return f"those of {len(found)} of {num_requests} earlier requests as they were{more}"
+
+    def ledger(self) -> str:
+        """Compare the ledger of the model with run.json and the evaluation; reading it checks its chain."""
+        file = self.run / "model" / LEDGER
+        found = read_ledger(file.parent)
+        after = self.evaluation("after") if (self.run / "evaluation" / "after.json").exists() else None
+        try:
+            said = ledger_of(self.record, after)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"run.json does not say what the ledger should hold ({error})") from None
+        other = [f"request {k}" for k, pair in enumerate(zip_longest(found, said), 1) if pair[0] != pair[1]]
+        if other:
+            raise InputError(f"{file} and the run differ: {_some(other)}")
+        changed = [f"{k}" for k, entry in enumerate(found, 1) if entry.weights_changed]
+        if changed:
+            return f"{len(found)} in all; the weights were changed by something else before request {_some(changed)}"
+        return f"{len(found)} in all, each from the weights that the one before it left"
+
     def weights_before(self) -> str:
         """Compare the digest of the model before, as it is now, with the one noted."""
         name = self.model or self.config.get("model")
@@ -172,7 +204,8 @@ class Checks:
         if given:
             raise NotChecked(f"{', '.join(given)} was given from Python")
         templates = read_templates(self.config["templates"]) if "templates" in self.config else []
-        suite = suite_of(Request.of(self.config), self.forget(), templates)
+        earlier = self.earlier()
+        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
@@ -186,9 +219,9 @@ class Checks:
                 wrong.append(f"{name}: stored {value}, found {found}")
         if wrong:
             raise InputError(_some(wrong) + other)
-        return (
-            f"{len(now)} values, absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}{other}"
-        )
+        too = f" (earlier requests: {len(earlier)})" if earlier else ""
+        tolerance = f"absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}"
+        return f"{len(now)} values{too}, {tolerance}{other}"
 
     def after(self) -> Loaded:
         """Load the model in the run folder; a taught model is the folder itself."""
@@ -213,6 +246,29 @@ class Checks:
         loaded = self.after()
         limit = context_limit(loaded.model, self.config["max_length"])
         return read_data(source, Request.of(self.config), loaded.tokenizer, limit)
+
+    def earlier_entries(self) -> list[tuple[Entry, bool]]:
+        """List the earlier requests by run.json, and whether the run asked them."""
+        try:
+            return [
+                (parse({k: v for k, v in value.items() if k != "left_out"}), value["left_out"] is None)
+                for value in self.record["data"].get("earlier", [])
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"run.json: its earlier requests cannot be read ({error})") from None
+
+    def earlier(self) -> dict[str, list[Pair]]:
+        """Read again what the earlier requests forgot that the run asked."""
+        found, gone = {}, []
+        for number, (entry, asked) in enumerate(self.earlier_entries(), 1):
+            path = entry.forget["path"]
+            if asked and path and not lexists(path):
+                gone.append(path)
+            elif asked:
+                found[set_name(number)] = read_earlier(entry, self.after()).kept
+        if gone:
+            raise NotChecked(f"{_some(gone)}: no such file any more")
+        return found
 
     def evaluation(self, role: str) -> dict[str, Any]:
         """Read a stored evaluation."""

@@ -8,7 +8,8 @@ import pytest
 
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
-from amends.report.html import Finding, entry, in_short, render_report, verdict
+from amends.report.html import render_report
+from amends.report.verdict import Finding, entry, in_short, verdict
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -94,6 +95,15 @@ def hostile(folder, text):
     run["weights"] = {"before": text, "after": text}
     run["data"]["forget"]["dropped"] = [{"where": text, "reason": text}]
     run["versions"][text], run["platform"][text], run["config"][text], run["start"][text] = text, text, text, 0.5
+    run["data"]["earlier"] = [
+        {
+            "created": text,
+            "forget": {"path": f"{text}/{text}", "rows": text},
+            "measured": {"forget_rouge_l": {"value": 0.1, "n": text}},
+            "left_out": text if n == 2 else None,
+        }
+        for n in (1, 2)
+    ]
     run["data"][text] = dict(run["data"]["forget"])
     file.write_text(json.dumps(run), encoding="utf-8")
     return folder
@@ -111,6 +121,8 @@ def template_runs(tmp_path_factory, run):
                 content = json.loads(file.read_text(encoding="utf-8"))
                 content["items"] = {key: items[:2] for key, items in content["items"].items()}
                 content["summary"]["retain_probability"] |= {"value": None, "missing": "why"}
+                content["items"]["request_1"] = content["items"]["forget"]
+                content["summary"]["request_1_rouge_l"] = {"value": 0.9, "low": 0.8, "high": 1.0, "n": "many"}
                 file.write_text(json.dumps(content), encoding="utf-8")
             hostile(folder / name, text)
         return render_report(folder / "one", [folder / "two"])

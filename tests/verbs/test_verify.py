@@ -36,6 +36,7 @@ def test_a_run_just_made_holds(run, amends):
         "forget records",
         "weights before",
         "weights after",
+        "ledger",
         "summary before",
         "summary after",
         "after, asked again",
@@ -63,7 +64,7 @@ def test_an_edited_metric_is_named(run, amends):
     code, out, _ = amends("verify", run)
     assert code == 1
     wrong = {what for what, word in lines(out).items() if word == "does not hold"}
-    assert wrong == {"manifest", "summary after", "after, asked again"}
+    assert wrong == {"manifest", "ledger", "summary after", "after, asked again"}
     assert out.count("forget_probability") == 2
 
 
