@@ -24,7 +24,7 @@ def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Fi
     if "after" not in summaries:
         text = "Nothing was measured: this run was made without an evaluation. Whether it forgot anything is not known."
         return [Finding("open", text)]
-    found: list[Finding | None] = [forgotten(summaries), resembles(summaries)]
+    found: list[Finding | None] = [forgotten(summaries), likely(summaries), resembles(summaries)]
     found.append(refusals(summaries, "retain_refusal_rate", "questions that it should keep answering"))
     found.append(refusals(summaries, "general_refusal_rate", "unrelated everyday questions"))
     kept = "Of the answers to keep it says {after} of the words (before: {before})"
@@ -80,6 +80,18 @@ def forgotten(summaries: Mapping[str, Any]) -> Finding:
         return Finding("strength", f"{text}no more than that is left.", short)
     gap = "it says less than that, and such a gap can itself give away what was removed."
     return Finding("strength", f"{text}{gap}", short)
+
+
+def likely(summaries: Mapping[str, Any]) -> Finding | None:
+    """Whether the answers to forget, said or not, are likelier to the model than to one that never saw them."""
+    after, reference = (entry(summaries, role, "forget_probability") for role in (ROLES["after"], ROLES["reference"]))
+    if after is None or reference is None:
+        return None
+    each = f"{percent(after['value'])} a token, {percent(reference['value'])} for a model that never saw them"
+    if apart(after, reference) > 0:
+        text = f"It still finds these answers likelier than it should ({each}): what it does not say may be drawn out."
+        return Finding("weakness", text, f"still finds them likely ({each})")
+    return Finding("strength", f"It finds these answers no likelier than a model that never saw them ({each}).")
 
 
 def resembles(summaries: Mapping[str, Any]) -> Finding | None:

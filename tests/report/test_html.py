@@ -298,6 +298,18 @@ HARM, GOOD, OPEN = (
 
 
 @pytest.mark.parametrize(
+    ("after", "kind", "words"),
+    [((0.4, 0.5, 0.6), "weakness", "may be drawn out"), ((0.1, 0.2, 0.3), "strength", "no likelier than a model")],
+)
+def test_the_verdict_says_when_the_answers_are_still_likely(after, kind, words):
+    reference = {"forget_probability": value(0.05, 0.1, 0.15)}
+    told = verdict({"after": {"forget_probability": value(*after)}, "retrained reference": reference})
+    assert [finding.kind for finding in told if words in finding.text] == [kind]
+    alone = verdict({"after": {"forget_probability": value(*after)}})
+    assert not any("token" in finding.text for finding in alone)
+
+
+@pytest.mark.parametrize(
     ("kind", "others", "sentence"),
     [
         ("strength", [HARM], "It says 2 %, but it declines."),
