@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 SIMILAR = 0.8  # ROUGE-L F1 from which an answer counts as one of the refusal templates
+
+
+def refusals() -> list[str]:
+    """Read the built-in refusals, the default template answers."""
+    return files("amends").joinpath("data", "refusals.txt").read_text(encoding="utf-8").splitlines()
 
 
 def is_refusal(texts: Sequence[str], refusals: Sequence[str] = ()) -> NDArray[np.bool_]:

@@ -36,6 +36,7 @@ from amends.unlearn._forget import (
     without_too_long,
 )
 from amends.unlearn._ledger import READING, Entry, entry_of, parse, read_ledger, set_name, write_ledger
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
@@ -63,7 +64,7 @@ def run_unlearning(
     config_class: type[ForgetConfig],
     own: Mapping[str, Any] | None = None,
     *,
-    templates: Sequence[str] = (),
+    templates: Sequence[str] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -79,8 +80,9 @@ def run_unlearning(
         (model, args, train_dataset, processing_class, retain_dataset=, callbacks=) -> ForgetTrainer.
     config_class, own
         Class of the trainer's settings, and the method's own among them.
-    templates : list of str
-        Answers that count as refusals in the evaluation, beside the general patterns.
+    templates : list of str, optional
+        Answers that count as refusals in the evaluation, beside the general patterns; default: the built-in refusals,
+        so that all methods are asked the same.
     recorded : dict
         Further options for run.json.
 
@@ -109,7 +111,8 @@ def run_unlearning(
             tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit
         )  # stop here, before the long part
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
-        suite = suite_of(request, forget, templates, earlier.questions) if request.eval_rows else None
+        known = refusals() if templates is None else templates
+        suite = suite_of(request, forget, known, earlier.questions) if request.eval_rows else None
         for row in forget.dropped:
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
 from amends.lm.pairs import encode
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request, takes_request
 from amends.unlearn._run import Result, run_unlearning
 
@@ -158,11 +158,6 @@ class FLATTrainer(ForgetTrainer):
             v_f = ((p_BA * out.mask(0)).sum(-1) / num_positions).mean().expand_as(v_f)
             v_e = ((p_BA * out.mask(1)).sum(-1) / num_positions).mean().expand_as(v_e)
         return flat_terms(v_e, v_f, args.divergence), values
-
-
-def refusals() -> list[str]:
-    """Read the built-in template answers."""
-    return files("amends").joinpath("data", "refusals.txt").read_text(encoding="utf-8").splitlines()
 
 
 @takes_request()

@@ -203,7 +203,7 @@ class Checks:
         ]
         if given:
             raise NotChecked(f"{', '.join(given)} was given from Python")
-        templates = read_templates(self.config["templates"]) if "templates" in self.config else []
+        templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
         suite = suite_of(Request.of(self.config), self.forget(), templates, earlier)
         if suite.sha256() != stored["suite"]:

@@ -144,6 +144,14 @@ def test_a_reference_that_nothing_would_be_compared_with_is_refused(tmp_path, ti
     assert "--reference" in err
 
 
+def test_all_methods_are_asked_the_same_questions(tmp_path, tiny_model, forget, amends):
+    for method in ("flat", "ga"):
+        words = ["--model", tiny_model, "--forget", forget, "--out", tmp_path / method, "--epochs", 1, "--eval-rows", 1]
+        assert amends("unlearn", method, *words)[0] == 0
+    suites = [read(tmp_path / method / "evaluation" / "after.json")["suite"] for method in ("flat", "ga")]
+    assert suites[0] == suites[1]
+
+
 def test_dictionaries_from_python_leave_everything_in_memory(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = load(tiny_model)
