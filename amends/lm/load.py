@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -23,6 +24,7 @@ Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
 """File beside an adapter of ours: which base weights it was trained on."""
 
+_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5")
 
 
@@ -232,6 +234,30 @@ def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def train_only(model: Any, layers: str) -> None:
+    """Let only some layers' weights, of those that are trained, require gradients.
+
+    layers : str
+        "FIRST-LAST" or one number, counted from 0 and both included.
+
+    Raises
+    ------
+    InputError : not of that form, or the model has no such layers with trained weights.
+    """
+    asked = re.fullmatch(r"(\d+)(?:-(\d+))?", layers)
+    if not asked:
+        raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
+    wanted = range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
+    there = sorted(set(number.values()))
+    if not wanted or not set(wanted) <= set(there):
+        says = f"the layers that can be trained are {there[0]} to {there[-1]}" if there else "no layers were found"
+        raise InputError(f"--layers {layers}: {says}.")
+    for name, weight in trained.items():
+        weight.requires_grad_(number.get(name) in wanted)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:

@@ -58,6 +58,9 @@ class Request:
     lora_rank: Annotated[
         int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)
     ] = 16
+    layers: Annotated[
+        str | None, typer.Option(help="Train only these layers, FIRST-LAST or one, counted from 0; default: all.")
+    ] = None
     learning_rate: Annotated[float, typer.Option(help="Learning rate.", min=0)] = 3e-4
     epochs: Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)] = 10
     batch_size: Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)] = 8

@@ -21,7 +21,7 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
-from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, weights_sha256
+from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
@@ -118,8 +118,11 @@ def run_unlearning(
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
             loaded, evaluations = evaluate_before(model, loaded, suite, request)
+        trainable = prepare(loaded, request.lora_rank)
+        if request.layers is not None:
+            train_only(trainable, request.layers)
         trainer = trainer_class(
-            prepare(loaded, request.lora_rank),
+            trainable,
             args,
             forget.kept,
             tokenizer,

@@ -12,7 +12,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.errors import InputError
-from amends.lm.load import add_lora, base_sha256, check_safetensors, load, quiet, save_model, weights_sha256
+from amends.lm.load import (
+    add_lora,
+    base_sha256,
+    check_safetensors,
+    load,
+    quiet,
+    save_model,
+    train_only,
+    weights_sha256,
+)
+
+from .conftest import tiny
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -273,3 +284,20 @@ def test_the_digest_is_of_the_stored_values_whatever_they_are_loaded_as(
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "half")
     assert weights_sha256(half) == weights_sha256(load(tmp_path / "half").model)
     assert weights_sha256(half) != weights_sha256(load(tiny_model).model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("layers", "kept"), [("0", {"0"}), ("1-1", {"1"}), ("0-1", {"0", "1"})])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_only_the_layers_asked_for_are_trained(family: str, layers: str, kept: set[str], adapter: bool) -> None:
+    model = add_lora(tiny(family), rank=2) if adapter else tiny(family)
+    train_only(model, layers)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert {name.partition(".layers." if family == "llama" else ".h.")[2].split(".")[0] for name in trained} == kept
+    assert not adapter or all(".lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("layers", ["", "a", "1-", "-1", "2-1", "0-2", "7", "0,1"])
+def test_layers_that_are_not_there_are_refused(layers: str) -> None:
+    with pytest.raises(InputError, match="--layers"):
+        train_only(tiny("llama"), layers)
