@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from amends import __version__
-from amends.io.errors import InputError
+from amends.io.errors import InputError, Stopped
 from amends.io.recipe import read_recipe
 
 HOME, PACKAGE = Path(__file__).parent, "amends"
@@ -126,7 +126,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run and exit with 0 (done), 1 (failed), 2 (something that the user can mend) or 130 (stopped by Ctrl-C)."""
+    """Run; exit with 0 (done), 1 (failed), 2 (something that the user can mend), 130 (Ctrl-C) or 143 (SIGTERM)."""
     ctx, code = None, 0
     try:
         try:
@@ -135,6 +135,9 @@ def main(args: list[str] | None = None) -> None:
         except typer.Exit as done:
             code = done.exit_code
         sys.stdout.flush()
+    except Stopped as stopped:
+        print("amends:", plain(str(stopped)), file=sys.stderr)
+        code = 128 + stopped.signal
     except (KeyboardInterrupt, typer.Abort):
         print("amends: stopped.", file=sys.stderr)
         code = 130

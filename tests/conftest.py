@@ -50,8 +50,8 @@ CHATML = (
 )
 
 
-def save_tiny_model(folder: Path, seed: int = 0, context: int = 512) -> Path:
-    """A random Llama of 20 thousand weights with a ChatML tokenizer of bytes."""
+def save_tiny_model(folder: Path, seed: int = 0, context: int = 512, layers: int = 1) -> Path:
+    """A random Llama of some thousand weights with a ChatML tokenizer of bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -70,7 +70,7 @@ def save_tiny_model(folder: Path, seed: int = 0, context: int = 512) -> Path:
     )
     fast.chat_template = CHATML
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         max_position_embeddings=context,

@@ -70,7 +70,8 @@ def lock(path: str | Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(place)
-        file.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only by now; the next process sees that we are dead
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: they are needed now
             for parent in made:
                 parent.rmdir()

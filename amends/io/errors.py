@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error that is the user's to mend, and the end that the user asked for."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,15 @@ class InputError(ValueError):
     The message is one or two sentences: where (file:line or option), what is wrong, what to do. The command line prints
     it after ``amends: error:`` without a traceback and exits with 2.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal was heard, and the work was left in good order: the message says at which place.
+
+    The command line prints it after ``amends:`` and exits with 128 + `signal`, as shells do: 130 for Ctrl-C, 143 for
+    SIGTERM.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

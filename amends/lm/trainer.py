@@ -1,20 +1,41 @@
 """The base trainer: samples are prompts with candidate answers; a method is a loss on their log-probabilities."""
 
+import errno
 import math
 import random
-from collections.abc import Sequence
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from peft import PeftModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
-from amends.io.console import console
-from amends.io.errors import InputError
-from amends.lm.load import device, precision
+from amends.io.atomic import lock, write_json
+from amends.io.console import console, say
+from amends.io.errors import InputError, Stopped
+from amends.lm.checkpoint import (
+    REQUEST,
+    STATE,
+    checkpoints,
+    fault,
+    new_checkpoint,
+    newest,
+    remove_older,
+    remove_remains,
+    step_of,
+)
+from amends.lm.load import device, precision, quiet
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -65,16 +86,24 @@ class AnswerTrainer(Trainer):
 
     A subclass says which rows a sample has (`draw`) and what they cost (`losses`). The loss is the sum over samples
     divided by the samples of the whole optimizer step, over accumulation and processes: 8 x 1 = 4 x 2 = 1 x 8.
+
+    Checkpoints (`amends.lm.checkpoint`) appear whole, and are resumed from only if they verify. Of the older ones
+    `args.save_total_limit` are kept, at least two, or all if it is None.
     """
 
     loss_is_scaled_for_ga = True
+    request: Mapping[str, Any] | None = None
+    """What the training was asked to do, if anyone says; kept in checkpoints, and none is used with another."""
 
     def __init__(
         self, model: Any, args: Any, num_samples: int, processing_class: PreTrainedTokenizerBase, **kwargs: Any
     ):
+        if args.save_only_model:
+            raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
         self._sums: dict[str, list[Tensor]] = {}
+        self._staging: Path | None = None
         rows = KeyedRows(num_samples, self.draw, args.seed)
         super().__init__(
             model=model,
@@ -87,6 +116,8 @@ class AnswerTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.add_callback(TellEpoch(rows))
         self.add_callback(StopOnNonFinite())
+        self._stop = StopOnSignal(self)
+        self.add_callback(self._stop)
         if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
             self.remove_callback(PrinterCallback)
 
@@ -121,6 +152,112 @@ class AnswerTrainer(Trainer):
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered
 
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train, from a checkpoint if one is named, or (True) from the newest in `args.output_dir` that verifies.
+
+        Raises
+        ------
+        InputError : the named checkpoint, or each of those there are, cannot be resumed from, with the reasons; another
+            process writes there; checkpoints of another training are in the way; a loss is not a number.
+        Stopped : SIGTERM or Ctrl-C, after the step that was under way and, where `args.save_strategy` is not "no", its
+            checkpoint. A second signal stops at once. An application's own handlers are left alone.
+        """
+        folder = Path(str(self.args.output_dir))
+        with lock(folder / "checkpoint") if self._saves and self.args.should_save else nullcontext():
+            if self._saves and self.args.should_save:
+                remove_remains(folder)
+            start = self._start_from(resume_from_checkpoint)
+            with self._stop.listening():
+                done = super().train(str(start) if start else None, trial, ignore_keys_for_eval)
+        if self._stop.signal:
+            there = checkpoints(folder) if self._saves else []
+            what = f"resume from {there[0]}" if there else "nothing was saved"
+            raise Stopped(
+                f"stopped at step {self.state.global_step} of {self.state.max_steps}; {what}.", self._stop.signal
+            )
+        return done
+
+    @property
+    def _saves(self) -> bool:
+        return bool(self.args.save_strategy != SaveStrategy.NO)
+
+    def _start_from(self, asked: str | Path | bool | None) -> Path | None:
+        """Choose the checkpoint to go on from, verified, or None to begin; later ones must not be in the way."""
+        folder, start = Path(str(self.args.output_dir)), None
+        skipped: dict[Path, str] = {}
+        if asked is True:
+            start, skipped = newest(folder, self.args.world_size, self.request)
+            for path, reason in skipped.items():
+                say(f"skipped {path}: {reason}")
+            say(f"going on from {start}" if start else f"no checkpoint in {folder}: starting from the beginning")
+        elif asked:
+            start = Path(asked)
+            if reason := fault(start, self.args.world_size, self.request):
+                raise InputError(f"{start}: cannot be resumed from: {reason}. Name another checkpoint.")
+        step = TrainerState.load_from_json(str(start / STATE)).global_step if start else 0
+        later = [path for path in checkpoints(folder) if step_of(path) > step and path not in skipped]
+        if self._saves and later:
+            raise InputError(
+                f"{later[0]}: is there already, of another training. Go on with it (resume_from_checkpoint=True), "
+                "remove it, or give another output_dir."
+            )
+        return start
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights of another model; a tensor that is loaded under its other name is not missing."""
+        model: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        state = model.state_dict()
+        loaded = {state[name].data_ptr() for name in state.keys() - set(load_result.missing_keys)}
+        missing = [name for name in load_result.missing_keys if state[name].data_ptr() not in loaded]
+        if missing or load_result.unexpected_keys:
+            names = ", ".join([*missing, *load_result.unexpected_keys][:3])
+            raise InputError(f"the checkpoint is of another model (they differ in {names}, ...). Name another.")
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that appears whole, then remove the oldest."""
+        place = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            with new_checkpoint(place, self.accelerator) as self._staging, quiet():
+                super()._save_checkpoint(model, trial)  # into a folder of that name in the temporary one
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    for file in (self._staging / place.name).iterdir():
+                        file.rename(self._staging / file.name)
+                    (self._staging / place.name).rmdir()
+                    if self.request is not None:
+                        write_json(self._staging / REQUEST, self.request)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each of them may be a full disk
+            free = shutil.disk_usage(place.parent).free
+            raise OSError(
+                getattr(error, "errno", None) or errno.EIO,
+                f"{place} was not written: it needs about {self._checkpoint_bytes():,} bytes, the disk has {free:,} ("
+                f"{error}). Checkpoints before it are as they were",
+            ) from error
+        finally:
+            self._staging = None
+        if (
+            self.args.should_save
+            and self.args.save_total_limit
+            and (wrong := remove_older(place, self.args.save_total_limit))
+        ):
+            say(f"warning: {place} is not as it was written ({wrong}): older checkpoints are kept")
+
+    def _checkpoint_bytes(self) -> int:
+        """Size of the tensors in a checkpoint: of an adapter, of all weights, of the optimizer's state."""
+        model: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        tensors = [p for p in model.parameters() if p.requires_grad or not isinstance(model, PeftModel)]
+        states = self.optimizer.state.values() if self.optimizer else []
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in [*tensors, *moments])
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the method's values since the last log."""
         if "loss" in logs:
@@ -146,17 +283,70 @@ class TellEpoch(TrainerCallback):
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stop at a loss or gradient that is not a number, before it reaches a saved model."""
+    """Stop at a loss or gradient that is not a number, before it reaches a saved model.
+
+    Every step that is saved is logged first, so that no checkpoint holds what came of such a loss.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the losses since the last log looked at."""
+        control.should_log = control.should_log or control.should_save
+
+    on_epoch_end = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Raise InputError with the step."""
+        """Raise InputError with the step and the last good checkpoint."""
         for name in ("mean_loss", "grad_norm"):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(float(value)):
-                raise InputError(
-                    f"{name} is {value} at step {state.global_step}: training stopped and nothing was saved. "
-                    "Lower --learning-rate, or train in float32."
+                saves = args.save_strategy != SaveStrategy.NO
+                good = next(
+                    (path for path in checkpoints(args.output_dir) if saves and not fault(path, args.world_size)), None
                 )
+                raise InputError(
+                    f"{name} is {value} at step {state.global_step}: training stopped and "
+                    + (f"the last good checkpoint is {good}. " if good else "nothing was saved. ")
+                    + "Lower --learning-rate, or train in float32."
+                )
+
+
+USUAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+"""Handlers that are replaced during a training; an application that has its own keeps them."""
+
+
+class StopOnSignal(TrainerCallback):
+    """End the training in good order at SIGTERM and Ctrl-C."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.signal = trainer, 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals meanwhile instead of being ended by them, where that is possible: in the main thread."""
+        self.signal = 0
+        in_main = threading.current_thread() is threading.main_thread()
+        before = {number: usual for number, usual in USUAL.items() if in_main and signal.getsignal(number) == usual}
+        for number in before:
+            signal.signal(number, self.note)
+        try:
+            yield
+        finally:
+            for number, usual in before.items():
+                signal.signal(number, usual)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Hear a signal."""
+        if self.signal:
+            raise Stopped("stopped at once.", number)
+        self.signal = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop all processes at the same step, as soon as one was told to."""
+        heard = torch.tensor([self.signal], device=args.device)
+        self.signal = int(self.trainer.accelerator.gather(heard).max()) if args.world_size > 1 else self.signal
+        if self.signal:
+            control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
 
 
 def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -> Arguments:
@@ -185,7 +375,7 @@ class Bar(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
-        self.task = self.progress.add_task(self.label, total=state.max_steps)
+        self.task = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step)
         self.progress.start()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, maske
 from amends.lm.pairs import Dropped, Pair, Pairs, encode, read_pairs, rows_of
 from amends.lm.trainer import AnswerTrainer, TrainRow
 
+ALL_STEPS = "all steps done"
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 
@@ -30,6 +31,7 @@ class ForgetConfig(TrainingArguments):
     )
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain rows' NLL, where there are any."})
     max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
 
     def __post_init__(self) -> None:
         """Check the settings of ours, then those of transformers."""
@@ -90,7 +92,7 @@ class ForgetTrainer(AnswerTrainer):
         self._forget_rows = encode_rows(processing_class, self.pairs, limit)
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
         self._retain_rows = encode_rows(processing_class, retain, limit)
-        self.stopped = "all steps done"
+        self.stopped = ALL_STEPS
         self.start: dict[str, float] = {}
         self._batch_v_f = torch.zeros(())
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
@@ -148,6 +150,11 @@ class ForgetTrainer(AnswerTrainer):
         for text in start_warnings(self.start):
             warnings.warn(text, stacklevel=2)
         return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save nothing where the stop rule ended the training: resumed from there, it would go on."""
+        if self.stopped == ALL_STEPS:
+            super()._save_checkpoint(model, trial)
 
 
 class StopWhenForgotten(TrainerCallback):

@@ -75,6 +75,10 @@ class Request:
     continuation_tokens: Annotated[
         int, typer.Option(help="Plain text: tokens of each continuation to forget.", min=1)
     ] = 100
+    save_steps: Annotated[
+        int,
+        typer.Option(help="Steps between checkpoints in OUT.checkpoints, to resume from; 0 writes none.", min=0),
+    ] = 0
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0
 
     @classmethod
@@ -92,11 +96,19 @@ class Request:
                 found[name] = {"rows": len(value)}
         return found
 
+    @property
+    def checkpoints(self) -> Path | None:
+        """Folder beside the run folder, if checkpoints are asked for now or are there from a run that ended early."""
+        folder = None if self.out is None else Path(f"{Path(self.out)}.checkpoints")
+        return folder if folder and (self.save_steps or folder.is_dir()) else None
+
     def arguments(self, cls: type[Config], **own: Any) -> Config:
-        """Training settings: these options, a method's own, and the house's defaults. The trainer writes nothing."""
+        """Training settings: these options, a method's own, and the house's defaults."""
         return training_arguments(
             cls,
-            ".",  # made if it is not there; nothing is written to it
+            str(self.checkpoints or "."),  # the trainer makes it if it is not there
+            save_strategy="steps" if self.save_steps else "no",
+            save_steps=self.save_steps or 1,  # 0 is refused
             retain_weight=self.retain_weight,
             stop_v_f=self.stop_v_f,
             learning_rate=self.learning_rate,

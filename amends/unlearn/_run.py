@@ -4,10 +4,11 @@ Every method shares it; a method only says how its trainer is made.
 """
 
 import json
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from os.path import isdir, isfile
 from pathlib import Path
@@ -88,15 +89,20 @@ def run_unlearning(
 
     Raises
     ------
-    InputError : anything the user can mend. Until the training is over nothing is left behind; from then on the model
-        is kept, whatever happens to its evaluation or its report.
+    InputError : anything the user can mend. Until the training is over nothing but checkpoints is left behind, from
+        which the same request goes on; from then on the model is kept, whatever happens to its evaluation or report.
     """
+    if request.save_steps and request.out is None:
+        raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
+    checkpoints = request.checkpoints
+    resume = bool(checkpoints and checkpoints.is_dir())
     args = request.arguments(config_class, **(own or {}))
     if request.reference is not None and not request.eval_rows:
         raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
     if request.out is not None:
         check_new(request.out)
-    with lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext():
+    locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
+    with locked, not_left_empty(checkpoints):
         started = time.time()
         set_seed(args.seed)
         say("reading the model and the data")
@@ -134,8 +140,17 @@ def run_unlearning(
                 "FSDP: weights that are sharded over processes would be saved in part. Launch with DDP "
                 "(examples/launch/ddp.yaml), or use the trainer in a script of your own."
             )
+        config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None}
+        config |= dict(own or {}) | dict(recorded or {})
+        data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
+        trainer.request = (
+            {name: value for name, value in config.items() if name not in ("out", "save_steps")}
+            | {f"{name} data": told["sha256"] for name, told in data.items()}
+            | {"templates' text": sha256_json(list(known)), "weights": before_sha256}
+            | {"method": method, "precision": precision()}
+        )
         say(f"forgetting {len(forget.kept)} answers by {method}")
-        told = train(trainer)
+        told = train(trainer, resume)
         say(f"stopped: {trainer.stopped}")
         seconds = {"until trained": round(time.time() - started, 1)}
         model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -154,14 +169,9 @@ def run_unlearning(
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(
                 command=f"unlearn {method}",
-                config=request.config()
-                | {"model": str(model) if isinstance(model, str | Path) else None}
-                | dict(own or {})
-                | dict(recorded or {}),
+                config=config,
                 seed=args.seed,
-                data={"forget": about(request.forget, forget)}
-                | ({"retain": about(request.retain, retain)} if retain else {})
-                | ({"earlier": earlier.requests} if ledger else {}),
+                data=data | ({"earlier": earlier.requests} if ledger else {}),
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
@@ -169,6 +179,8 @@ def run_unlearning(
                 seconds=seconds,
             )
             failure = write_run(result, record, forget, loaded.base) or failure
+            if checkpoints:
+                shutil.rmtree(checkpoints)
             if failure is None:
                 say(f"done: {Path(request.out) / 'report.html'}")
             else:
@@ -201,7 +213,18 @@ def evaluate_before(
     return loaded, evaluations
 
 
-def train(trainer: ForgetTrainer) -> list[str]:
+@contextmanager
+def not_left_empty(folder: Path | None) -> Iterator[None]:
+    """Remove a folder at the end if nothing is in it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or not there
+            if folder and IS_FIRST_PROCESS:
+                folder.rmdir()
+
+
+def train(trainer: ForgetTrainer, resume: bool) -> list[str]:
     """Train, and tell the warnings about the start in the house's form.
 
     Returns
@@ -210,7 +233,7 @@ def train(trainer: ForgetTrainer) -> list[str]:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
     told = start_warnings(trainer.start)
     for text in told:
         say(f"warning: {text}")

@@ -1,6 +1,7 @@
 """The base trainer: what a step costs depends on its samples, never on how they are cut into batches."""
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from amends.io.errors import InputError
+from amends.io.errors import InputError, Stopped
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
 from amends.lm.trainer import AnswerTrainer, KeyedRows, TrainRow, training_arguments
 
@@ -95,12 +96,13 @@ def test_a_resumed_training_draws_and_ends_as_an_unbroken_one(
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
     whole = train(tmp_path, tokenizer, **settings)
     args = training_arguments(
-        TrainingArguments, str(tmp_path), learning_rate=1e-2, use_cpu=True, disable_tqdm=True, **settings
+        TrainingArguments, str(tmp_path / "on"), learning_rate=1e-2, use_cpu=True, disable_tqdm=True, **settings
     )
     resumed = Teacher(tiny("llama", seed=5), args, NUM_SAMPLES, tokenizer)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     for mine, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+        assert torch.equal(mine, theirs)
+    assert steps(resumed) == steps(whole)
 
 
 def test_rows_are_keyed_by_seed_epoch_and_index() -> None:
@@ -126,6 +128,47 @@ def test_a_loss_that_is_not_a_number_stops_and_saves_nothing(
     with pytest.raises(InputError, match=r"mean_loss is nan at step 1.*nothing was saved.*--learning-rate"):
         train(tmp_path, tokenizer, Broken, per_device_train_batch_size=8, save_strategy="steps", save_steps=1)
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+class Interrupted(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_after_the_step_and_handlers_are_as_before(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 1 of 8; resume from .*checkpoint-1\.$"):
+        train(
+            tmp_path,
+            tokenizer,
+            per_device_train_batch_size=4,
+            num_train_epochs=2,
+            save_strategy="epoch",
+            callbacks=[Interrupted()],
+        )
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(Stopped, match="at once") as stopped:  # two of them in one step
+        train(
+            tmp_path / "other",
+            tokenizer,
+            per_device_train_batch_size=4,
+            num_train_epochs=2,
+            callbacks=[Interrupted(), Interrupted()],
+        )
+    assert stopped.value.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_applications_own_handler_stays(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        train(tmp_path, tokenizer, per_device_train_batch_size=4, num_train_epochs=1, callbacks=[Interrupted()])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT] * 4
 
 
 class Stop(TrainerCallback):
