@@ -126,9 +126,11 @@ class ForgetTrainer(AnswerTrainer):
             values["retain_nll"] = nll_S
         return losses_S, values
 
-    def forget_means(self) -> dict[str, float]:
-        """v_f, and v_e where there are templates, over all forget rows, from the model as it is now."""
-        rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in range(len(self._forget_rows))]
+    def forget_means(self, *, templates: bool = True) -> dict[str, float]:
+        """v_f, and v_e where there are templates and they are wanted, over all forget rows, from the model as it is."""
+        rows = self._forget_rows
+        if templates:
+            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in range(len(rows))]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -168,7 +170,7 @@ class StopWhenForgotten(TrainerCallback):
         batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
         if batch > self.limit:
             return
-        v_f = self.trainer.forget_means()["v_f"]
+        v_f = self.trainer.forget_means(templates=False)["v_f"]
         if v_f <= self.limit:
             self.trainer.stopped = (
                 f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {state.global_step}"
