@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,13 @@ def no_network() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, guard(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Take Ctrl-C as a terminal gives it: a shell starts its background jobs, and so their tests, with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 CHATML = (
