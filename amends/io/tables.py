@@ -214,8 +214,8 @@ def _check_unpacked(unpacked: int, packed: int, name: str) -> None:
     """Stop at a bomb: a small file that holds far more than anyone's text does."""
     if unpacked > min(max(MAX_RATIO * packed, FREE_BYTES), MAX_UNPACKED_BYTES):
         raise InputError(
-            f"{name}: holds more than {MAX_RATIO} times its own size, or than {MAX_UNPACKED_BYTES // 10**9} GB. If that "
-            "is as it should be, unpack it and save the rows as .jsonl."
+            f"{name}: holds more than {MAX_RATIO} times its own size, or than {MAX_UNPACKED_BYTES // 10**9} GB. If "
+            "that is as it should be, unpack it and save the rows as .jsonl."
         )
 
 
@@ -397,6 +397,8 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                         unpacked += _checked(data, where := f"{name}: row {number}")
                         _check_unpacked(unpacked, packed, name)
                         yield Row(data, where)
+            if number != file.metadata.num_rows:
+                raise ValueError(f"{number} rows instead of {file.metadata.num_rows}")
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
