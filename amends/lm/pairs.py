@@ -203,8 +203,9 @@ def _split_messages(row: Row) -> tuple[list[Message], str]:
         raise InputError(
             f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer."
         )
-    if unknown := next((m["role"] for m in messages if m["role"] not in ROLES), None):  # it would go into the template
-        raise InputError(f"{row.where}: there is no role {unknown[:60]!r}. Write one of {', '.join(ROLES)}.")
+    for role in (m["role"] for m in messages):  # it stands in the template, where text may be a control token
+        if role not in ROLES:
+            raise InputError(f"{row.where}: there is no role {role[:60]!r}. Write one of {', '.join(ROLES)}.")
     if not messages[-1]["content"].strip():
         raise InputError(
             f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows."
@@ -313,9 +314,7 @@ def _folded(text: str) -> str:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool = True) -> str:
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-        )
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:  # what a model's template may raise
         raise InputError(f"The model's chat template does not take this conversation: {error}") from error
 
