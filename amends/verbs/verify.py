@@ -92,6 +92,8 @@ def _finding(what: str, make: Callable[[], str]) -> Finding:
         return Finding(None, what, str(reason))
     except (InputError, AssertionError) as error:
         return Finding(False, what, str(error))
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        return Finding(False, what, f"a value is missing or of another kind ({type(error).__name__}: {error})")
 
 
 class Checks:
