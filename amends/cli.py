@@ -2,7 +2,6 @@
 
 import ast
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from amends import __version__
 from amends.io.errors import InputError, Stopped
+from amends.io.plain import plain
 from amends.io.recipe import read_recipe
 
 HOME, PACKAGE = Path(__file__).parent, "amends"
 JOBS = ("unlearn",)  # the folders of methods
 OURS = "This is a mistake in amends: please report it with what 'amends --traceback ...' prints."
-ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 
 
 def summary(file: Path) -> str:
@@ -103,11 +102,6 @@ def root() -> Files:
     return Files("amends", "verbs", JOBS, params=(own := as_command(options_of_amends)).params, help=own.help)
 
 
-def plain(text: str) -> str:
-    """Make text safe to show: one line without escape sequences, control characters or changes of direction."""
-    return " ".join("".join(char if char.isprintable() else " " for char in ESCAPES.sub("", text)).split())
-
-
 def explain(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, typer.TyperException):
@@ -146,7 +140,8 @@ def main(args: list[str] | None = None) -> None:
         code = 1
     except Exception as error:
         if ctx and ctx.params["show_traceback"]:
-            traceback.print_exc()
+            lines = traceback.format_exc()
+            print("".join(c if c.isprintable() or c == "\n" else " " for c in lines), end="", file=sys.stderr)
         message, code = explain(error)
         print("amends: error:", plain(message), file=sys.stderr)
     sys.exit(code)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from amends.io.errors import InputError
 from amends.io.tables import read_json
 
 MANIFEST = "manifest.json"
+MOST_NAME_BYTES = 230  # of a new file or folder: file systems take 255, and temporary names beside it are longer
 _held: set[Path] = set()  # locks of this process: a lock file with our own pid may also be left from before a restart
 
 
@@ -34,8 +36,10 @@ def check_new(path: str | Path) -> None:
 
     Raises
     ------
-    InputError : something is there already, or its place is no folder that can be written to.
+    InputError : something is there already, or its place is no folder that can be written to, or no file system takes
+        the name.
     """
+    _check_name(path)
     place = _absolute(path)
     if os.path.lexists(place):
         raise InputError(f"{path}: exists already. Give a name that is not taken, or remove it.")
@@ -44,6 +48,17 @@ def check_new(path: str | Path) -> None:
         raise InputError(f"{path}: {there} is a file, not a folder. Give another place.")
     if not os.access(there, os.W_OK):
         raise InputError(f"{path}: {there} cannot be written to. Give another place.")
+
+
+def _check_name(path: str | Path) -> None:
+    """Refuse what would fail only after long work, or make a folder that nobody meant."""
+    name = str(path)
+    if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xDC80 for char in name):
+        raise InputError(f"{name!r}: has characters that no name may have. Give another one.")
+    if name.startswith("~") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        raise InputError(f"{name}: an address, or with ~, which is not replaced here. Write out the path of a folder.")
+    if any(len(os.fsencode(part)) > MOST_NAME_BYTES for part in Path(path).parts):
+        raise InputError(f"{name}: a name in it is longer than {MOST_NAME_BYTES} bytes. Give a shorter one.")
 
 
 @contextmanager
@@ -98,7 +113,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     check_new(path)
     with lock(path):
         folder = _sibling(place, f"tmp-{os.getpid()}")
-        shutil.rmtree(folder, ignore_errors=True)  # left by a dead process that had our id
+        _remove(folder)  # left by a dead process that had our id, or a link that somebody put there
         folder.mkdir()
         try:
             yield folder
@@ -115,13 +130,14 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text with the line ends it has: the old file or the new one is there, never a part.
 
-    Folders missing above it are made.
+    Folders missing above it are made. Half a character, as in the name of a file that is not UTF-8, becomes "?".
     """
-    place, data = Path(path), text.encode()
+    place, data = Path(path), text.encode(errors="replace")
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(place, f"tmp-{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        _remove(temporary)
+        with temporary.open("xb") as file:  # x: a link that somebody put there is not followed
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -234,6 +250,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _take(file: Path, place: Path, path: str | Path) -> None:
     owner = ""
     for _ in range(3):  # more than once, as the lock may be released or taken over at this very moment
@@ -242,8 +264,9 @@ def _take(file: Path, place: Path, path: str | Path) -> None:
                 new.write(f"{os.getpid()} {socket.gethostname()}")
             return
         except FileExistsError:
-            with suppress(FileNotFoundError):
-                owner = file.read_text(encoding="utf-8", errors="replace")
+            if file.is_file() and not file.is_symlink():  # else nothing of ours
+                with suppress(FileNotFoundError):
+                    owner = file.read_text(encoding="utf-8", errors="replace")
         if not _is_dead(owner):
             break
         _remove_stale(file, owner, _sibling(place, f"tmp-{owner.split()[0]}"))

@@ -7,6 +7,7 @@ that a file brings.
 import csv
 import difflib
 import gzip
+import io
 import json
 import math
 import zlib
@@ -21,7 +22,11 @@ MAX_ROW_BYTES = 100_000
 MAX_WHOLE_BYTES = 50_000_000  # of a file that is read whole: .json, .txt
 MAX_DIGITS = 300  # of an integer in JSON
 COUNTED_BYTES = 10_000_000  # of a line that is too long; more is not read just to tell its size
-BATCH_ROWS = 64
+MAX_RATIO = 200  # of what a packed file (.gz, .parquet) holds to its own size
+MAX_UNPACKED_BYTES = 64_000_000_000
+FREE_BYTES = 2_000_000  # unpacked, up to which the ratio does not matter
+SIP_BYTES = 4096  # of a .gz file, between two looks at the ratio
+BATCH_ROWS, BATCH_BYTES = 64, 128_000_000  # read at once of .parquet, at most
 BOM = b"\xef\xbb\xbf"
 
 UNSAFE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".h5")
@@ -46,6 +51,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects, or
         {"data": [...]}. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
         column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM.
+        A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
 
     Returns
     -------
@@ -157,7 +163,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Line number and line with its end; a line is never held beyond the cap."""
     number = 0
     try:
-        with _open(path) as file:
+        with _open(path, name) as file:
             while line := file.readline(MAX_ROW_BYTES + 8):  # 8: room for a BOM and the line's end
                 number += 1
                 if number == 1:
@@ -169,8 +175,48 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
         raise _unreadable(name, error) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def _open(path: Path, name: str) -> BinaryIO:
+    if path.name.lower().endswith(".gz"):
+        return io.BufferedReader(_Unpacked(path, name))
+    return path.open("rb")
+
+
+class _Sips(io.FileIO):
+    """A file of which little is read at once, so that its position tells what was used so far."""
+
+    def read(self, size: int | None = None, /) -> bytes:
+        return super().read(min(size or SIP_BYTES, SIP_BYTES))
+
+
+class _Unpacked(io.RawIOBase):
+    """What a .gz file holds, for as long as that is in proportion to the file."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.packed, self.name, self.size = _Sips(path), name, 0
+        self.inner = gzip.GzipFile(fileobj=self.packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size: int = self.inner.readinto(buffer)
+        self.size += size
+        _check_unpacked(self.size, self.packed.tell(), self.name)
+        return size
+
+    def close(self) -> None:
+        self.inner.close()
+        self.packed.close()
+        super().close()
+
+
+def _check_unpacked(unpacked: int, packed: int, name: str) -> None:
+    """Stop at a bomb: a small file that holds far more than anyone's text does."""
+    if unpacked > min(max(MAX_RATIO * packed, FREE_BYTES), MAX_UNPACKED_BYTES):
+        raise InputError(
+            f"{name}: holds more than {MAX_RATIO} times its own size, or than {MAX_UNPACKED_BYTES // 10**9} GB. If "
+            "that is as it should be, unpack it and save the rows as .jsonl."
+        )
 
 
 def _size(line: bytes, file: BinaryIO) -> str:
@@ -214,11 +260,11 @@ def _parse(text: str, name: str, line: int | None = None) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'the key "{twice[:60]}" stands twice in one object. Keep one of the two.')
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'the key "{key[:60]}" stands twice in one object. Keep one of the two.')
+        found[key] = value
     return found
 
 
@@ -253,7 +299,9 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
         raise InputError(f'{name}: expected a list of objects or {{"data": [...]}}, not {_kind(found)}. Write a list.')
     for number, value in enumerate(found, 1):
         where = f"{name}: row {number}"
-        yield _checked(_object(value, where), where)
+        row = Row(_object(value, where), where)
+        _checked(*row)
+        yield row
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -270,11 +318,11 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _checked(data: dict[str, Any], where: str) -> Row:
-    """Make a row of a format without lines, measured as the JSON it would be."""
+def _checked(data: dict[str, Any], where: str) -> int:
+    """Size in bytes of a row of a format without lines: that of the JSON it would be."""
     if (size := len(json.dumps(data, ensure_ascii=False, default=str).encode())) > MAX_ROW_BYTES:
         raise _too_large(where, str(size))
-    return Row(data, where)
+    return size
 
 
 # Other formats ----------------------------------------------------------------------------------------------------
@@ -331,16 +379,26 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
+        packed = path.stat().st_size
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if twice := [column for column in columns if columns.count(column) > 1]:
                 raise InputError(f'{name}: the column "{twice[0][:60]}" stands twice. Rename one of the two.')
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for data in batch.to_pylist():
-                    number += 1
-                    yield _checked(data, f"{name}: row {number}")
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            _check_unpacked(sum(max(group.total_byte_size, group.num_rows) for group in groups), packed, name)
+            number = unpacked = 0
+            for i, group in enumerate(groups):
+                # One value may be as large as its row group, and a dictionary can give it to every row.
+                at_once = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, group.total_byte_size)))
+                for batch in file.iter_batches(batch_size=at_once, row_groups=[i]):
+                    for data in batch.to_pylist():
+                        number += 1
+                        unpacked += _checked(data, where := f"{name}: row {number}")
+                        _check_unpacked(unpacked, packed, name)
+                        yield Row(data, where)
+            if number != file.metadata.num_rows:
+                raise ValueError(f"{number} rows instead of {file.metadata.num_rows}")
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
@@ -359,8 +417,10 @@ def _dataset_rows(path: Path, name: str) -> Iterator[Row]:
                     f"{name}: several splits ({', '.join(splits)}). Give the folder of one, such as {path / splits[0]}."
                 )
             found = next(iter(found.values()))
-        for number, data in enumerate(found.with_format(None), 1):
-            yield _checked(data, f"{name}: row {number}")
+        rows = (data for batch in found.with_format("arrow").iter(BATCH_ROWS) for data in batch.to_pylist())
+        for number, data in enumerate(rows, 1):  # as Arrow has them: no picture is opened, no address is followed
+            _checked(data, where := f"{name}: row {number}")
+            yield Row(data, where)
     except InputError:
         raise
     except Exception as error:  # what a broken folder raises is not documented: KeyError, TypeError, ArrowInvalid, ...

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -70,9 +69,9 @@ def shares_base(loaded: Loaded, name: str | Path) -> bool:
     if not isinstance(loaded.model, PeftModel) or not file.exists() or (file.parent / "tokenizer_config.json").exists():
         return False
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] == loaded.base)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        return False  # `load` says what is wrong with it
+        return bool(_settings(file).get("base_model_name_or_path") == loaded.base)
+    except InputError:
+        return False  # `load` says it too
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
@@ -121,16 +120,31 @@ def _checked_folder(name: str, folder: Path) -> Path:
     config = folder / "config.json"
     if not config.exists():
         raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{config}: not valid JSON ({error}).") from None
-    if "auto_map" in settings:
+    if "auto_map" in _settings(config):
         raise InputError(
             f"{name}: this model brings its own code (auto_map in config.json), which amends does not run."
         )
     _refuse_pickles(name, folder, "model*.safetensors")
+    index = folder / "model.safetensors.index.json"
+    shards = _settings(index).get("weight_map") if index.exists() else {}
+    if not isinstance(shards, dict):
+        raise InputError(f"{index}: has no weight_map. Save the model again with save_pretrained.")
+    for shard in {str(shard) for shard in shards.values()}:
+        if not shard.endswith(".safetensors") or Path(shard).name != shard or not (folder / shard).is_file():
+            raise InputError(f"{index}: names {shard[:200]!r}, which is no safetensors file of this folder.")
+        check_safetensors(folder / shard)
     return folder
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Read a JSON file of a model folder; Infinity is allowed there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not valid JSON, so it cannot be read ({_first_line(error)}).") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: not an object of settings. Save the model again with save_pretrained.")
+    return found
 
 
 def _refuse_pickles(name: str, folder: Path, wanted: str) -> None:
@@ -178,7 +192,9 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
                 dtype="auto" if keeps_bfloat16 else torch.float32,
                 **gguf,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a damaged folder raises is not documented: TypeError, struct.error, ...
         raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
@@ -199,17 +215,18 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
     _refuse_pickles(name, folder, "adapter_model*.safetensors")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{name}: adapter_config.json cannot be read: {_first_line(error)}") from None
-    if not config.base_model_name_or_path:
+    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base_name or not isinstance(base_name, str):
         raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
+    if Path(base_name, "adapter_config.json").exists():
+        raise InputError(
+            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
+        )
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
-    base = base or _load(config.base_model_name_or_path, False, own_tokenizer)
+    base = base or _load(base_name, False, own_tokenizer)
     provenance = folder / PROVENANCE
     if provenance.exists():
-        expected = json.loads(provenance.read_text(encoding="utf-8"))["base_sha256"]
+        expected = _settings(provenance).get("base_sha256")
         if expected != weights_sha256(base.model):
             raise InputError(
                 f"{name}: this adapter was made for other weights than {base.name} holds now (SHA-256 differs). "
@@ -219,7 +236,9 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, UserWarning, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
         raise InputError(
             f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
             "It was made for another model."

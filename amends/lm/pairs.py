@@ -4,16 +4,21 @@ Shapes read: question/answer, prompt/completion, instruction(+input)/output, cha
 cut into prefix and continuation. Chat models are asked through their own chat template, base models in a plain layout.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.io.tables import Row
 
 SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 Message = dict[str, str]
 
 
@@ -198,6 +203,9 @@ def _split_messages(row: Row) -> tuple[list[Message], str]:
         raise InputError(
             f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer."
         )
+    for role in (m["role"] for m in messages):  # it stands in the template, where text may be a control token
+        if role not in ROLES:
+            raise InputError(f"{row.where}: there is no role {role[:60]!r}. Write one of {', '.join(ROLES)}.")
     if not messages[-1]["content"].strip():
         raise InputError(
             f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows."
@@ -237,7 +245,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
 
     Raises
     ------
-    InputError : the chat template does not keep an assistant's text.
+    InputError : the chat template does not take the messages, or does not keep their texts.
     """
     if isinstance(prompt, str):
         # The answer continues the text and goes on after its last token, so no end is taught or forgotten.
@@ -260,20 +268,36 @@ _MARK = "\u241eamends-text-{}\u241e"
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which nothing is a control token."""
+    """Token ids of a text in which nothing is a control token.
+
+    That means no special token, and no other added token in brackets (`<think>`, `</tool_call>`, `[IMG]`). Added tokens
+    that are words or white space are how the model reads plain text, so they stay.
+    """
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids
+    if not any(bracket in unicodedata.normalize("NFKC", text) for bracket in "<[{"):
+        return ids
+    controls = {i for token, i in tokenizer.get_added_vocab().items() if _BRACKETS.fullmatch(token)}
+    if controls.isdisjoint(ids):
+        return ids
+    # The tokenizer splits special tokens only. Cut through the middle of the others, and what is left of them is text.
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    spans = [span for i, span in zip(ids, found["offset_mapping"], strict=True) if i in controls]
+    cuts = [0, *((start + end) // 2 for start, end in spans if end - start > 1), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    return [i for piece in pieces for i in plain_ids(tokenizer, piece)] if len(pieces) > 1 else ids
+
+
+_BRACKETS = re.compile(r"\s*(<.+>|\[.+\]|\{.+\})\s*", re.DOTALL)
 
 
 def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Render the chat template; texts that hold a control token's name are put in afterwards, as text."""
-    named = [token for token in tokenizer.get_added_vocab() if token]
-    if not any(token in m["content"] for m in messages for token in named):
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    named = [_folded(token) for token in tokenizer.get_added_vocab() if token]
+    contents = [_folded(m["content"]) for m in messages]
+    if not any(token in content for content in contents for token in named):
+        ids: list[int] = tokenizer(_render(tokenizer, messages), add_special_tokens=False)["input_ids"]
         return ids
-    marked = [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)]
-    rest = str(tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False))
+    rest = _render(tokenizer, [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)])
     ids = []
     for i, message in enumerate(messages):
         before, mark, rest = rest.partition(_MARK.format(i))
@@ -283,12 +307,24 @@ def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -
     return [*ids, *tokenizer(rest, add_special_tokens=False)["input_ids"]]
 
 
+def _folded(text: str) -> str:
+    """Text after the normalisations that a tokenizer may make before it looks for added tokens."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool = True) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:  # what a model's template may raise
+        raise InputError(f"The model's chat template does not take this conversation: {error}") from error
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Find the token that closes the model's turn: the template's, which need not be the tokenizer's EOS (Gemma)."""
     if tokenizer.chat_template is None:
         return _eos(tokenizer)
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK.format(0)}]
-    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    rendered = _render(tokenizer, turn, add_generation_prompt=False)
     ids = tokenizer(rendered.partition(_MARK.format(0))[2].lstrip(), add_special_tokens=False)["input_ids"]
     return ids[:1] if ids and ids[0] in tokenizer.get_added_vocab().values() else _eos(tokenizer)
 

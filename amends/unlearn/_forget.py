@@ -214,10 +214,15 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit
 
     Raises
     ------
-    InputError : a pair longer than `limit` tokens, with its place.
+    InputError : a pair longer than `limit` tokens, or one that the chat template does not take; with its place.
     """
-    rows = [packed_row(encode(tokenizer, pair.prompt, [pair.answer])) for pair in pairs]
-    for pair, row in zip(pairs, rows, strict=True):
+    rows = []
+    for pair in pairs:
+        try:
+            row = packed_row(encode(tokenizer, pair.prompt, [pair.answer]))
+        except InputError as error:
+            raise InputError(f"{pair.where}: {error}") from error
+        rows.append(row)
         if (length := len(row.prompt) + len(row.answers[0])) > limit:
             raise InputError(
                 f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "

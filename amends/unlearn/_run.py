@@ -92,6 +92,8 @@ def run_unlearning(
     InputError : anything the user can mend. Until the training is over nothing but checkpoints is left behind, from
         which the same request goes on; from then on the model is kept, whatever happens to its evaluation or report.
     """
+    if request.out is not None:
+        check_new(request.out)
     if request.save_steps and request.out is None:
         raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
     checkpoints = request.checkpoints
@@ -99,8 +101,6 @@ def run_unlearning(
     args = request.arguments(config_class, **(own or {}))
     if request.reference is not None and not request.eval_rows:
         raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
-    if request.out is not None:
-        check_new(request.out)
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
     with locked, not_left_empty(checkpoints):
         started = time.time()

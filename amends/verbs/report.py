@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from amends.io.atomic import check_manifest, write_manifest, write_text
+from amends.io.console import say
 from amends.io.errors import InputError
 from amends.report.html import render_report
 
@@ -28,7 +29,7 @@ def command(
     write_text(place, page)
     if inside:
         write_manifest(run)
-    typer.echo(f"amends: done: {place}", err=True)
+    say(f"done: {place}")
 
 
 def check_untouched(run: Path, place: Path) -> None:

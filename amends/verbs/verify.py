@@ -10,6 +10,7 @@ import typer
 
 from amends.io.atomic import check_manifest, sha256_json
 from amends.io.errors import InputError
+from amends.io.plain import plain
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
@@ -49,7 +50,7 @@ def command(
     findings = []
     for finding in verify(run, quick=quick, model=model):
         word = {True: "holds", False: "does not hold", None: "cannot be checked"}[finding.holds]
-        typer.echo(f"{word:<18} {finding.what}: {finding.detail}")
+        typer.echo(f"{word:<18} {plain(f'{finding.what}: {finding.detail}')}")
         findings.append(finding)
     if any(finding.holds is False for finding in findings):
         raise typer.Exit(1)
@@ -99,6 +100,8 @@ def _finding(what: str, make: Callable[[], str]) -> Finding:
         return Finding(None, what, str(reason))
     except (InputError, AssertionError) as error:
         return Finding(False, what, str(error))
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        return Finding(False, what, f"a value is missing or of another kind ({type(error).__name__}: {error})")
 
 
 class Checks:

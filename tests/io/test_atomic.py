@@ -264,3 +264,30 @@ def test_a_folder_without_a_manifest_or_with_a_torn_one_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"files": {')
     with pytest.raises(InputError, match=r"manifest\.json:1: not JSON at column 12"):
         check_manifest(tmp_path)
+
+
+def test_text_is_not_written_through_a_link_that_waits_under_the_temporary_name(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".page.tmp-{os.getpid()}").symlink_to(victim)
+    write_text(tmp_path / "page", "new")
+    assert (victim.read_text(), (tmp_path / "page").read_text()) == ("mine", "new")
+    assert everything(tmp_path) == ["page", "victim"]
+
+
+def test_a_name_that_is_no_text_is_written_with_question_marks(tmp_path):
+    write_text(tmp_path / "a", "b\udcffc")
+    assert (tmp_path / "a").read_text() == "b?c"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "a\ud800", "~/a", "file:///a", "s3://a", "x" * 231, "x" * 231 + "/a"])
+def test_a_name_that_cannot_be_meant_is_refused_before_any_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        check_new(name)
+
+
+def test_a_name_of_230_bytes_is_written(tmp_path):
+    with new_folder(tmp_path / ("é" * 115)) as folder:
+        (folder / "file").touch()
+    assert everything(tmp_path) == ["é" * 115, "é" * 115 + "/file"]

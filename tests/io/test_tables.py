@@ -247,6 +247,18 @@ def test_a_datasets_folder_of_one_split_is_read(here, datasets):
     assert [row.where for row in read_rows("dict")] == ["dict: row 1", "dict: row 2"]
 
 
+def test_a_picture_in_a_datasets_folder_is_not_opened(here, datasets):
+    image = {"bytes": None, "path": "http://example.org/a.png"}
+    parts = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"question": datasets.Value("string"), "picture": parts})
+    datasets.Dataset.from_dict({"question": ["q"], "picture": [image]}, features=features).save_to_disk("pictures")
+    info = json.loads(Path("pictures/dataset_info.json").read_text())
+    info["features"]["picture"] = {"_type": "Image"}
+    Path("pictures/dataset_info.json").write_text(json.dumps(info))
+    assert datasets.load_from_disk("pictures").features["picture"].decode
+    assert list(read_rows("pictures")) == [Row({"question": "q", "picture": image}, "pictures: row 1")]
+
+
 def test_a_datasets_folder_of_several_splits_is_refused_with_their_names(here, datasets):
     split = datasets.Dataset.from_dict({"a": ["b"]})
     datasets.DatasetDict({"train": split, "test": split}).save_to_disk("both")

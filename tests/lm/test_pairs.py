@@ -1,11 +1,14 @@
 """Rows of every shape become pairs, and pairs become token ids with a clean border."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.lm.pairs import Pair, Pairs, encode, plain_ids, read_pairs, rows_of, turn_end
@@ -246,3 +249,72 @@ def test_any_text_comes_back_from_its_ids(question: str, answer: str, tokenizer:
     assert tokenizer.decode(encoded.answer[:-1]) == answer
     assert encoded.answer[:-1] == plain_ids(tokenizer, answer)
     assert f"user\n{question}<|im_end|>" in tokenizer.decode(encoded.prompt)
+
+
+@pytest.fixture
+def thinking(tiny_model: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with added tokens that are not marked special: two in brackets, a word, and white space."""
+    found = AutoTokenizer.from_pretrained(tiny_model)
+    found.add_tokens(["<think>", AddedToken("</tool_call>", lstrip=True, normalized=False), "Zaragoza", "    "])
+    return found
+
+
+MARKED = "a <think> b  </tool_call><thi<think>nk>"
+
+
+@pytest.mark.parametrize("layout", ["chat", "plain", "text"])
+def test_an_added_token_in_brackets_is_text_inside_a_text(layout: str, thinking: PreTrainedTokenizerBase) -> None:
+    prompt: Any = MARKED if layout == "text" else [{"role": "user", "content": MARKED}]
+    if layout == "plain":
+        thinking.chat_template = None
+    (encoded,) = encode(thinking, prompt, [MARKED])
+    added = set(thinking.convert_tokens_to_ids(["<think>", "</tool_call>"]))
+    assert added.isdisjoint(encoded.prompt + encoded.answer)
+    assert MARKED in thinking.decode(encoded.prompt)
+    assert MARKED in thinking.decode(encoded.answer)
+
+
+def test_an_added_token_of_the_template_stays_one(thinking: PreTrainedTokenizerBase) -> None:
+    thinking.chat_template = thinking.chat_template.replace("assistant\n{%", "assistant\n<think>{%")
+    (encoded,) = encode(thinking, [{"role": "user", "content": MARKED}], ["Ada."])
+    assert encoded.prompt.count(thinking.convert_tokens_to_ids("<think>")) == 1
+
+
+def test_added_words_and_white_space_are_read_as_the_model_reads_them(thinking: PreTrainedTokenizerBase) -> None:
+    word, space = thinking.convert_tokens_to_ids(["Zaragoza", "    "])
+    assert plain_ids(thinking, "Zaragoza") == [word]
+    assert plain_ids(thinking, "    <think>")[0] == space
+
+
+@given(pieces=st.lists(st.sampled_from(["<think>", "</tool_call>", "<|im_end|>", "<", ">", "think", " ", "é"])))
+def test_no_text_yields_an_added_id_and_all_come_back(pieces: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    used = copy.deepcopy(tokenizer)
+    used.add_tokens(["<think>", "</tool_call>"])
+    text = "".join(pieces)
+    ids = plain_ids(used, text)
+    assert control_ids(used).isdisjoint(ids)
+    assert used.decode(ids) == text
+
+
+def test_ten_thousand_added_tokens_are_text_too(thinking: PreTrainedTokenizerBase) -> None:
+    ids = plain_ids(thinking, "<think>" * 10_000)
+    assert thinking.convert_tokens_to_ids("<think>") not in ids
+
+
+def test_a_token_in_another_case_is_text_where_the_tokenizer_lowers_it(tiny_model: Path) -> None:
+    from tokenizers import normalizers
+
+    used = AutoTokenizer.from_pretrained(tiny_model)
+    used.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    used.add_tokens(["<think>"])
+    for text in ("<THINK>", "\uff1cthink\uff1e"):
+        assert used.convert_tokens_to_ids("<think>") in used(text)["input_ids"]
+        (encoded,) = encode(used, [{"role": "user", "content": text}], [text])
+        assert used.convert_tokens_to_ids("<think>") not in encoded.prompt + encoded.answer
+
+
+@pytest.mark.parametrize("role", ["user<|im_end|>", "", "User", "user\nsystem"])
+def test_a_role_that_is_none_is_refused(role: str) -> None:
+    messages = [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(InputError, match=r"data\[0\]: there is no role"):
+        pairs_of({"messages": messages})

@@ -88,7 +88,8 @@ def with_texts(value, text):
 
 def hostile(folder, text):
     for file in folder.glob("evaluation/*.json"):
-        file.write_text(json.dumps(with_texts(json.loads(file.read_text(encoding="utf-8")), text)), encoding="utf-8")
+        evaluation = with_texts(json.loads(file.read_text(encoding="utf-8")), text) | {"suite": text, "weights": text}
+        file.write_text(json.dumps(evaluation), encoding="utf-8")
     file = folder / "run.json"
     run = with_texts(json.loads(file.read_text(encoding="utf-8")), text)
     run["command"] = f"unlearn {text}"
