@@ -3,7 +3,7 @@
 The candidate answers of a prompt share it: a row is [prompt | answer 0 | answer 1 ...], where each answer sees the
 prompt and itself, nothing else, and its positions continue the prompt's. Rows stand behind one another in lines without
 seeing each other, so that little is spent on padding. Only the columns that predict an answer's token reach the output
-layer, some at a time, and their logits are computed again in the backward pass instead of being kept.
+layer, some at a time, and if they are many their logits are computed again in the backward pass instead of being kept.
 
 Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T tokens, N answer tokens in all, D width
 of the model, V vocabulary.
@@ -27,7 +27,7 @@ from amends.lm.pairs import Encoded
 PROMPT, PADDING = -1, -2
 LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
-LINE_TOKENS = 384
+LINE_TOKENS = 192
 """Lines are this long, or as long as the longest row: longer ones pad less and spend more on attention."""
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
@@ -170,7 +170,7 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     hidden_ND, target_N = hidden_LTD.flatten(0, 1)[batch["source"][known_BA]], batch["target"][known_BA]
     size = max(1, LOGITS_AT_ONCE // logits_L1V.shape[-1])
     score = partial(_score, head, config)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and len(hidden_ND) > size:  # a single part may as well be kept: it is all there at once
         score = partial(checkpoint, score, use_reentrant=False)
     parts = zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
     logp_N = torch.cat([score(hidden, target) for hidden, target in parts])
@@ -196,8 +196,11 @@ def _hidden_states(head: nn.Module) -> Iterator[list[Tensor]]:
 
 def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
     """Logits in float32, with what some families do to them after the output layer."""
-    logits: Tensor = head(hidden).float() * (getattr(config, "logit_scale", None) or 1.0)
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    logits: Tensor = head(hidden).float()
+    if factor := getattr(config, "logit_scale", None):
+        logits = logits * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 

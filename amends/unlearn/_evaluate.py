@@ -23,7 +23,7 @@ QUESTION_SETS = ("forget", "retain", "real_authors", "world_facts", "general")
 # Their alternatives are short answers to choose from, so probability is taken relative to them (TOFU).
 CHOICE_SETS = ("real_authors", "world_facts")
 BUILT_IN = Path(__file__).parent.parent / "data"
-TOKENS_PER_PASS = 4096
+TOKENS_PER_PASS, TOKENS_PER_PASS_ON_CPU = 4096, 1024  # a CPU's caches hold no more
 TEXT_TOKENS = 256
 FORGET_ROWS = 400
 
@@ -161,15 +161,16 @@ def mean_logprobs(
 ) -> list[list[float]]:
     """Mean log-probability in nats per token of every answer of every row.
 
-    Rows go through in order of length, as many at once as fit `TOKENS_PER_PASS`; the results keep the input order.
+    Rows go through in order of length, as many at once as fit TOKENS_PER_PASS; the results keep the input order.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     device = next(model.parameters()).device
+    most = TOKENS_PER_PASS_ON_CPU if device.type == "cpu" else TOKENS_PER_PASS
     means: list[list[float]] = [[] for _ in rows]
     while order:
         # From the longest down, so that running out of memory shows at once.
         batch = [order.pop()]
-        left = TOKENS_PER_PASS - rows[batch[0]].num_tokens
+        left = most - rows[batch[0]].num_tokens
         while order and left >= (length := rows[order[-1]].num_tokens):
             batch.append(order.pop())
             left -= length

@@ -1,5 +1,6 @@
 """What every method that forgets has in common: forget rows, optional retain rows, the stop rule, the start check."""
 
+import math
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from amends.lm.trainer import AnswerTrainer, TrainRow
 ALL_STEPS = "all steps done"
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
+START_ROWS = 16
 
 
 @dataclass
@@ -126,11 +128,17 @@ class ForgetTrainer(AnswerTrainer):
             values["retain_nll"] = nll_S
         return losses_S, values
 
-    def forget_means(self, *, templates: bool = True) -> dict[str, float]:
-        """v_f, and v_e where there are templates and they are wanted, over all forget rows, from the model as it is."""
-        rows = self._forget_rows
+    def forget_means(self, *, templates: bool = True, most: int | None = None) -> dict[str, float]:
+        """v_f, and v_e where there are templates and they are wanted, from the model as it is.
+
+        Over all forget rows, or over `most` of them, evenly spread.
+        """
+        num_rows = len(self._forget_rows)
+        chosen = range(0, num_rows, math.ceil(num_rows / (most or num_rows)))
         if templates:
-            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in range(len(rows))]
+            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in chosen]
+        else:
+            rows = [self._forget_rows[i] for i in chosen]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -147,8 +155,8 @@ class ForgetTrainer(AnswerTrainer):
         return {"v_f": v_f, "v_e": v_e} if len(rows[0].answers) > 1 else {"v_f": v_f}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a look at where v_e and v_f start."""
-        self.start = self.forget_means()
+        """Train, after a look at where v_e and v_f start, on START_ROWS of the rows."""
+        self.start = self.forget_means(most=START_ROWS)
         for text in start_warnings(self.start):
             warnings.warn(text, stacklevel=2)
         return super().train(*args, **kwargs)
