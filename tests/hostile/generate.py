@@ -310,7 +310,7 @@ RECIPES = {
 OUTPUTS = {
     "a home": ("~/run", "~/run: an address, or with ~"),
     "another's home": ("~root/run", "~root/run: an address, or with ~"),
-    "a file address": ("file:///tmp/run#/../a", "an address, or with ~"),
+    "a file address": ("file:///srv/run#/../a", "an address, or with ~"),
     "a web address": ("https://example.org/run", "an address, or with ~"),
     "a name of 300 characters": ("x" * 300, "longer than 230 bytes. Give a shorter one."),
     "a name that is short enough without its lock": ("x" * 250, "longer than 230 bytes. Give a shorter one."),
