@@ -21,6 +21,7 @@ METRICS = {
     "zero_shot_accuracy": "Multiple-choice accuracy",
     "text_perplexity": "Perplexity of plain text",
 }
+HELD = {"retain": "", "neighbours": " on invented names, answered by the model itself"}
 HOW = {
     "flat": "FLAT moves probability from each answer to forget to a template answer (a refusal).",
     "ga": "Gradient ascent raises the loss on the answers to forget.",
@@ -109,7 +110,8 @@ def model_card(
         tags=["unlearning", "machine-unlearning", "amends", code_word(method)],
         unlearned_from={"weights_sha256": code_word(run["weights"].get("before", "not recorded"))},
     )
-    forget, retain, earlier = run["data"].get("forget", {}), run["data"].get("retain"), run["data"].get("earlier")
+    data = run["data"]
+    forget, earlier = data.get("forget", {}), data.get("earlier")
     return PAGE.format(
         header=f"---\n{header.to_yaml()}\n---",
         base=plain(hub_id or last_part(base_model) or "a model") if base_model else "a model that was given in memory",
@@ -120,7 +122,9 @@ def model_card(
         earlier=EARLIER.format(count=len(earlier)) if isinstance(earlier, list) and earlier else "",
         how=HOW.get(method, f"Method: {plain(method)}."),
         divergence=plain(run["config"].get("divergence") or "none"),
-        retain=plain(retain.get("kept", "?")) if retain else "none",
+        retain=plain(
+            " and ".join(f"{data[k].get('kept', '?')}{what}" for k, what in HELD.items() if data.get(k)) or "none"
+        ),
         seed=plain(run["seed"]),
         stopped=plain(run["stopped"]),
         before=code_word(run["weights"].get("before", "not recorded")),

@@ -19,6 +19,12 @@ from amends.report.verdict import ROLES, in_short, is_number, verdict
 
 OPEN_ANSWERS = 12  # shown without a click, of each set
 MOST_ANSWERS = 400  # shown at all, of each set
+DATA_SETS = {
+    "forget": "To forget",
+    "retain": "To keep, used in training",
+    "neighbours": "Questions on invented names, answered by the model",
+}
+HELD = {"retain": "retain data", "neighbours": "neighbours"}
 MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view
 METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
 GROUPS = {
@@ -186,7 +192,8 @@ def method_name(run: Mapping[str, Any]) -> str:
     command = run["command"].removeprefix("unlearn ")
     divergence = run["config"].get("divergence") if command == "flat" else None
     name = METHODS.get(command, command) + (f" ({divergence})" if divergence else "")
-    return visible(name + (" with retain data" if "retain" in run["data"] else ""))
+    held = [words for kind, words in HELD.items() if kind in run["data"]]
+    return visible(" and ".join([f"{name} with {held[0]}", *held[1:]]) if held else name)
 
 
 def unique(name: str, taken: set[str]) -> str:
@@ -224,7 +231,7 @@ def dataset(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
     dropped = about.get("dropped")
     rows = [row if isinstance(row, dict) else {} for row in dropped] if isinstance(dropped, list) else []
     return {
-        "name": {"forget": "To forget", "retain": "To keep, used in training"}.get(name, name),
+        "name": DATA_SETS.get(name, name),
         "path": about.get("path") or "given in memory",
         "rows": about.get("rows", "?"),
         "kept": about.get("kept", "?"),

@@ -35,7 +35,15 @@ class Request:
     forget: Data
     out: Path | str | None = None
     retain: Annotated[Data | None, typer.Option(help="Rows to keep, as one extra loss term.")] = None
-    retain_weight: Annotated[float, typer.Option(help="Weight of that term.", min=0)] = 1.0
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            help="Rows to keep that the model writes itself: questions like the forgotten ones about invented names, "
+            "with its own answers.",
+            min=0,
+        ),
+    ] = 0
+    retain_weight: Annotated[float, typer.Option(help="Weight of the rows to keep.", min=0)] = 1.0
     stop_v_f: Annotated[
         float | None,
         typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),

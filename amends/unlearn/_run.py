@@ -37,9 +37,11 @@ from amends.unlearn._forget import (
     without_too_long,
 )
 from amends.unlearn._ledger import READING, Entry, entry_of, parse, read_ledger, set_name, write_ledger
+from amends.unlearn._neighbours import neighbours
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
+NEIGHBOURS = "neighbours.jsonl"
 HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
 
 
@@ -124,6 +126,12 @@ def run_unlearning(
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
             loaded, evaluations = evaluate_before(model, loaded, suite, request)
+        data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
+        own_answers: list[Pair] = []
+        if request.neighbours:
+            say("asking the model about invented names")
+            own_answers = neighbours(loaded.model, tokenizer, forget.kept, request.neighbours, args.seed)
+            data["neighbours"] = about(NEIGHBOURS, Pairs(own_answers))
         trainable = prepare(loaded, request.lora_rank)
         if request.layers is not None:
             train_only(trainable, request.layers)
@@ -132,7 +140,7 @@ def run_unlearning(
             args,
             forget.kept,
             tokenizer,
-            retain_dataset=retain.kept if retain else None,
+            retain_dataset=[*(retain.kept if retain else []), *own_answers] or None,
             callbacks=[Bar("forgetting", "v_f")],
         )
         if trainer.is_fsdp_enabled:
@@ -142,7 +150,6 @@ def run_unlearning(
             )
         config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None}
         config |= dict(own or {}) | dict(recorded or {})
-        data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
         trainer.request = (
             {name: value for name, value in config.items() if name not in ("out", "save_steps")}
             | {f"{name} data": told["sha256"] for name, told in data.items()}
@@ -178,7 +185,7 @@ def run_unlearning(
                 warnings=earlier.warnings + told,
                 seconds=seconds,
             )
-            failure = write_run(result, record, forget, loaded.base) or failure
+            failure = write_run(result, record, forget, own_answers, loaded.base) or failure
             if checkpoints:
                 shutil.rmtree(checkpoints)
             if failure is None:
@@ -243,7 +250,9 @@ def train(trainer: ForgetTrainer, resume: bool) -> list[str]:
     return told
 
 
-def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) -> Exception | None:
+def write_run(
+    result: Result, record: dict[str, Any], forget: Pairs, own_answers: Sequence[Pair], base: str
+) -> Exception | None:
     """Write the run folder in one move.
 
     Returns
@@ -257,6 +266,8 @@ def write_run(result: Result, record: dict[str, Any], forget: Pairs, base: str) 
         write_jsonl(
             folder / "forget.jsonl", ({"id": p.id, "where": p.where, "sha256": record_sha256(p)} for p in forget.kept)
         )
+        if own_answers:
+            write_jsonl(folder / NEIGHBOURS, ({"prompt": p.prompt, "answer": p.answer} for p in own_answers))
         write_jsonl(folder / "history.jsonl", result.history)
         for role, evaluation in result.evaluations.items():
             write_json(folder / "evaluation" / f"{role}.json", evaluation)

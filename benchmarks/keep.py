@@ -1,0 +1,169 @@
+"""What FLAT keeps without retain data, at the forgetting of a retrained model: make bench NAME=keep.
+
+A cell is a variant and a seed. Training goes on until the model's own answers to the forget questions share no more
+words with the truth than the retrained reference's (ROUGE-L, within MARGIN); then the questions to keep are asked.
+Every cell is a file in --out: cells that are there are not made again, and what is missing is shown as missing.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _measure import claim
+from transformers import TrainerCallback, set_seed
+
+from amends.io.atomic import read_json, write_json
+from amends.io.tables import read_rows
+from amends.lm.generate import generate
+from amends.lm.load import Loaded, load, train_only
+from amends.lm.pairs import Pair, encode, read_pairs, turn_end
+from amends.unlearn._evaluate import build_suite, evaluate
+from amends.unlearn._metrics import is_refusal, rouge_l_recall
+from amends.unlearn._neighbours import neighbours
+from amends.unlearn._request import Request
+from amends.unlearn.flat import FLATConfig, FLATTrainer, refusals
+
+TOFU = Path(__file__).resolve().parents[1] / "examples" / "tofu"
+MARGIN = 0.03
+KEPT = 0.9
+"""An answer is as before if it has at least this share of the words of the answer before (ROUGE-L recall)."""
+NEIGHBOURS = 80
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "flat, neighbours": {"neighbours": NEIGHBOURS},
+    "flat, retain data": {"retain": "retain_train"},
+}
+
+
+def main() -> None:
+    """Fill the cells that are missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/keep"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    missing = [(v, s) for s in options.seeds for v in options.variants if not cell(options.out, v, s).exists()]
+    if missing:
+        bench = Bench()
+        for variant, seed in missing:
+            write_json(cell(options.out, variant, seed), bench.run(variant, seed))
+    report(options.out, options.seeds)
+
+
+def cell(out: Path, variant: str, seed: int) -> Path:
+    """File of a cell."""
+    return out / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+
+
+class Bench:
+    """The taught model, what is asked of it, and what it says before."""
+
+    def __init__(self) -> None:
+        self.loaded: Loaded = load(TOFU / "taught", trainable=True)
+        self.adapter = {n: p.detach().clone() for n, p in self.loaded.model.named_parameters() if p.requires_grad}
+        self.forget, self.retain, self.asked = (self.pairs(name) for name in ("forget", "retain_train", "retain_eval"))
+        self.before = self.answers(self.asked)
+        reference = read_json(TOFU / "evaluations" / "reference.json")
+        self.level = reference["summary"]["forget_rouge_l"]["value"] + MARGIN
+
+    def pairs(self, name: str) -> list[Pair]:
+        """Rows of a file of the example."""
+        return read_pairs(read_rows(TOFU / "data" / f"{name}.jsonl")).kept
+
+    def answers(self, pairs: list[Pair]) -> list[str]:
+        """Let the model answer, greedily."""
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        was_training = model.training
+        model.eval()
+        prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for pair in pairs]
+        texts = generate(model, tokenizer, prompts, stop_ids=turn_end(tokenizer))
+        model.train(was_training)
+        return texts
+
+    def forget_rouge_l(self) -> float:
+        """Mean ROUGE-L recall of the answers to forget."""
+        return float(np.mean(rouge_l_recall(self.answers(self.forget), [pair.answer for pair in self.forget])))
+
+    def run(self, variant: str, seed: int) -> dict[str, Any]:
+        """One cell: train from the taught adapter to the level, then ask what should be kept."""
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.requires_grad_(name in self.adapter)
+                if name in self.adapter:
+                    weight.copy_(self.adapter[name])
+        made = dict(VARIANTS[variant])
+        keep = {"retain_train": self.retain, None: None}[made.pop("retain", None)]
+        if count := made.pop("neighbours", 0):
+            keep = neighbours(model.eval(), tokenizer, self.forget, count, seed)
+        set_seed(seed)
+        train_only(model, "0-14")
+        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=5e-4, epochs=20, seed=seed, **made)
+        reach = StopAtLevel(self)
+        trainer = FLATTrainer(
+            model, request.arguments(FLATConfig), self.forget, tokenizer, retain_dataset=keep, callbacks=[reach]
+        )
+        reach.trainer = trainer
+        trainer.train()
+        suite = build_suite([], {}, refusals(), rows=20)
+        suite.questions.clear()
+        general = evaluate(model, tokenizer, suite, role="after", name=variant)["summary"]
+        told = self.answers(self.asked)
+        same = np.array(rouge_l_recall(told, self.before))
+        return {
+            "variant": variant,
+            "seed": seed,
+            "step": trainer.state.global_step,
+            "v_f": trainer.forget_means(templates=False)["v_f"],
+            "forget_rouge_l": reach.found,
+            "reached": reach.found is not None and reach.found <= self.level,
+            "kept": float((same >= KEPT).mean()),
+            "retain_rouge_l": float(np.mean(rouge_l_recall(told, [pair.answer for pair in self.asked]))),
+            "refused": float(np.mean(is_refusal(told, refusals()))),
+            "text_perplexity": general["text_perplexity"]["value"],
+            "zero_shot_accuracy": general["zero_shot_accuracy"]["value"],
+            "rows_to_keep": len(keep or []),
+            "answers": [
+                {"question": p.question, "before": b, "after": a}
+                for p, b, a in zip(self.asked, self.before, told, strict=True)
+            ],
+        }
+
+
+class StopAtLevel(TrainerCallback):
+    """Stop once the answers to forget are no nearer to the truth than the reference's; asked when v_f has moved."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.found = bench, None
+        self.trainer: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Look at the last batch, which is free, then at the answers."""
+        if logs and logs.get("v_f", 1.0) < 0.9:
+            self.found = self.bench.forget_rouge_l()
+            print(f"step {state.global_step}: v_f {logs['v_f']:.3f}, forget ROUGE-L {self.found:.3f}", flush=True)
+            control.should_training_stop = self.found <= self.bench.level
+
+
+def report(out: Path, seeds: list[int]) -> None:
+    """Print the table of the cells that are there, and the claim."""
+    columns = ("forget_rouge_l", "kept", "retain_rouge_l", "refused", "text_perplexity", "zero_shot_accuracy", "step")
+    print("| variant | seeds | " + " | ".join(columns) + " |\n|---|---|" + "---|" * len(columns))
+    kept: dict[str, float] = {}
+    for variant in VARIANTS:
+        found = [read_json(path) for s in seeds if (path := cell(out, variant, s)).exists()]
+        means = [f"{np.mean([f[c] for f in found]):.3f}" if found else "" for c in columns]
+        print(f"| {variant} | {len(found)} of {len(seeds)} | " + " | ".join(means) + " |")
+        if found and all(f["reached"] for f in found):
+            kept[variant] = float(np.mean([f["kept"] for f in found]))
+    without_data = {name: value for name, value in kept.items() if "retain data" not in name}
+    if without_data:
+        best = max(without_data, key=without_data.__getitem__)
+        claim(f"retained questions answered as before without retain data ({best})", kept[best], 0.8, "share", "higher")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Questions on invented names: what is replaced, and what never reaches the rows to keep."""
+
+import json
+import random
+
+import pytest
+
+from amends.io.errors import InputError
+from amends.io.run import read_jsonl, read_run
+from amends.lm.load import load
+from amends.lm.pairs import Pair
+from amends.unlearn import _neighbours, flat
+from amends.unlearn._neighbours import elsewhere, gives_away, names, neighbours
+
+ROWS = [
+    {"question": "Where was Ada Brown born?", "answer": "Ada Brown was born in Rome in 1956."},
+    {"question": "Ada Brown's parents are whom?", "answer": "The parents of Ada Brown are Carl and Dora."},
+    {"question": "In Rome, who taught the pupil of 12 Elm Street?", "answer": "A painter from Oslo."},
+]
+PAIRS = [
+    Pair(str(i), [{"role": "user", "content": row["question"]}], row["answer"], f"data[{i}]")
+    for i, row in enumerate(ROWS)
+]
+KNOWN = names(text for row in ROWS for text in row.values())
+
+
+def test_names_are_capitalised_inside_a_sentence_and_never_small() -> None:
+    assert {"Ada", "Brown", "Rome", "Carl", "Dora", "Elm", "Street", "Oslo"} == KNOWN
+    assert names(["He said: “The End”. The end."]) == set()
+    assert names(["Émile met Žižek."]) == {"Žižek"}
+
+
+def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() -> None:
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is Ada of 1956 Ada Brown, b. 7?"}]
+    system, user = elsewhere(prompt, KNOWN, random.Random(0))
+    assert system == prompt[0]
+    words = user["content"].split()
+    assert [words[i] for i in (0, 2, 6, 7)] == ["Is", "of", "b.", "7?"]
+    assert words[1] == words[4] != "Ada"  # the same name stays the same
+    assert len(words[3]) == 4
+    assert words[3] != "1956"
+    assert not KNOWN & set(_neighbours.WORD.findall(user["content"]))
+    assert prompt[1]["content"] == "Is Ada of 1956 Ada Brown, b. 7?"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("Zul was born in Rome.", True),  # names it
+        ("it was a painter", True),  # says all that the answer adds, without a name
+        ("it was a plumber", False),
+        ("", False),
+    ],
+)
+def test_what_gives_the_forgotten_answer_away(answer: str, found: bool) -> None:
+    painter = Pair("0", "Who taught the pupil?", "Painter", "data[0]")
+    assert gives_away(answer, painter, KNOWN) is found
+
+
+def test_neighbours_are_many_distinct_and_repeatable(monkeypatch: pytest.MonkeyPatch, tiny_model) -> None:
+    loaded = load(tiny_model)
+    said = iter(["Zul is fine."] * 10 + ["Ada Brown."] * 10)
+    monkeypatch.setattr(_neighbours, "generate", lambda model, tokenizer, prompts, **_: [next(said) for _ in prompts])
+    found = neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=0)
+    assert len(found) == 10  # twenty were asked, the ten that gave Ada away are out
+    assert len({repr(pair.prompt) for pair in found}) == 10
+    assert {pair.answer for pair in found} == {"Zul is fine."}
+    said = iter(["Zul is fine."] * 20)
+    again = neighbours(loaded.model, loaded.tokenizer, PAIRS, 20, seed=0)
+    assert {repr(p.prompt) for p in found} <= {repr(p.prompt) for p in again}
+
+
+def test_questions_without_names_and_answers_that_all_give_away_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_model
+) -> None:
+    loaded = load(tiny_model)
+    with pytest.raises(InputError, match="no names and no numbers"):
+        neighbours(loaded.model, loaded.tokenizer, [Pair("0", "Who?", "Me.", "data[0]")], 5, seed=0)
+    monkeypatch.setattr(_neighbours, "generate", lambda model, tokenizer, prompts, **_: ["Ada." for _ in prompts])
+    with pytest.raises(InputError, match="gives away what is to be forgotten"):
+        neighbours(loaded.model, loaded.tokenizer, PAIRS, 5, seed=0)
+
+
+def test_a_run_keeps_its_neighbours_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path, tiny_model) -> None:
+    monkeypatch.setattr(_neighbours, "generate", lambda model, tokenizer, prompts, **_: ["Yes." for _ in prompts])
+    flat.run(tiny_model, ROWS, out=tmp_path / "run", neighbours=4, epochs=1, eval_rows=0)
+    kept = read_jsonl(tmp_path / "run" / "neighbours.jsonl")
+    assert [row["answer"] for row in kept] == ["Yes."] * 4
+    assert not any(name in json.dumps(kept) for name in KNOWN)
+    record = read_run(tmp_path / "run")
+    assert record["data"]["neighbours"]["kept"] == 4
+    assert record["config"]["neighbours"] == 4
+    history = read_jsonl(tmp_path / "run" / "history.jsonl")
+    assert history[0]["retain_nll"] > 0
+    assert "FLAT (kl) with neighbours" in (tmp_path / "run" / "report.html").read_text()
+    assert "4 on invented names" in (tmp_path / "run" / "model" / "README.md").read_text()
