@@ -101,7 +101,7 @@ class Bench:
             keep = neighbours(model.eval(), tokenizer, self.forget, count, seed)
         set_seed(seed)
         train_only(model, "0-14")
-        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=5e-4, epochs=20, seed=seed, **made)
+        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=1e-3, epochs=20, seed=seed, **made)
         reach = StopAtLevel(self)
         trainer = FLATTrainer(
             model, request.arguments(FLATConfig), self.forget, tokenizer, retain_dataset=keep, callbacks=[reach]
