@@ -31,7 +31,10 @@ def test_names_are_capitalised_inside_a_sentence_and_never_small() -> None:
 
 
 def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() -> None:
-    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is Ada of 1956 Ada Brown, b. 7?"}]
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is Ada of 1956 Ada Brown, b. 7?"},
+    ]
     system, user = elsewhere(prompt, KNOWN, random.Random(0))
     assert system == prompt[0]
     words = user["content"].split()
@@ -59,15 +62,14 @@ def test_what_gives_the_forgotten_answer_away(answer: str, found: bool) -> None:
 
 def test_neighbours_are_many_distinct_and_repeatable(monkeypatch: pytest.MonkeyPatch, tiny_model) -> None:
     loaded = load(tiny_model)
-    said = iter(["Zul is fine."] * 10 + ["Ada Brown."] * 10)
-    monkeypatch.setattr(_neighbours, "generate", lambda model, tokenizer, prompts, **_: [next(said) for _ in prompts])
+    said = ["Zul is fine."] * 10 + ["Ada Brown."] * 10
+    monkeypatch.setattr(_neighbours, "generate", lambda *_, **__: said)
     found = neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=0)
     assert len(found) == 10  # twenty were asked, the ten that gave Ada away are out
     assert len({repr(pair.prompt) for pair in found}) == 10
     assert {pair.answer for pair in found} == {"Zul is fine."}
-    said = iter(["Zul is fine."] * 20)
-    again = neighbours(loaded.model, loaded.tokenizer, PAIRS, 20, seed=0)
-    assert {repr(p.prompt) for p in found} <= {repr(p.prompt) for p in again}
+    assert neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=0) == found
+    assert neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=1) != found
 
 
 def test_questions_without_names_and_answers_that_all_give_away_are_refused(
