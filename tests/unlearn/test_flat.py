@@ -259,7 +259,9 @@ def test_the_means_are_taken_over_all_rows_and_leave_the_model_as_it_was(tiny_mo
     with torch.no_grad():
         rows = [first for (first,) in (trainer.train_dataset[i] for i in range(6))]
         out = answer_logprobs(trainer.model, trainer.data_collator([[row] for row in rows]))
-    assert means["v_f"] == pytest.approx(masked_mean(out.logp_BA.exp(), out.mask(0)).mean().item(), abs=1e-6)
+    v_f_B = masked_mean(out.logp_BA.exp(), out.mask(0))
+    assert means["v_f"] == pytest.approx(v_f_B.mean().item(), abs=1e-6)
+    assert trainer.forget_means(most=4)["v_f"] == pytest.approx(v_f_B[::2].mean().item(), abs=1e-6)  # evenly spread
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_training_warns_where_the_answers_are_known_too_surely(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_on(tiny_model, tmp_path, max_steps=1)
-    monkeypatch.setattr(trainer, "forget_means", lambda: {"v_f": 0.995, "v_e": 0.5})
+    monkeypatch.setattr(trainer, "forget_means", lambda **_: {"v_f": 0.995, "v_e": 0.5})
     with pytest.warns(UserWarning, match=r"v_f starts at 0\.9950.*Raise the learning rate"):
         trainer.train()
 
