@@ -27,8 +27,9 @@ from amends.lm.pairs import Encoded
 PROMPT, PADDING = -1, -2
 LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
-LINE_TOKENS = 192
-"""Lines are this long, or as long as the longest row: longer ones pad less and spend more on attention."""
+LINE_TOKENS = 384
+"""Lines are this long, or as long as the longest row: longer ones pad less and spend more on attention.
+Another length rounds differently: trained weights then have other digests, those of examples/tofu among them."""
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
 _checked_heads: WeakSet[nn.Module] = WeakSet()
