@@ -366,7 +366,10 @@ def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -
 
 
 class Bar(TrainerCallback):
-    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs."""
+    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs.
+
+    Where there is no terminal, a line for every tenth of the steps instead.
+    """
 
     def __init__(self, label: str, measure: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -383,6 +386,9 @@ class Bar(TrainerCallback):
         if logs and self.measure in logs:
             text = f"{self.label}, {self.measure} {logs[self.measure]:.3f}"
             self.progress.update(self.task, completed=state.global_step, description=text)
+            tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
+            if tenths > before and not console.is_terminal:
+                say(f"{text} at step {state.global_step} of {state.max_steps}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take it away."""
