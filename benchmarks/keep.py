@@ -30,11 +30,7 @@ MARGIN = 0.03
 KEPT = 0.9
 """An answer is as before if it has at least this share of the words of the answer before (ROUGE-L recall)."""
 NEIGHBOURS = 80
-VARIANTS: dict[str, dict[str, Any]] = {
-    "flat": {},
-    "flat, neighbours": {"neighbours": NEIGHBOURS},
-    "flat, retain data": {"retain": "retain_train"},
-}
+VARIANTS = ("flat", "flat, neighbours", "flat, retain data")
 
 
 def main() -> None:
@@ -95,13 +91,14 @@ class Bench:
                 weight.requires_grad_(name in self.adapter)
                 if name in self.adapter:
                     weight.copy_(self.adapter[name])
-        made = dict(VARIANTS[variant])
-        keep = {"retain_train": self.retain, None: None}[made.pop("retain", None)]
-        if count := made.pop("neighbours", 0):
-            keep = neighbours(model.eval(), tokenizer, self.forget, count, seed)
+        keep = None
+        if variant == "flat, neighbours":
+            keep = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
+        elif variant == "flat, retain data":
+            keep = self.retain
         set_seed(seed)
         train_only(model, "0-14")
-        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=1e-3, epochs=20, seed=seed, **made)
+        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=1e-3, epochs=20, seed=seed)
         reach = StopAtLevel(self)
         trainer = FLATTrainer(
             model, request.arguments(FLATConfig), self.forget, tokenizer, retain_dataset=keep, callbacks=[reach]

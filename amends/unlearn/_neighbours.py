@@ -44,8 +44,8 @@ def neighbours(
     Parameters
     ----------
     pairs : list of Pair
-        What is to be forgotten. Names are capitalised words that do not merely begin a sentence; they and the digits of
-        numbers are replaced, each in the same way throughout a question.
+        What is to be forgotten. Names are capitalised words that do not merely begin a sentence; they are replaced,
+        each in the same way throughout a prompt, and so are the digits of numbers after the first.
     count : int
         Neighbours wanted; there may be fewer.
     max_new_tokens : int, default 64

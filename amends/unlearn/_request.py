@@ -91,8 +91,11 @@ class Request:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Request":
-        """Take the request from the options that run.json keeps as "config"."""
-        return cls(**{field.name: config[field.name] for field in fields(cls)})
+        """Take the request from the options that run.json keeps as "config".
+
+        An option that is not there did not exist yet, and has the default that stands for what was done then.
+        """
+        return cls(forget=config["forget"], **{f.name: config[f.name] for f in fields(cls)[1:] if f.name in config})
 
     def config(self) -> dict[str, Any]:
         """Its options as run.json keeps them: paths as text, of rows given from Python their number."""

@@ -11,6 +11,7 @@ from amends.lm.load import load
 from amends.lm.pairs import Pair
 from amends.unlearn import _neighbours, flat
 from amends.unlearn._neighbours import elsewhere, gives_away, names, neighbours
+from amends.unlearn._request import Request
 
 ROWS = [
     {"question": "Where was Ada Brown born?", "answer": "Ada Brown was born in Rome in 1956."},
@@ -96,3 +97,9 @@ def test_a_run_keeps_its_neighbours_and_says_so(monkeypatch: pytest.MonkeyPatch,
     assert history[0]["retain_nll"] > 0
     assert "FLAT (kl) with neighbours" in (tmp_path / "run" / "report.html").read_text()
     assert "4 on invented names" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_run_from_before_there_were_neighbours_can_still_be_read() -> None:
+    config = Request(forget="forget.jsonl", epochs=3).config()
+    del config["neighbours"]
+    assert Request.of(config) == Request(forget="forget.jsonl", epochs=3)
