@@ -6,6 +6,7 @@ Every cell is a file in --out: cells that are there are not made again, and what
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ MARGIN = 0.03
 KEPT = 0.9
 """An answer is as before if it has at least this share of the words of the answer before (ROUGE-L recall)."""
 NEIGHBOURS = 80
-VARIANTS = ("flat", "flat, neighbours", "flat, retain data")
+VARIANTS = {"flat": 2e-3, "flat, neighbours": 4e-3, "flat, retain data": 4e-3}
+"""And their rates. Without rows to keep forgetting is fast: at a lower rate it does not run past the level."""
 
 
 def main() -> None:
@@ -80,8 +82,12 @@ class Bench:
         return texts
 
     def forget_rouge_l(self) -> float:
-        """Mean ROUGE-L recall of the answers to forget."""
-        return float(np.mean(rouge_l_recall(self.answers(self.forget), [pair.answer for pair in self.forget])))
+        """Mean ROUGE-L recall of the answers to forget; of every third, where that is far from the level already."""
+        for pairs, enough in ((self.forget[::3], self.level + 3 * MARGIN), (self.forget, 0.0)):
+            found = float(np.mean(rouge_l_recall(self.answers(pairs), [pair.answer for pair in pairs])))
+            if found > enough:
+                break
+        return found
 
     def run(self, variant: str, seed: int) -> dict[str, Any]:
         """One cell: train from the taught adapter to the level, then ask what should be kept."""
@@ -91,18 +97,17 @@ class Bench:
                 weight.requires_grad_(name in self.adapter)
                 if name in self.adapter:
                     weight.copy_(self.adapter[name])
-        keep = None
+        keep: dict[str, Any] = {}
         if variant == "flat, neighbours":
-            keep = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
+            keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
         elif variant == "flat, retain data":
-            keep = self.retain
+            keep["retain_dataset"] = self.retain
         set_seed(seed)
         train_only(model, "0-14")
-        request = Request(forget=TOFU / "data" / "forget.jsonl", learning_rate=1e-3, epochs=20, seed=seed)
+        request = Request(TOFU / "data" / "forget.jsonl", optimizer="muon", learning_rate=VARIANTS[variant], epochs=20)
+        args = replace(request, seed=seed).arguments(FLATConfig)
         reach = StopAtLevel(self)
-        trainer = FLATTrainer(
-            model, request.arguments(FLATConfig), self.forget, tokenizer, retain_dataset=keep, callbacks=[reach]
-        )
+        trainer = FLATTrainer(model, args, self.forget, tokenizer, callbacks=[reach], **keep)
         reach.trainer = trainer
         trainer.train()
         suite = build_suite([], {}, refusals(), rows=20)
@@ -122,7 +127,8 @@ class Bench:
             "refused": float(np.mean(is_refusal(told, refusals()))),
             "text_perplexity": general["text_perplexity"]["value"],
             "zero_shot_accuracy": general["zero_shot_accuracy"]["value"],
-            "rows_to_keep": len(keep or []),
+            "rows_to_keep": sum(map(len, keep.values())),
+            "keep": [(pair.question, pair.answer) for pair in keep.get("neighbours", [])],
             "answers": [
                 {"question": p.question, "before": b, "after": a}
                 for p, b, a in zip(self.asked, self.before, told, strict=True)
@@ -139,7 +145,7 @@ class StopAtLevel(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Look at the last batch, which is free, then at the answers."""
-        if logs and logs.get("v_f", 1.0) < 0.9:
+        if logs and logs.get("v_f", 1.0) < 0.92:
             self.found = self.bench.forget_rouge_l()
             print(f"step {state.global_step}: v_f {logs['v_f']:.3f}, forget ROUGE-L {self.found:.3f}", flush=True)
             control.should_training_stop = self.found <= self.bench.level

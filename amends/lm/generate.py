@@ -1,4 +1,4 @@
-"""Greedy answers for many prompts at once."""
+"""Answers to many prompts at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +19,11 @@ def generate(
     stop_ids: Sequence[int],
     max_new_tokens: int = 64,
     batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
     label: str = "answering",
 ) -> list[str]:
-    """Continue each prompt greedily.
+    """Continue each prompt, greedily or by drawing.
 
     Parameters
     ----------
@@ -32,29 +34,37 @@ def generate(
     max_new_tokens : int, default 64
     batch_size : int, default 64
         Prompts are sorted by length, padded on the left, and answered in batches.
+    temperature : float, default 0
+        Above 0, tokens are drawn from the model's distribution at it.
+    seed : int, default 0
+        Of the drawing; the generators of the caller are left as they were.
 
     Returns
     -------
     list of str : in the order of `prompts`, without control tokens.
     """
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id, **drawing
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     texts = [""] * len(prompts)
     device = next(model.parameters()).device
-    for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
-        width = len(prompts[batch[-1]])
-        ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
-        mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)
-        for row, i in enumerate(batch):
-            ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask_BT[row, width - len(prompts[i]) :] = 1
-        with torch.inference_mode(), autocast():
-            out_BT = model.generate(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
-            )
-        for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
-            texts[i] = text.strip()
+    with torch.random.fork_rng(enabled=bool(temperature)):
+        if temperature:
+            torch.manual_seed(seed)
+        for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
+            width = len(prompts[batch[-1]])
+            ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
+            mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)
+            for row, i in enumerate(batch):
+                ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                mask_BT[row, width - len(prompts[i]) :] = 1
+            with torch.inference_mode(), autocast():
+                out_BT = model.generate(
+                    input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
+                )
+            for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
+                texts[i] = text.strip()
     return texts

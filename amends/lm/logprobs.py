@@ -9,7 +9,7 @@ Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T
 of the model, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from amends.io.errors import InputError
+from amends.lm.load import autocast
 from amends.lm.pairs import Encoded
 
 PROMPT, PADDING = -1, -2
@@ -32,6 +33,8 @@ LINE_TOKENS = 384
 Another length rounds differently: trained weights then have other digests, those of examples/tofu among them."""
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
+HELD_TOKENS = 32
+"""Tokens of which a model's word is kept at each place of a row that it is held to; the others are one outcome."""
 _checked_heads: WeakSet[nn.Module] = WeakSet()
 
 
@@ -47,6 +50,13 @@ class PackedRow(NamedTuple):
         return len(self.prompt) + sum(map(len, self.answers))
 
 
+class Held(NamedTuple):
+    """What a model said of a row's answer tokens: the likeliest tokens of each, and their log-probabilities."""
+
+    ids_AK: Tensor
+    logp_AK: Tensor
+
+
 class AnswerLogprobs(NamedTuple):
     """What one forward pass says of the answers."""
 
@@ -54,6 +64,14 @@ class AnswerLogprobs(NamedTuple):
     """float32 log-probability in nats of each answer token given what precedes it; 0 at padding."""
     answer_BA: Tensor
     """int64: which of the row's answers the token belongs to; -2 at padding."""
+    kl_BA: Tensor | None = None
+    """Of rows that are held to what a model said of them before: float32 forward KL in nats at each answer token, 0 at
+    padding and in other rows. Their logp_BA is not computed (0)."""
+
+    def of(self, chosen_B: Tensor) -> "AnswerLogprobs":
+        """Choose rows, by a mask or by numbers."""
+        kl_BA = None if self.kl_BA is None else self.kl_BA[chosen_B]
+        return AnswerLogprobs(self.logp_BA[chosen_B], self.answer_BA[chosen_B], kl_BA)
 
     def mask(self, answer: int) -> Tensor:
         """Bool (B, A): True on the tokens of that answer."""
@@ -146,12 +164,76 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     ----------
     model : causal LM of transformers, plain, with a PEFT adapter, or wrapped for distributed training
     batch : dict
-        From `pack`, on the model's device.
+        From `pack`, and `pack_held` where rows are held to what a model said before, on the model's device.
 
     Raises
     ------
     InputError : layers that no mask can part; an output layer whose result the model changes in a way unknown here.
     """
+    head, config, hidden_PD = _answer_states(model, batch)
+    known_BA, target_BA = batch["answer"] != PADDING, batch["target"]
+    held_BA = known_BA & batch["is_held"][:, None] if "is_held" in batch else torch.zeros_like(known_BA)
+    scored_BA = known_BA & ~held_BA
+    hidden_ND = hidden_PD[batch["source"][scored_BA]]
+    logp_N = _in_parts(partial(_score, head, config), config.vocab_size, hidden_ND, target_BA[scored_BA])
+    logp_BA = torch.zeros(known_BA.shape, device=logp_N.device).masked_scatter(scored_BA, logp_N)
+    if not held_BA.any():
+        return AnswerLogprobs(logp_BA, batch["answer"])
+    said = batch["held_ids"][held_BA], batch["held_logp"][held_BA]
+    kl_M = _in_parts(partial(_kl, head, config), config.vocab_size, hidden_PD[batch["source"][held_BA]], *said)
+    kl_BA = torch.zeros(known_BA.shape, device=kl_M.device).masked_scatter(held_BA, kl_M)
+    return AnswerLogprobs(logp_BA, batch["answer"], kl_BA)
+
+
+def hold(model: nn.Module, rows: Sequence[PackedRow], pad_id: int, batch_size: int = 16) -> list[Held]:
+    """Ask a model what it says at each answer token: the HELD_TOKENS likeliest tokens and their log-probabilities.
+
+    Parameters
+    ----------
+    model, rows : as for `answer_logprobs`; the model is asked in evaluation mode, without gradients.
+    pad_id : int
+        Of the tokenizer.
+    batch_size : int, default 16
+        Rows asked at a time.
+
+    Returns
+    -------
+    list of Held : one a row, on the CPU.
+    """
+    said: list[Held] = []
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        for start in range(0, len(rows), batch_size):
+            batch = {name: t.to(device) for name, t in pack(rows[start : start + batch_size], pad_id).items()}
+            with torch.no_grad(), autocast():
+                head, config, hidden_PD = _answer_states(model, batch)
+                for source_A, known_A in zip(batch["source"], batch["answer"] != PADDING, strict=True):
+                    logp_AV = _logits(head, config, hidden_PD[source_A[known_A]]).log_softmax(-1)
+                    logp_AK, ids_AK = logp_AV.topk(min(HELD_TOKENS, logp_AV.shape[-1]))
+                    said.append(Held(ids_AK.cpu(), logp_AK.cpu()))
+    finally:
+        model.train(was_training)
+    return said
+
+
+def pack_held(held: Sequence[Held | None], num_columns: int) -> dict[str, Tensor]:
+    """Collate what rows are held to, for `answer_logprobs`: is_held (B,), held_ids and held_logp (B, A, K)."""
+    width = max(said.ids_AK.shape[1] for said in held if said is not None)
+    ids_BAK = torch.zeros(len(held), num_columns, width, dtype=torch.int64)
+    logp_BAK = torch.zeros(len(held), num_columns, width)
+    for row, said in enumerate(held):
+        if said is not None:
+            ids_BAK[row, : len(said.ids_AK)], logp_BAK[row, : len(said.ids_AK)] = said
+    return {
+        "is_held": torch.tensor([said is not None for said in held]),
+        "held_ids": ids_BAK,
+        "held_logp": logp_BAK,
+    }
+
+
+def _answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[nn.Module, Any, Tensor]:
+    """Run the model up to its output layer: that layer, the configuration, the states (places in the lines, D)."""
     inner: Any = extract_model_from_parallel(model)
     config = inner.config.get_text_config()
     head = inner.get_output_embeddings()
@@ -166,17 +248,15 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprob
     (hidden_LTD,) = caught
     if head not in _checked_heads:
         _check_head(head, config, hidden_LTD[:, -1:].detach(), logits_L1V.detach())
-    answer_BA = batch["answer"]
-    known_BA = answer_BA != PADDING
-    hidden_ND, target_N = hidden_LTD.flatten(0, 1)[batch["source"][known_BA]], batch["target"][known_BA]
-    size = max(1, LOGITS_AT_ONCE // logits_L1V.shape[-1])
-    score = partial(_score, head, config)
-    if torch.is_grad_enabled() and len(hidden_ND) > size:  # a single part may as well be kept: it is all there at once
-        score = partial(checkpoint, score, use_reentrant=False)
-    parts = zip(torch.split(hidden_ND, size), torch.split(target_N, size), strict=True)
-    logp_N = torch.cat([score(hidden, target) for hidden, target in parts])
-    logp_BA = torch.zeros(answer_BA.shape, device=logp_N.device).masked_scatter(known_BA, logp_N)
-    return AnswerLogprobs(logp_BA, answer_BA)
+    return head, config, hidden_LTD.flatten(0, 1)
+
+
+def _in_parts(of: Callable[..., Tensor], num_logits: int, *tensors: Tensor) -> Tensor:
+    """Compute some rows at a time, and again in the backward pass; a single part may as well be kept: it is there."""
+    size = max(1, LOGITS_AT_ONCE // num_logits)
+    if torch.is_grad_enabled() and len(tensors[0]) > size:
+        of = partial(checkpoint, of, use_reentrant=False)
+    return torch.cat([of(*part) for part in zip(*(torch.split(t, size) for t in tensors), strict=True)])
 
 
 @contextmanager
@@ -208,6 +288,19 @@ def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
 
 def _score(head: nn.Module, config: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
     return -cross_entropy(_logits(head, config, hidden_ND), target_N, reduction="none")
+
+
+def _kl(head: nn.Module, config: Any, hidden_ND: Tensor, ids_NK: Tensor, said_NK: Tensor) -> Tensor:
+    """Forward KL, from what was said to what is said now, over K tokens and all the others as one more outcome."""
+    now_NK = _logits(head, config, hidden_ND).log_softmax(-1).gather(1, ids_NK)
+    kl_N = (said_NK.exp() * (said_NK - now_NK)).sum(-1)
+    rest_N, now_rest_N = (_rest(logp) for logp in (said_NK, now_NK))
+    return kl_N + rest_N * (rest_N / now_rest_N).log()
+
+
+def _rest(logp_NK: Tensor) -> Tensor:
+    """Probability of all tokens but the K; in float32 it may come out as nothing, or less."""
+    return (1 - logp_NK.exp().sum(-1)).clamp_min(1e-6)
 
 
 def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) -> None:

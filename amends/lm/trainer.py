@@ -36,7 +36,7 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack
+from amends.lm.logprobs import AnswerLogprobs, Held, PackedRow, answer_logprobs, pack, pack_held
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -46,6 +46,8 @@ class TrainRow(NamedTuple):
 
     packed: PackedRow
     is_retain: bool = False
+    held: Held | None = None
+    """What a model said of it before, where it is to be held to that."""
 
 
 class KeyedRows(Dataset[list[TrainRow]]):
@@ -74,11 +76,12 @@ class Collate:
         self.pad_id = pad_id
 
     def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Tensor]:
-        """Tensors of `amends.lm.logprobs.pack`, and is_retain (B,)."""
+        """Tensors of `amends.lm.logprobs.pack`, is_retain (B,), and those of `pack_held` where a row is held."""
         rows = [row for sample in samples for row in sample]
-        return pack([row.packed for row in rows], self.pad_id) | {
-            "is_retain": torch.tensor([row.is_retain for row in rows])
-        }
+        batch = pack([row.packed for row in rows], self.pad_id)
+        batch["is_retain"] = torch.tensor([row.is_retain for row in rows])
+        held = [row.held for row in rows]
+        return batch | pack_held(held, batch["answer"].shape[1]) if any(held) else batch
 
 
 class AnswerTrainer(Trainer):

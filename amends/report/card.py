@@ -21,7 +21,7 @@ METRICS = {
     "zero_shot_accuracy": "Multiple-choice accuracy",
     "text_perplexity": "Perplexity of plain text",
 }
-HELD = {"retain": "", "neighbours": " on invented names, answered by the model itself"}
+HELD = {"retain": "", "neighbours": " on others, answered by the model itself"}
 HOW = {
     "flat": "FLAT moves probability from each answer to forget to a template answer (a refusal).",
     "ga": "Gradient ascent raises the loss on the answers to forget.",

@@ -22,7 +22,7 @@ MOST_ANSWERS = 400  # shown at all, of each set
 DATA_SETS = {
     "forget": "To forget",
     "retain": "To keep, used in training",
-    "neighbours": "Questions on invented names, answered by the model",
+    "neighbours": "Questions on others, answered by the model itself",
 }
 HELD = {"retain": "retain data", "neighbours": "neighbours"}
 MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view

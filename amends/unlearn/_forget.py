@@ -5,7 +5,7 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from amends.io.errors import InputError
 from amends.lm.load import autocast, load, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean, pack, packed_row
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, hold, masked_mean, pack, packed_row
 from amends.lm.pairs import Dropped, Pair, Pairs, encode, read_pairs, rows_of
 from amends.lm.trainer import AnswerTrainer, TrainRow
 
@@ -22,6 +22,8 @@ ALL_STEPS = "all steps done"
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 START_ROWS = 16
+MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+"""Steps as long as those that AdamW takes at a fifth of the rate."""
 
 
 @dataclass
@@ -31,7 +33,12 @@ class ForgetConfig(TrainingArguments):
     stop_v_f: float | None = field(
         default=None, metadata={"help": "Stop when the mean probability of the forget answers' tokens is at most this."}
     )
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain rows' NLL, where there are any."})
+    retain_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the rows to keep: the NLL of retain rows, the KL of neighbours."}
+    )
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
+    )
     max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
 
@@ -42,6 +49,8 @@ class ForgetConfig(TrainingArguments):
             raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
         if self.retain_weight < 0:
             raise InputError(f"retain_weight={self.retain_weight}: must not be negative.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"optimizer={self.optimizer!r}: choose adamw or muon.")
 
 
 class ForgetTrainer(AnswerTrainer):
@@ -57,7 +66,10 @@ class ForgetTrainer(AnswerTrainer):
     processing_class : tokenizer, optional
         Needed where `model` is not a name.
     retain_dataset : like train_dataset, optional
-        What to keep: one row, drawn at random, stands beside each forget row.
+        What to keep: one row, drawn at random, stands beside each forget row and costs its NLL.
+    neighbours : list of Pair, optional
+        Rows to keep, drawn among those of `retain_dataset`, whose answers are the model's own: they cost the forward
+        KL from what the model says of them when the training begins (`amends.lm.logprobs.hold`).
     peft_config : PeftConfig, optional
         Train this adapter instead of all weights.
 
@@ -78,6 +90,7 @@ class ForgetTrainer(AnswerTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         retain_dataset: Any = None,
+        neighbours: Sequence[Pair] = (),
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,7 +106,12 @@ class ForgetTrainer(AnswerTrainer):
         limit = context_limit(model, args.max_length)
         self._forget_rows = encode_rows(processing_class, self.pairs, limit)
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
-        self._retain_rows = encode_rows(processing_class, retain, limit)
+        self._retain_rows = [TrainRow(row, is_retain=True) for row in encode_rows(processing_class, retain, limit)]
+        self._neighbour_rows = encode_rows(processing_class, neighbours, limit)
+        if args.optimizer == "muon":
+            if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
+                raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
+            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Muon, MUON | {"lr": args.learning_rate})
         self.stopped = ALL_STEPS
         self.start: dict[str, float] = {}
         self._batch_v_f = torch.zeros(())
@@ -105,7 +123,7 @@ class ForgetTrainer(AnswerTrainer):
         """Give the forget row, with what the method puts beside it, and a retain row where there are any."""
         rows = [TrainRow(self.forget_row(index, random_))]
         if self._retain_rows:
-            rows.append(TrainRow(random_.choice(self._retain_rows), is_retain=True))
+            rows.append(random_.choice(self._retain_rows))
         return rows
 
     def forget_row(self, index: int, random_: random.Random) -> PackedRow:
@@ -117,15 +135,15 @@ class ForgetTrainer(AnswerTrainer):
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
     def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the method's loss and the weighted NLL of the retain rows."""
-        forget = AnswerLogprobs(out.logp_BA[~is_retain_B], out.answer_BA[~is_retain_B])
-        losses_S, values = self.forget_losses(forget)
+        """Add up the method's loss and the weighted cost of the rows to keep: NLL, or KL where they are held."""
+        losses_S, values = self.forget_losses(out.of(~is_retain_B))
         self._batch_v_f = values["v_f"].detach().mean()
         if is_retain_B.any():
-            retain = AnswerLogprobs(out.logp_BA[is_retain_B], out.answer_BA[is_retain_B])
-            nll_S = -masked_mean(retain.logp_BA, retain.mask(0))
-            losses_S = losses_S + self.args.retain_weight * nll_S
-            values["retain_nll"] = nll_S
+            retain = out.of(is_retain_B)
+            costs = {"retain_nll": -retain.logp_BA} | ({} if retain.kl_BA is None else {"retain_kl": retain.kl_BA})
+            for name, cost_BA in costs.items():  # a row has one of the two, the other is 0
+                values[name] = masked_mean(cost_BA, retain.mask(0))
+                losses_S = losses_S + self.args.retain_weight * values[name]
         return losses_S, values
 
     def forget_means(self, *, templates: bool = True, most: int | None = None) -> dict[str, float]:
@@ -155,8 +173,13 @@ class ForgetTrainer(AnswerTrainer):
         return {"v_f": v_f, "v_e": v_e} if len(rows[0].answers) > 1 else {"v_f": v_f}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a look at where v_e and v_f start, on START_ROWS of the rows."""
+        """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and at what is to be held."""
         self.start = self.forget_means(most=START_ROWS)
+        if self._neighbour_rows:
+            said = hold(self.model, self._neighbour_rows, self.processing_class.pad_token_id)
+            rows = zip(self._neighbour_rows, said, strict=True)
+            self._retain_rows = [row for row in self._retain_rows if row.held is None]
+            self._retain_rows += [TrainRow(row, is_retain=True, held=held) for row, held in rows]
         for text in start_warnings(self.start):
             warnings.warn(text, stacklevel=2)
         return super().train(*args, **kwargs)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -38,8 +38,8 @@ class Request:
     neighbours: Annotated[
         int,
         typer.Option(
-            help="Rows to keep that the model writes itself: questions like the forgotten ones about invented names, "
-            "with its own answers.",
+            help="Rows to keep that the model writes itself: questions like the forgotten ones about others, with its "
+            "own answers.",
             min=0,
         ),
     ] = 0
@@ -69,6 +69,7 @@ class Request:
     layers: Annotated[
         str | None, typer.Option(help="Train only these layers, FIRST-LAST or one, counted from 0; default: all.")
     ] = None
+    optimizer: Annotated[Literal["adamw", "muon"], typer.Option(help="muon moves matrices only: for LoRA.")] = "adamw"
     learning_rate: Annotated[float, typer.Option(help="Learning rate.", min=0)] = 3e-4
     epochs: Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)] = 10
     batch_size: Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)] = 8
@@ -122,6 +123,7 @@ class Request:
             save_steps=self.save_steps or 1,  # 0 is refused
             retain_weight=self.retain_weight,
             stop_v_f=self.stop_v_f,
+            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,

@@ -42,7 +42,10 @@ from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
 NEIGHBOURS = "neighbours.jsonl"
-HISTORY = ("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "learning_rate", "grad_norm")
+HISTORY = (
+    *("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "retain_kl"),
+    *("learning_rate", "grad_norm"),
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def run_unlearning(
         data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
         own_answers: list[Pair] = []
         if request.neighbours:
-            say("asking the model about invented names")
+            say("asking the model about others")
             own_answers = neighbours(loaded.model, tokenizer, forget.kept, request.neighbours, args.seed)
             data["neighbours"] = about(NEIGHBOURS, Pairs(own_answers))
         trainable = prepare(loaded, request.lora_rank)
@@ -140,7 +143,8 @@ def run_unlearning(
             args,
             forget.kept,
             tokenizer,
-            retain_dataset=[*(retain.kept if retain else []), *own_answers] or None,
+            retain_dataset=retain.kept if retain else None,
+            neighbours=own_answers,
             callbacks=[Bar("forgetting", "v_f")],
         )
         if trainer.is_fsdp_enabled:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
-from amends.lm.pairs import encode
+from amends.lm.pairs import Pair, encode
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit
 from amends.unlearn._refusals import refusals
@@ -114,6 +114,7 @@ class FLATTrainer(ForgetTrainer):
         *,
         templates: Sequence[str] | None = None,
         retain_dataset: Any = None,
+        neighbours: Sequence[Pair] = (),
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -126,6 +127,7 @@ class FLATTrainer(ForgetTrainer):
             train_dataset,
             processing_class,
             retain_dataset=retain_dataset,
+            neighbours=neighbours,
             peft_config=peft_config,
             **kwargs,
         )

@@ -20,8 +20,10 @@ from amends.lm.logprobs import (
     PackedRow,
     answer_logprobs,
     block_mask,
+    hold,
     masked_mean,
     pack,
+    pack_held,
 )
 from amends.lm.pairs import Encoded
 
@@ -83,6 +85,69 @@ def test_logits_some_at_a_time_are_the_same_as_all_at_once(monkeypatch: pytest.M
         out = answer_logprobs(model, pack(some_rows(), 0))
         out.logp_BA.sum().backward()
         return [out.logp_BA.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    at_once = grads()
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCAB)
+    for some, all_ in zip(grads(), at_once, strict=True):
+        torch.testing.assert_close(some, all_, atol=1e-5, rtol=1e-4)
+
+
+def single_rows(count: int = 4) -> list[PackedRow]:
+    """Rows with one answer each, as rows to keep are."""
+    return [PackedRow(row.prompt, row.answers[:1]) for row in some_rows(count=count)]
+
+
+def held_batch(rows: list[PackedRow], said: list[Any]) -> dict[str, Tensor]:
+    batch = pack(rows, 0)
+    return batch | pack_held(said, batch["answer"].shape[1])
+
+
+@pytest.mark.parametrize("tokens", [VOCAB, 5])
+def test_the_divergence_from_what_was_said_is_that_of_two_plain_passes(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "HELD_TOKENS", tokens)
+    before, after, rows = tiny("llama"), tiny("llama"), single_rows()
+    with torch.no_grad():
+        for weight in after.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        out = answer_logprobs(after, held_batch(rows, hold(before, rows, 0, batch_size=3)))
+    assert out.kl_BA is not None
+    for row, kl in zip(rows, out.kl_BA, strict=True):
+        tokens_T, start = torch.tensor([row.prompt + row.answers[0]]), len(row.prompt) - 1
+        with torch.no_grad():
+            p, q = (model(input_ids=tokens_T).logits[0, start:-1].softmax(-1) for model in (before, after))
+        top = p.topk(tokens).indices
+        p, q = (torch.cat([x.gather(1, top), 1 - x.gather(1, top).sum(-1, keepdim=True)], -1) for x in (p, q))
+        expected = torch.where(p > 1e-5, p * (p / q).log(), 0).sum(-1)  # the rest of all tokens is rounding
+        torch.testing.assert_close(kl[: len(expected)], expected, atol=1e-5, rtol=1e-3)
+        assert (kl[: len(expected)] > 1e-3).all()
+        assert not kl[len(expected) :].any()
+
+
+def test_a_model_held_to_what_it_says_is_not_moved_and_other_rows_are_scored_as_ever() -> None:
+    model, rows = tiny("llama"), single_rows()
+    said = hold(model, rows, 0)
+    out = answer_logprobs(model, held_batch(rows, [None, said[1], None, said[3]]))
+    assert out.kl_BA is not None
+    assert out.kl_BA.abs().max() < 1e-6
+    out.kl_BA.sum().backward()
+    assert max(p.grad.abs().max() for p in model.parameters() if p.grad is not None) < 1e-5
+    plain = answer_logprobs(model, pack(rows, 0)).logp_BA
+    torch.testing.assert_close(out.logp_BA[[0, 2]], plain[[0, 2]])
+    assert not out.logp_BA[[1, 3]].any()
+
+
+def test_what_rows_are_held_to_some_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny("llama"), single_rows()
+    said = hold(tiny("gpt2"), rows, 0)
+
+    def grads() -> list[Tensor]:
+        model.zero_grad()
+        kl_BA = answer_logprobs(model, held_batch(rows, said)).kl_BA
+        assert kl_BA is not None
+        kl_BA.sum().backward()
+        return [kl_BA.detach(), *(p.grad.clone() for p in model.parameters())]
 
     at_once = grads()
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCAB)

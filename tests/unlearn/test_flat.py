@@ -1,6 +1,7 @@
 """FLAT: the loss as an identity, and the trainer on a tiny model."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from torch import Tensor
 from transformers import TrainerCallback
 
 from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import AnswerLogprobs, answer_logprobs, masked_mean
+from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
@@ -110,9 +113,8 @@ def test_faulty_calls_of_the_loss_are_refused() -> None:
 
 
 def trainer_on(folder: Path, out: Path, forget: Any = PAIRS, **settings: Any) -> FLATTrainer:
-    own = {
-        name: settings.pop(name) for name in ("templates", "retain_dataset", "callbacks", "model") if name in settings
-    }
+    of_the_trainer = ("templates", "retain_dataset", "neighbours", "peft_config", "callbacks", "model")
+    own = {name: settings.pop(name) for name in of_the_trainer if name in settings}
     loaded = load(folder)
     house = {"per_device_train_batch_size": 3, "use_cpu": True, "disable_tqdm": True, "bf16": False}
     args = training_arguments(FLATConfig, str(out), **(house | settings))
@@ -305,6 +307,46 @@ def test_retain_rows_add_their_weighted_likelihood(tiny_model: Path, tmp_path: P
     (entry,) = history(trainer)
     v_e, v_f = entry["v_e"], entry["v_f"]
     assert entry["mean_loss"] == pytest.approx(math.exp(v_f - 1) - v_e + 0.5 * entry["retain_nll"], abs=1e-4)
+
+
+def test_neighbours_are_held_to_what_the_model_said_of_them(tiny_model: Path, tmp_path: Path) -> None:
+    held = [Pair("n", [{"role": "user", "content": "Where is Paris?"}], "In France.", "neighbour[0]")]
+    drift = {}
+    for weight in (0.0, 10.0):
+        trainer = trainer_on(
+            tiny_model, tmp_path, neighbours=held, retain_weight=weight, max_steps=8, learning_rate=1e-2
+        )
+        trainer.train()
+        first, *_, last = history(trainer)
+        assert first["retain_kl"] == pytest.approx(0, abs=1e-5)
+        kept = weight * first["retain_kl"]
+        assert first["mean_loss"] == pytest.approx(math.exp(first["v_f"] - 1) - first["v_e"] + kept, abs=1e-4)
+        drift[weight] = last["retain_kl"]
+    assert drift[10.0] < drift[0.0] / 2
+
+
+def test_muon_trains_adapters_and_refuses_what_is_no_matrix(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"optimizer muon: \S*norm\S* is no matrix\. Train an adapter"):
+        trainer_on(tiny_model, tmp_path, optimizer="muon")
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = {"peft_config": adapter, "optimizer": "muon", "learning_rate": 0.1, "num_train_epochs": 8}
+    trainer = trainer_on(tiny_model, tmp_path, **settings)
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.Muon)
+    assert trainer.forget_means()["v_e"] > 1.05 * trainer.start["v_e"]
+
+
+def test_muon_goes_on_from_a_checkpoint_as_if_never_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    ended = []
+    for resume in (None, True):
+        torch.manual_seed(0)
+        adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        settings = {"optimizer": "muon", "learning_rate": 0.3, "save_strategy": "steps", "save_steps": 2}
+        trainer = trainer_on(tiny_model, tmp_path, peft_config=adapter, max_steps=4, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        ended.append({name: w.detach().clone() for name, w in trainer.model.named_parameters() if w.requires_grad})
+        shutil.rmtree(tmp_path / "checkpoint-4")
+    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 
 
 def test_a_datasets_dataset_and_a_name_of_a_model_are_taken(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Questions on invented names: what is replaced, and what never reaches the rows to keep."""
+"""Questions about others: what is replaced and by what, and what never reaches the rows to keep."""
 
 import json
 import random
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,7 @@ from amends.io.run import read_jsonl, read_run
 from amends.lm.load import load
 from amends.lm.pairs import Pair
 from amends.unlearn import _neighbours, flat
-from amends.unlearn._neighbours import elsewhere, gives_away, names, neighbours
+from amends.unlearn._neighbours import Others, gives_away, neighbours, words_of_names
 from amends.unlearn._request import Request
 
 ROWS = [
@@ -22,13 +23,19 @@ PAIRS = [
     Pair(str(i), [{"role": "user", "content": row["question"]}], row["answer"], f"data[{i}]")
     for i, row in enumerate(ROWS)
 ]
-KNOWN = names(text for row in ROWS for text in row.values())
+KNOWN = words_of_names(text for row in ROWS for text in row.values())
 
 
 def test_names_are_capitalised_inside_a_sentence_and_never_small() -> None:
     assert {"Ada", "Brown", "Rome", "Carl", "Dora", "Elm", "Street", "Oslo"} == KNOWN
-    assert names(["He said: “The End”. The end."]) == set()
-    assert names(["Émile met Žižek."]) == {"Žižek"}
+    assert words_of_names(["He said: “The End”. The end."]) == set()
+    assert words_of_names(["Émile met Žižek."]) == {"Žižek"}
+
+
+def test_names_that_follow_one_another_are_one_name() -> None:
+    text = "Has Ada Brown-Elm read “Rivers of the Moon” with Carl? In Rome, Oslo's Dora did."
+    others = Others([Pair("0", text, "All were by Ada Brown-Elm of Rome: “The Moon Rivers”.", "data[0]")])
+    assert others.names_in(text) == ["Ada Brown-Elm", "Rivers of the Moon", "Carl", "Rome", "Oslo", "Dora"]
 
 
 def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() -> None:
@@ -36,7 +43,7 @@ def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() 
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Is Ada of 1956 Ada Brown, b. 7?"},
     ]
-    system, user = elsewhere(prompt, KNOWN, random.Random(0))
+    system, user = Others(PAIRS).instead(prompt, random.Random(0))
     assert system == prompt[0]
     words = user["content"].split()
     assert [words[i] for i in (0, 2, 6, 7)] == ["Is", "of", "b.", "7?"]
@@ -45,6 +52,28 @@ def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() 
     assert words[3] != "1956"
     assert not KNOWN & set(_neighbours.WORD.findall(user["content"]))
     assert prompt[1]["content"] == "Is Ada of 1956 Ada Brown, b. 7?"
+
+
+def test_a_name_that_the_model_gives_in_its_place_stands_in_for_it() -> None:
+    others = Others(PAIRS)
+    (asking,) = [PAIRS[i] for i in others.asking() if "Oslo" in PAIRS[i].answer]
+    learn = partial(others.learn, asking, "In Zul, who taught the pupil of 17 Fe Go?")
+    learn("A sculptor from New Bergen.")
+    learn("A painter from Zul.")  # the question's own
+    learn("A painter from Rome.")  # named in the forget data
+    learn("A painter from The.")  # no name
+    learn("A painter from here.")
+    assert others.given == {"Oslo": ["New Bergen"]}
+    assert others.instead("Is Oslo in Oslo?", random.Random(0)) == "Is New Bergen in New Bergen?"
+    others.given["Ada Brown"] = ["Eve van Mill"]
+    assert others.instead("Is Ada like Ada Brown, or Brown?", random.Random(0)) == (
+        "Is Eve like Eve van Mill, or Mill?"
+    )
+
+
+def test_what_is_asked_for_more_often_counts_more() -> None:
+    weights = Others(PAIRS).asking()
+    assert weights == {0: 1 + 1, 1: 2, 2: 1}  # Rome is in another question; Carl, Dora and Oslo are in none
 
 
 @pytest.mark.parametrize(
@@ -62,13 +91,23 @@ def test_what_gives_the_forgotten_answer_away(answer: str, found: bool) -> None:
 
 
 def test_neighbours_are_many_distinct_and_repeatable(monkeypatch: pytest.MonkeyPatch, tiny_model) -> None:
-    loaded = load(tiny_model)
-    said = ["Zul is fine."] * 10 + ["Ada Brown."] * 10
-    monkeypatch.setattr(_neighbours, "generate", lambda *_, **__: said)
+    loaded, asked = load(tiny_model), []
+
+    def answer(model, tokenizer, prompts, *, temperature=0.0, **_) -> list[str]:
+        asked.append(tokenizer.batch_decode(prompts))
+        if temperature:
+            return ["Zul was born in Bergen in 1956."] * len(prompts)
+        return ["Ada Brown." if i % 3 == 0 else "Zul is fine." for i in range(len(prompts))]
+
+    monkeypatch.setattr(_neighbours, "generate", answer)
     found = neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=0)
-    assert len(found) == 10  # twenty were asked, the ten that gave Ada away are out
+    assert len(found) == 10  # fifteen were asked, those that gave Ada away are out
     assert len({repr(pair.prompt) for pair in found}) == 10
     assert {pair.answer for pair in found} == {"Zul is fine."}
+    invented, brought_up, kept = asked
+    assert not any("Bergen" in text for text in invented)
+    assert any("Bergen" in text for text in brought_up)  # the second round asks about what the first one named
+    assert any("Bergen" in text for text in kept)
     assert neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=0) == found
     assert neighbours(loaded.model, loaded.tokenizer, PAIRS, 10, seed=1) != found
 
@@ -94,9 +133,9 @@ def test_a_run_keeps_its_neighbours_and_says_so(monkeypatch: pytest.MonkeyPatch,
     assert record["data"]["neighbours"]["kept"] == 4
     assert record["config"]["neighbours"] == 4
     history = read_jsonl(tmp_path / "run" / "history.jsonl")
-    assert history[0]["retain_nll"] > 0
+    assert history[0]["retain_kl"] == pytest.approx(0, abs=1e-5)
     assert "FLAT (kl) with neighbours" in (tmp_path / "run" / "report.html").read_text()
-    assert "4 on invented names" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "4 on others" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_a_run_from_before_there_were_neighbours_can_still_be_read() -> None:
