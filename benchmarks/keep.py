@@ -104,7 +104,9 @@ class Bench:
             keep["retain_dataset"] = self.retain
         set_seed(seed)
         train_only(model, "0-14")
-        request = Request(TOFU / "data" / "forget.jsonl", optimizer="muon", learning_rate=VARIANTS[variant], epochs=20)
+        request = Request(
+            forget=TOFU / "data" / "forget.jsonl", optimizer="muon", learning_rate=VARIANTS[variant], epochs=20
+        )
         args = replace(request, seed=seed).arguments(FLATConfig)
         reach = StopAtLevel(self)
         trainer = FLATTrainer(model, args, self.forget, tokenizer, callbacks=[reach], **keep)
