@@ -18,6 +18,7 @@ from weakref import WeakSet
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -317,7 +318,7 @@ def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) ->
     _checked_heads.add(head)
 
 
-def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: Tensor) -> Tensor | dict[str, Tensor]:
+def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: Tensor) -> Any:
     """Make what a model takes as `attention_mask`: one mask, or one for each kind of its layers.
 
     Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
@@ -334,7 +335,9 @@ def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT:
     if SLIDING in kinds:
         distance_LTT = position_LT[:, :, None] - position_LT[:, None, :]
         masks[SLIDING] = allowed_L1TT & (distance_LTT < window)[:, None]
-    if config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
+    if config._attn_implementation == "flex_attention":
+        masks = {kind: _for_flex(mask) for kind, mask in masks.items()}
+    elif config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
         zero = torch.zeros((), dtype=inner.dtype, device=allowed_L1TT.device)
         masks = {kind: torch.where(mask, zero, torch.finfo(inner.dtype).min) for kind, mask in masks.items()}
     return (
@@ -342,6 +345,16 @@ def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT:
         if getattr(config, "layer_types", None) and SLIDING in kinds
         else masks[kinds.pop()]
     )
+
+
+def _for_flex(allowed_L1TT: Tensor) -> Any:
+    """Make the mask of FlexAttention, which leaves out whole blocks where nothing sees anything."""
+
+    def sees(line: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return allowed_L1TT[line, 0, query, key]
+
+    num_lines, _, num_tokens, _ = allowed_L1TT.shape
+    return create_block_mask(sees, num_lines, None, num_tokens, num_tokens, device=allowed_L1TT.device.type)
 
 
 def masked_mean(values_BA: Tensor, mask_BA: Tensor) -> Tensor:

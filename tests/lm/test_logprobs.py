@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.integrations import flex_attention
 
 from amends.io.errors import InputError
 from amends.lm import logprobs
@@ -47,6 +48,11 @@ def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer]
 
 
+def causal(segment: Tensor) -> Tensor:
+    """A mask that parts nothing."""
+    return torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril().expand(len(segment), 1, -1, -1)
+
+
 def packed(model: Any, rows: list[PackedRow]) -> AnswerLogprobs:
     with torch.no_grad():
         return answer_logprobs(model, pack(rows, pad_id=0))
@@ -68,12 +74,37 @@ def test_a_packed_row_equals_separate_passes(family: str, attention: str | None)
     assert largest_difference(tiny(family, attention), some_rows()) < 1e-5
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_says_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled: compiling takes a minute. GPT-2 has no FlexAttention."""
+
+    def uncompiled(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+        return flex_attention.flex_attention(*args, **kwargs)
+
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", uncompiled)
+    rows = some_rows(count=40)  # several blocks of 128 tokens
+    expected = packed(tiny(family, "eager"), rows).logp_BA
+    torch.testing.assert_close(packed(tiny(family, "flex_attention"), rows).logp_BA, expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(logprobs, "block_mask", lambda row, segment: causal(segment))
+    assert (packed(tiny(family, "flex_attention"), rows).logp_BA - expected).abs().max() > 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has no backward pass on a CPU")
+def test_flex_attention_has_the_same_gradients() -> None:
+    batch = {name: tensor.cuda() for name, tensor in pack(some_rows(count=40), 0).items()}
+    grads = []
+    for attention in ("eager", "flex_attention"):
+        model = tiny("llama", attention).cuda()
+        answer_logprobs(model, batch).logp_BA.sum().backward()
+        grads.append([weight.grad for weight in model.parameters()])
+    for eager, flex in zip(*grads, strict=True):
+        torch.testing.assert_close(flex, eager, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_without_the_block_mask_the_same_comparison_fails(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def causal_only(row: Tensor, segment: Tensor) -> Tensor:
-        return torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril().expand(len(segment), 1, -1, -1)
-
-    monkeypatch.setattr(logprobs, "block_mask", causal_only)
+    monkeypatch.setattr(logprobs, "block_mask", lambda row, segment: causal(segment))
     assert largest_difference(tiny(family), some_rows()) > 1e-2
 
 
