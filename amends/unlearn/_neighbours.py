@@ -23,9 +23,8 @@ WORD = re.compile(r"[^\W\d_]+")
 TOKEN = re.compile(r"[^\W_]+|[^\w\s]")
 SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+)[^\w\s]*$")
 NUMBER = re.compile(r"\d+")
-CAPITALISED = r"[^\W\d_a-zß-öø-ÿ][^\W\d_]*"
-LINK = r"(?:[ '\u2019-]| (?:of|the|by|by the|of the|in the|de|la|le|du|van|von|bin|al) )"
-NAME = re.compile(rf"{CAPITALISED}(?:{LINK}{CAPITALISED})*")
+LINK = re.compile(r"[ '\u2019-]| (?:of|the|by|by the|of the|in the|de|la|le|du|van|von|bin|al) ")
+"""What may stand between the words of a name."""
 ROUNDS = 2
 """Times the model is asked for other names; from the second on, about those it has brought up."""
 TEMPERATURE = 0.8
@@ -118,10 +117,10 @@ class Others:
     def names_in(self, text: str) -> list[str]:
         """Names in a text: runs of capitalised words, from the first that belongs to a name to the last."""
         found = []
-        for match in NAME.finditer(text):
-            known = [word for word in WORD.finditer(match[0]) if word[0] in self.words]
+        for run in capitalised_runs(text):
+            known = [word for word in WORD.finditer(run) if word[0] in self.words]
             if known:
-                found.append(match[0][known[0].start() : known[-1].end()])
+                found.append(run[known[0].start() : known[-1].end()])
         return found
 
     def asking(self) -> dict[int, float]:
@@ -143,7 +142,7 @@ class Others:
                 continue
             before = pair.answer[old[i].start() : old[end_i - 1].end()]
             here = [name for name in self.names_in(before) if name in self.names and name not in pair.question]
-            there = [m[0] for m in NAME.finditer(answer[new[j].start() : new[end_j - 1].end()])]
+            there = capitalised_runs(answer[new[j].start() : new[end_j - 1].end()])
             if not len(here) == len(there) == 1 or there[0] in str(prompt):
                 continue
             words = WORD.findall(there[0])
@@ -176,6 +175,18 @@ class Others:
         if isinstance(prompt, str):
             return rewrite(prompt)
         return [message | {"content": rewrite(message["content"])} for message in prompt]
+
+
+def capitalised_runs(text: str) -> list[str]:
+    """Capitalised words, together where they follow one another."""
+    runs: list[tuple[int, int]] = []
+    for word in WORD.finditer(text):
+        if word[0][0].isupper():
+            start = word.start()
+            if runs and LINK.fullmatch(text, runs[-1][1], start):
+                start = runs.pop()[0]
+            runs.append((start, word.end()))
+    return [text[start:end] for start, end in runs]
 
 
 def words_of_names(texts: Iterable[str]) -> set[str]:

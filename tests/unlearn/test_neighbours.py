@@ -38,6 +38,11 @@ def test_names_that_follow_one_another_are_one_name() -> None:
     assert others.names_in(text) == ["Ada Brown-Elm", "Rivers of the Moon", "Carl", "Rome", "Oslo", "Dora"]
 
 
+def test_names_of_other_scripts_are_found_and_small_letters_are_none() -> None:
+    others = Others([Pair("0", "Что написала Анна Петрова в Омске?", "Её роман «Река Жизни».", "data[0]")])
+    assert others.names_in("Вчера Анна Петрова приехала, и река Омске 東京") == ["Анна Петрова", "Омске"]
+
+
 def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() -> None:
     prompt = [
         {"role": "system", "content": "Be brief."},
