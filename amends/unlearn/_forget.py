@@ -140,8 +140,12 @@ class ForgetTrainer(AnswerTrainer):
         self._batch_v_f = values["v_f"].detach().mean()
         if is_retain_B.any():
             retain = out.of(is_retain_B)
-            costs = {"retain_nll": -retain.logp_BA} | ({} if retain.kl_BA is None else {"retain_kl": retain.kl_BA})
-            for name, cost_BA in costs.items():  # a row has one of the two, the other is 0
+            costs = {}  # a row has one of the two, the other is 0; all processes log the same
+            if any(row.held is None for row in self._retain_rows):
+                costs["retain_nll"] = -retain.logp_BA
+            if self._neighbour_rows:
+                costs["retain_kl"] = torch.zeros_like(retain.logp_BA) if retain.kl_BA is None else retain.kl_BA
+            for name, cost_BA in costs.items():
                 values[name] = masked_mean(cost_BA, retain.mask(0))
                 losses_S = losses_S + self.args.retain_weight * values[name]
         return losses_S, values

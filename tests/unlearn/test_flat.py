@@ -319,10 +319,26 @@ def test_neighbours_are_held_to_what_the_model_said_of_them(tiny_model: Path, tm
         trainer.train()
         first, *_, last = history(trainer)
         assert first["retain_kl"] == pytest.approx(0, abs=1e-5)
+        assert "retain_nll" not in first
         kept = weight * first["retain_kl"]
         assert first["mean_loss"] == pytest.approx(math.exp(first["v_f"] - 1) - first["v_e"] + kept, abs=1e-4)
         drift[weight] = last["retain_kl"]
     assert drift[10.0] < drift[0.0] / 2
+
+
+def test_retain_rows_and_neighbours_are_each_charged_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "Where is Paris?"}]
+    keep = [Pair(str(i), prompt, "In France.", f"data[{i}]") for i in range(2)]
+    trainer = trainer_on(
+        tiny_model, tmp_path, neighbours=keep, retain_dataset=keep, retain_weight=0.5, max_steps=4, learning_rate=1e-2
+    )
+    trainer.train()
+    for entry in history(trainer):
+        flat = math.exp(entry["v_f"] - 1) - entry["v_e"]
+        kept = entry["retain_nll"] + entry["retain_kl"]
+        assert entry["mean_loss"] == pytest.approx(flat + 0.5 * kept, abs=1e-3)
+    assert history(trainer)[-1]["retain_nll"] > 0
+    assert history(trainer)[-1]["retain_kl"] > 0
 
 
 def test_muon_trains_adapters_and_refuses_what_is_no_matrix(tiny_model: Path, tmp_path: Path) -> None:
