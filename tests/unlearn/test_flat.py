@@ -352,13 +352,16 @@ def test_muon_trains_adapters_and_refuses_what_is_no_matrix(tiny_model: Path, tm
     assert trainer.forget_means()["v_e"] > 1.05 * trainer.start["v_e"]
 
 
-def test_muon_goes_on_from_a_checkpoint_as_if_never_stopped(tiny_model: Path, tmp_path: Path) -> None:
+def test_muon_and_neighbours_go_on_from_a_checkpoint_as_if_never_stopped(tiny_model: Path, tmp_path: Path) -> None:
     ended = []
     for resume in (None, True):
         torch.manual_seed(0)
         adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
         settings = {"optimizer": "muon", "learning_rate": 0.3, "save_strategy": "steps", "save_steps": 2}
-        trainer = trainer_on(tiny_model, tmp_path, peft_config=adapter, max_steps=4, **settings)
+        held = [Pair("n", [{"role": "user", "content": "Where is Paris?"}], "In France.", "neighbour[0]")]
+        trainer = trainer_on(
+            tiny_model, tmp_path, peft_config=adapter, neighbours=held, retain_weight=10, max_steps=4, **settings
+        )
         trainer.train(resume_from_checkpoint=resume)
         ended.append({name: w.detach().clone() for name, w in trainer.model.named_parameters() if w.requires_grad})
         shutil.rmtree(tmp_path / "checkpoint-4")
