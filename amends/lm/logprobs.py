@@ -8,12 +8,14 @@ predict an answer's token reach the output layer, some at a time, and if they ar
 in the backward pass instead of being kept.
 
 Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T tokens, N answer tokens in all, D width
-of the model, V vocabulary.
+of the model, V vocabulary, K numbers that were noted of an answer token before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -36,8 +38,7 @@ LINE_TOKENS = 384
 Another length rounds differently: trained weights then have other digests, those of examples/tofu among them."""
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
-HELD_TOKENS = 32
-"""Tokens of which a model's word is kept at each place of a row that it is held to; the others are one outcome."""
+NOTED_AT_ONCE = 16
 _checked_heads: WeakSet[nn.Module] = WeakSet()
 
 
@@ -53,32 +54,64 @@ class PackedRow(NamedTuple):
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-class Held(NamedTuple):
-    """What a model said of a row's answer tokens: the likeliest tokens of each, and their log-probabilities."""
+@dataclass(frozen=True, eq=False)
+class AnswerLogprobs:
+    """The answer tokens of a batch after one forward pass. What is asked of them is computed when it is asked."""
 
-    ids_AK: Tensor
-    logp_AK: Tensor
-
-
-class AnswerLogprobs(NamedTuple):
-    """What one forward pass says of the answers."""
-
-    logp_BA: Tensor
-    """float32 log-probability in nats of each answer token given what precedes it; 0 at padding."""
     answer_BA: Tensor
     """int64: which of the row's answers the token belongs to; -2 at padding."""
-    kl_BA: Tensor | None = None
-    """Of rows that are held to what a model said of them before: float32 forward KL in nats at each answer token, 0 at
-    padding and in other rows. Their logp_BA is not computed (0)."""
+    target_BA: Tensor
+    """int64: its id."""
+    hidden_BAD: Tensor
+    """What predicts it: the output layer's input, or (`layer`) that layer's output."""
+    logits_of: Callable[[Tensor], Tensor]
+    """(N, D) -> (N, V), float32."""
+    vocab_size: int
+    said_BAK: Tensor | None = None
+    """What was noted of it before (`note`); 0 where nothing was."""
+    has_said_B: Tensor | None = None
 
-    def of(self, chosen_B: Tensor) -> "AnswerLogprobs":
+    @cached_property
+    def logp_BA(self) -> Tensor:
+        """float32 log-probability in nats of each answer token given what precedes it; 0 at padding."""
+        return self.score(log_probability)
+
+    def of(self, chosen_B: Tensor | Sequence[int]) -> "AnswerLogprobs":
         """Choose rows, by a mask or by numbers."""
-        kl_BA = None if self.kl_BA is None else self.kl_BA[chosen_B]
-        return AnswerLogprobs(self.logp_BA[chosen_B], self.answer_BA[chosen_B], kl_BA)
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: part[chosen_B] for name, part in parts.items() if isinstance(part, Tensor)})
 
     def mask(self, answer: int) -> Tensor:
         """Bool (B, A): True on the tokens of that answer."""
         return self.answer_BA == answer
+
+    def score(self, score: Callable[..., Tensor], mask_BA: Tensor | None = None, *others_BA: Tensor) -> Tensor:
+        """Compute a number, or several, of each answer token from its logits, some tokens at a time.
+
+        Parameters
+        ----------
+        score : callable
+            (logits (N, V) in float32, target (N,), and each of `others_BA` at these tokens) -> (N,) or (N, numbers).
+        mask_BA : Tensor, bool, optional
+            The tokens that are asked; default: all.
+
+        Returns
+        -------
+        Tensor (B, A) or (B, A, numbers), 0 elsewhere.
+        """
+        mask_BA = self.answer_BA != PADDING if mask_BA is None else mask_BA
+        given = [tensor[mask_BA] for tensor in (self.hidden_BAD, self.target_BA, *others_BA)]
+
+        def part(hidden_ND: Tensor, *rest: Tensor) -> Tensor:
+            return score(self.logits_of(hidden_ND), *rest)
+
+        found = _in_parts(part, self.vocab_size, *given)
+        return found.new_zeros(*mask_BA.shape, *found.shape[1:]).index_put((mask_BA,), found)
+
+
+def log_probability(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """Log-probability of the target, nats."""
+    return -cross_entropy(logits_NV, target_N, reduction="none")
 
 
 def packed_row(encoded: Sequence[Encoded]) -> PackedRow:
@@ -175,88 +208,26 @@ def block_mask(row_LT: Tensor, segment_LT: Tensor) -> Tensor:
     return (allowed | torch.eye(num_tokens, dtype=torch.bool, device=segment_LT.device))[:, None]
 
 
-def answer_logprobs(model: nn.Module, batch: dict[str, Tensor]) -> AnswerLogprobs:
+def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | None = None) -> AnswerLogprobs:
     """Log-probabilities of every answer token of a packed batch, from one forward pass.
 
     Parameters
     ----------
     model : causal LM of transformers, plain, with a PEFT adapter, or wrapped for distributed training
     batch : dict
-        From `pack`, and `pack_held` where rows are held to what a model said before, on the model's device.
+        From `pack`, and `pack_said` where something was noted before, on the model's device.
+    layer : int, optional
+        Run no further than this layer (from 0) and give its output as `hidden_BAD`; there are no logits then.
 
     Raises
     ------
     InputError : layers that no mask can part; an output layer whose result the model changes in a way unknown here.
     """
-    head, config, hidden_PD = _answer_states(model, batch)
-    known_BA, target_BA = batch["answer"] != PADDING, batch["target"]
-    held_BA = known_BA & batch["is_held"][:, None] if "is_held" in batch else torch.zeros_like(known_BA)
-    scored_BA = known_BA & ~held_BA
-    hidden_ND = hidden_PD[batch["source"][scored_BA]]
-    logp_N = _in_parts(partial(_score, head, config), config.vocab_size, hidden_ND, target_BA[scored_BA])
-    logp_BA = torch.zeros(known_BA.shape, device=logp_N.device).masked_scatter(scored_BA, logp_N)
-    if not held_BA.any():
-        return AnswerLogprobs(logp_BA, batch["answer"])
-    said = batch["held_ids"][held_BA], batch["held_logp"][held_BA]
-    kl_M = _in_parts(partial(_kl, head, config), config.vocab_size, hidden_PD[batch["source"][held_BA]], *said)
-    kl_BA = torch.zeros(known_BA.shape, device=kl_M.device).masked_scatter(held_BA, kl_M)
-    return AnswerLogprobs(logp_BA, batch["answer"], kl_BA)
-
-
-def hold(model: nn.Module, rows: Sequence[PackedRow], pad_id: int, batch_size: int = 16) -> list[Held]:
-    """Ask a model what it says at each answer token: the HELD_TOKENS likeliest tokens and their log-probabilities.
-
-    Parameters
-    ----------
-    model, rows : as for `answer_logprobs`; the model is asked in evaluation mode, without gradients.
-    pad_id : int
-        Of the tokenizer.
-    batch_size : int, default 16
-        Rows asked at a time.
-
-    Returns
-    -------
-    list of Held : one a row, on the CPU.
-    """
-    said: list[Held] = []
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        for start in range(0, len(rows), batch_size):
-            batch = {name: t.to(device) for name, t in pack(rows[start : start + batch_size], pad_id).items()}
-            with torch.no_grad(), autocast():
-                head, config, hidden_PD = _answer_states(model, batch)
-                for source_A, known_A in zip(batch["source"], batch["answer"] != PADDING, strict=True):
-                    logp_AV = _logits(head, config, hidden_PD[source_A[known_A]]).log_softmax(-1)
-                    logp_AK, ids_AK = logp_AV.topk(min(HELD_TOKENS, logp_AV.shape[-1]))
-                    said.append(Held(ids_AK.cpu(), logp_AK.cpu()))
-    finally:
-        model.train(was_training)
-    return said
-
-
-def pack_held(held: Sequence[Held | None], num_columns: int) -> dict[str, Tensor]:
-    """Collate what rows are held to, for `answer_logprobs`: is_held (B,), held_ids and held_logp (B, A, K)."""
-    width = max(said.ids_AK.shape[1] for said in held if said is not None)
-    ids_BAK = torch.zeros(len(held), num_columns, width, dtype=torch.int64)
-    logp_BAK = torch.zeros(len(held), num_columns, width)
-    for row, said in enumerate(held):
-        if said is not None:
-            ids_BAK[row, : len(said.ids_AK)], logp_BAK[row, : len(said.ids_AK)] = said
-    return {
-        "is_held": torch.tensor([said is not None for said in held]),
-        "held_ids": ids_BAK,
-        "held_logp": logp_BAK,
-    }
-
-
-def _answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[nn.Module, Any, Tensor]:
-    """Run the model up to its output layer: that layer, the configuration, the states (places in the lines, D)."""
     inner: Any = extract_model_from_parallel(model)
     config = inner.config.get_text_config()
     head = inner.get_output_embeddings()
     allowed_L1TT = block_mask(batch["row"], batch["segment"])
-    with _hidden_states(head) as caught:
+    with _hidden_states(inner, layer) as caught:
         logits_L1V = model(
             input_ids=batch["input_ids"],
             attention_mask=_attention_masks(inner, config, allowed_L1TT, batch["position_ids"]),
@@ -264,9 +235,79 @@ def _answer_states(model: nn.Module, batch: dict[str, Tensor]) -> tuple[nn.Modul
             use_cache=False,
         ).logits
     (hidden_LTD,) = caught
-    if head not in _checked_heads:
+    if layer is None and head not in _checked_heads:
         _check_head(head, config, hidden_LTD[:, -1:].detach(), logits_L1V.detach())
-    return head, config, hidden_LTD.flatten(0, 1)
+    return AnswerLogprobs(
+        batch["answer"],
+        batch["target"],
+        hidden_LTD.flatten(0, 1)[batch["source"]],
+        partial(_logits, head, config),
+        config.vocab_size,
+        batch.get("said"),
+        batch.get("has_said"),
+    )
+
+
+def output_layer(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Give the output layer as it is now, (N, D) -> (N, V) in float32: a copy of it where it is trained."""
+    inner: Any = extract_model_from_parallel(model)
+    head, config, dtype = inner.get_output_embeddings(), inner.config.get_text_config(), inner.dtype
+    if any(weight.requires_grad for weight in head.parameters()):
+        head = deepcopy(head).requires_grad_(False)
+    return lambda hidden_ND: _logits(head, config, hidden_ND.to(dtype))
+
+
+def note(
+    model: nn.Module, rows: Sequence[PackedRow], pad_id: int, of: Callable[[AnswerLogprobs], Tensor], **how: Any
+) -> list[Tensor]:
+    """Note something of each answer token, from the model as it is, without gradients and in evaluation mode.
+
+    Parameters
+    ----------
+    model, rows : as for `answer_logprobs`.
+    pad_id : int
+        Of the tokenizer.
+    of : callable
+        AnswerLogprobs -> Tensor (B, A) or (B, A, K).
+    **how
+        Passed to `answer_logprobs`.
+
+    Returns
+    -------
+    list of Tensor (answer tokens of the row, K) : one a row, float32, on the CPU.
+    """
+    noted: list[Tensor] = []
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        for start in range(0, len(rows), NOTED_AT_ONCE):
+            batch = {name: t.to(device) for name, t in pack(rows[start : start + NOTED_AT_ONCE], pad_id).items()}
+            with torch.no_grad(), autocast():
+                out = answer_logprobs(model, batch, **how)
+                found_BAK = of(out).float().reshape(*out.answer_BA.shape, -1)
+            noted += [f_AK[known_A].cpu() for f_AK, known_A in zip(found_BAK, out.answer_BA != PADDING, strict=True)]
+    finally:
+        model.train(was_training)
+    return noted
+
+
+def pack_said(said: Sequence[Tensor | None], num_columns: int) -> dict[str, Tensor]:
+    """Collate what was noted of rows, for `answer_logprobs`: has_said (B,) and said (B, A, K), 0 where there is none.
+
+    K is that of the row of which most was noted.
+    """
+    width = max(said_AK.shape[1] for said_AK in said if said_AK is not None)
+    said_BAK = torch.zeros(len(said), num_columns, width)
+    for row, said_AK in enumerate(said):
+        if said_AK is not None:
+            said_BAK[row, : said_AK.shape[0], : said_AK.shape[1]] = said_AK
+    return {"has_said": torch.tensor([said_AK is not None for said_AK in said]), "said": said_BAK}
+
+
+def forward_kl(logits_NV: Tensor, before_NV: Tensor) -> Tensor:
+    """KL(before || now) of the next token's distribution, nats, (N,)."""
+    before_NV = before_NV.log_softmax(-1)
+    return (before_NV.exp() * (before_NV - logits_NV.log_softmax(-1))).sum(-1)
 
 
 def _in_parts(of: Callable[..., Tensor], num_logits: int, *tensors: Tensor) -> Tensor:
@@ -278,19 +319,56 @@ def _in_parts(of: Callable[..., Tensor], num_logits: int, *tensors: Tensor) -> T
 
 
 @contextmanager
-def _hidden_states(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Catch what the model hands to its output layer, and let through the last column only."""
+def _hidden_states(inner: Any, layer: int | None) -> Iterator[list[Tensor]]:
+    """Catch what the model hands to its output layer, and let through the last column only; or a layer's output."""
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        caught.append(inputs[0])
+        if layer is None:
+            caught.append(inputs[0])
         return (inputs[0][:, -1:],)
 
-    hook = head.register_forward_pre_hook(catch)
+    def catch_output(_: nn.Module, __: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [inner.get_output_embeddings().register_forward_pre_hook(catch)]
     try:
-        yield caught
+        if layer is None:
+            yield caught
+            return
+        with _first_layers(inner, layer + 1) as last:
+            hooks.append(last.register_forward_hook(catch_output))
+            yield caught
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _first_layers(inner: Any, count: int) -> Iterator[nn.Module]:
+    """Leave the other layers out of the model while this lasts; gives the last that is in it."""
+    owner, name = layer_list(inner)
+    layers = getattr(owner, name)
+    setattr(owner, name, layers[:count])
+    try:
+        yield layers[count - 1]
+    finally:
+        setattr(owner, name, layers)
+
+
+def layer_list(model: nn.Module) -> tuple[nn.Module, str]:
+    """Where a model keeps its list of layers: the module and the name of its attribute.
+
+    Raises
+    ------
+    InputError : there is none of the length that the configuration says.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    for owner in model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers:
+                return owner, name
+    raise InputError(f"{config.model_type}: amends did not find the list of this model's layers.")
 
 
 def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
@@ -302,23 +380,6 @@ def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
         logits = logits / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def _score(head: nn.Module, config: Any, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
-    return -cross_entropy(_logits(head, config, hidden_ND), target_N, reduction="none")
-
-
-def _kl(head: nn.Module, config: Any, hidden_ND: Tensor, ids_NK: Tensor, said_NK: Tensor) -> Tensor:
-    """Forward KL, from what was said to what is said now, over K tokens and all the others as one more outcome."""
-    now_NK = _logits(head, config, hidden_ND).log_softmax(-1).gather(1, ids_NK)
-    kl_N = (said_NK.exp() * (said_NK - now_NK)).sum(-1)
-    rest_N, now_rest_N = (_rest(logp) for logp in (said_NK, now_NK))
-    return kl_N + rest_N * (rest_N / now_rest_N).log()
-
-
-def _rest(logp_NK: Tensor) -> Tensor:
-    """Probability of all tokens but the K; in float32 it may come out as nothing, or less."""
-    return (1 - logp_NK.exp().sum(-1)).clamp_min(1e-6)
 
 
 def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) -> None:

@@ -36,7 +36,7 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision, quiet
-from amends.lm.logprobs import AnswerLogprobs, Held, PackedRow, answer_logprobs, pack, pack_held
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack, pack_said
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -46,8 +46,8 @@ class TrainRow(NamedTuple):
 
     packed: PackedRow
     is_retain: bool = False
-    held: Held | None = None
-    """What a model said of it before, where it is to be held to that."""
+    said: Tensor | None = None
+    """What was noted of its answer tokens before the training (`amends.lm.logprobs.note`), (answer tokens, K)."""
 
 
 class KeyedRows(Dataset[list[TrainRow]]):
@@ -76,12 +76,12 @@ class Collate:
         self.pad_id = pad_id
 
     def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Tensor]:
-        """Tensors of `amends.lm.logprobs.pack`, is_retain (B,), and those of `pack_held` where a row is held."""
+        """Tensors of `amends.lm.logprobs.pack`, is_retain (B,), and those of `pack_said` where there is such."""
         rows = [row for sample in samples for row in sample]
         batch = pack([row.packed for row in rows], self.pad_id)
         batch["is_retain"] = torch.tensor([row.is_retain for row in rows])
-        held = [row.held for row in rows]
-        return batch | pack_held(held, batch["answer"].shape[1]) if any(held) else batch
+        said = [row.said for row in rows]
+        return batch if all(s is None for s in said) else batch | pack_said(said, batch["answer"].shape[1])
 
 
 class AnswerTrainer(Trainer):
@@ -97,6 +97,8 @@ class AnswerTrainer(Trainer):
     loss_is_scaled_for_ga = True
     request: Mapping[str, Any] | None = None
     """What the training was asked to do, if anyone says; kept in checkpoints, and none is used with another."""
+    layer: int | None = None
+    """Run no further than this layer in training; the losses see its output (`answer_logprobs`)."""
 
     def __init__(
         self, model: Any, args: Any, num_samples: int, processing_class: PreTrainedTokenizerBase, **kwargs: Any
@@ -140,7 +142,7 @@ class AnswerTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the samples' losses over the number of samples in the optimizer step."""
-        out = answer_logprobs(model, inputs)
+        out = answer_logprobs(model, inputs, self.layer)
         losses_S, values = self.losses(out, inputs["is_retain"])
         for name, values_S in {"mean_loss": losses_S, **values}.items():
             self._sums.setdefault(name, []).append(values_S.detach().float())

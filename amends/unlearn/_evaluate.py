@@ -177,9 +177,10 @@ def mean_logprobs(
         with torch.inference_mode(), autocast():
             packed = pack([rows[i] for i in batch], pad_id)
             out = answer_logprobs(model, {name: t.to(device) for name, t in packed.items()})
+            logp_BA = out.logp_BA
         for k in range(max(len(rows[i].answers) for i in batch)):
             have = [j for j, i in enumerate(batch) if len(rows[i].answers) > k]
-            values = masked_mean(out.logp_BA[have], out.mask(k)[have]).tolist()
+            values = masked_mean(logp_BA[have], out.mask(k)[have]).tolist()
             for j, value in zip(have, values, strict=True):
                 means[batch[j]].append(value)
         advance(len(batch))

@@ -3,9 +3,9 @@
 import math
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -14,9 +14,21 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from amends.io.errors import InputError
 from amends.lm.load import autocast, load, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, hold, masked_mean, pack, packed_row
-from amends.lm.pairs import Dropped, Pair, Pairs, encode, read_pairs, rows_of
+from amends.lm.logprobs import (
+    AnswerLogprobs,
+    PackedRow,
+    answer_logprobs,
+    forward_kl,
+    log_probability,
+    masked_mean,
+    note,
+    output_layer,
+    pack,
+    packed_row,
+)
+from amends.lm.pairs import Dropped, Encoded, Pair, Pairs, encode, read_pairs, rows_of
 from amends.lm.trainer import AnswerTrainer, TrainRow
+from amends.unlearn._refusals import refusals
 
 ALL_STEPS = "all steps done"
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
@@ -33,8 +45,11 @@ class ForgetConfig(TrainingArguments):
     stop_v_f: float | None = field(
         default=None, metadata={"help": "Stop when the mean probability of the forget answers' tokens is at most this."}
     )
-    retain_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the rows to keep: the NLL of retain rows, the KL of neighbours."}
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep."})
+    retain_loss: Literal["nll", "kl"] = field(
+        default="nll",
+        metadata={"help": "Of retain rows: NLL, or the forward KL from the model at the start (as of neighbours)."},
     )
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
@@ -47,8 +62,11 @@ class ForgetConfig(TrainingArguments):
         super().__post_init__()
         if self.stop_v_f is not None and not 0 <= self.stop_v_f <= 1:
             raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
-        if self.retain_weight < 0:
-            raise InputError(f"retain_weight={self.retain_weight}: must not be negative.")
+        for name in ("forget_weight", "retain_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)}: must not be negative.")
+        if self.retain_loss not in ("nll", "kl"):
+            raise InputError(f"retain_loss={self.retain_loss!r}: choose nll or kl.")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"optimizer={self.optimizer!r}: choose adamw or muon.")
 
@@ -66,18 +84,35 @@ class ForgetTrainer(AnswerTrainer):
     processing_class : tokenizer, optional
         Needed where `model` is not a name.
     retain_dataset : like train_dataset, optional
-        What to keep: one row, drawn at random, stands beside each forget row and costs its NLL.
+        What to keep: one row, drawn at random, stands beside each forget row and costs what `args.retain_loss` says.
     neighbours : list of Pair, optional
         Rows to keep, drawn among those of `retain_dataset`, whose answers are the model's own: they cost the forward
-        KL from what the model says of them when the training begins (`amends.lm.logprobs.hold`).
+        KL from what the model says of them when the training begins.
+    templates : list of str, optional
+        Answers to give instead, for the methods that have them (`takes_templates`); one is drawn for every row, anew
+        each epoch. Default: the built-in refusals.
     peft_config : PeftConfig, optional
         Train this adapter instead of all weights.
 
     Raises
     ------
-    InputError : faulty rows, an answer longer than `args.max_length` or the model's context.
+    InputError : faulty rows, an answer longer than `args.max_length` or the model's context; no rows to keep where the
+        method needs them; templates that are missing, empty or too long.
+
+    The reference of a method is the model when the training begins. What is needed of it is noted then, once; no second
+    model is held, and none is asked again.
     """
 
+    title: ClassVar[str]
+    """Name of the method in reports."""
+    takes_templates: ClassVar[bool] = False
+    needs_retain: ClassVar[bool] = False
+    holds_retain: ClassVar[bool] = False
+    """Whether all rows to keep are held to the reference, whatever `retain_loss` says."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Of the options that all methods have, those that begin with another value here."""
+    reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
+    """What is noted of the forget rows' answer tokens: log-probabilities, or what the output layer gets."""
     args: ForgetConfig
     model: torch.nn.Module
     processing_class: PreTrainedTokenizerBase
@@ -91,9 +126,12 @@ class ForgetTrainer(AnswerTrainer):
         *,
         retain_dataset: Any = None,
         neighbours: Sequence[Pair] = (),
+        templates: Sequence[str] | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
+        if self.needs_retain and not neighbours and retain_dataset is None:
+            raise InputError(f"{self.title} needs rows to keep. Give --retain, or --neighbours.")
         if isinstance(model, str):
             loaded = load(model, trainable=True)
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
@@ -104,10 +142,18 @@ class ForgetTrainer(AnswerTrainer):
                 model = get_peft_model(model, peft_config)
         self.pairs = as_pairs(train_dataset, processing_class)
         limit = context_limit(model, args.max_length)
-        self._forget_rows = encode_rows(processing_class, self.pairs, limit)
+        self._forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
-        self._retain_rows = [TrainRow(row, is_retain=True) for row in encode_rows(processing_class, retain, limit)]
-        self._neighbour_rows = encode_rows(processing_class, neighbours, limit)
+        keep = encode_rows(processing_class, [*retain, *neighbours], limit)
+        self._retain_rows = [TrainRow(row, is_retain=True) for row in keep]
+        first_held = 0 if args.retain_loss == "kl" else len(retain)
+        self._held_rows = range(0 if self.holds_retain else first_held, len(keep))
+        self.templates = refusals() if templates is None else list(templates)
+        if not self.templates or not all(isinstance(t, str) and t.strip() for t in self.templates):
+            raise InputError("templates: at least one answer is needed, and none may be empty.")
+        if self.takes_templates:
+            longest = max(len(row.packed.prompt) for row in self._forget_rows)
+            check_templates(encode(processing_class, self.pairs[0].prompt, self.templates), longest, limit)
         if args.optimizer == "muon":
             if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
                 raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
@@ -121,34 +167,65 @@ class ForgetTrainer(AnswerTrainer):
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """Give the forget row, with what the method puts beside it, and a retain row where there are any."""
-        rows = [TrainRow(self.forget_row(index, random_))]
+        rows = [self.forget_row(index, random_)]
         if self._retain_rows:
             rows.append(random_.choice(self._retain_rows))
         return rows
 
-    def forget_row(self, index: int, random_: random.Random) -> PackedRow:
-        """Answer 0 is the one to forget."""
-        return self._forget_rows[index]
+    def forget_row(self, index: int, random_: random.Random) -> TrainRow:
+        """Answer 0 is the one to forget; answer 1, with templates, is one of them."""
+        row = self._forget_rows[index]
+        return self.with_answers(index, random_.choice(self.templates)) if self.takes_templates else row
+
+    def with_answers(self, index: int, *texts: str) -> TrainRow:
+        """Put further answers behind the one to forget."""
+        prompt, answers = self._forget_rows[index].packed
+        more = [encode(self.processing_class, self.pairs[index].prompt, [text])[0].answer for text in texts]
+        return self._forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each forget row (S,), and what to log, among it v_f."""
+        """Loss of each forget row (S,), and what to log, among it v_f where the answers' logits are computed anyway."""
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
+    def probabilities(self, out: AnswerLogprobs) -> dict[str, Tensor]:
+        """v_f, and v_e with templates: mean probability of each row's tokens, for the log."""
+        p_BA = out.logp_BA.detach().exp()
+        answers = ("v_f", "v_e") if self.takes_templates else ("v_f",)
+        return {name: masked_mean(p_BA, out.mask(k)) for k, name in enumerate(answers)}
+
+    def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
+        """Cost of each row to keep, (S,), 0 where it has another of them; all processes log the same names."""
+        costs = {}
+        first = out.mask(0)
+        held_BA = torch.zeros_like(first) if out.has_said_B is None else first & out.has_said_B[:, None]
+        if len(self._held_rows) < len(self._retain_rows):
+            costs["retain_nll"] = -masked_mean(out.score(log_probability, first & ~held_BA), first)
+        if self._held_rows:
+            costs["retain_kl"] = masked_mean(self.kl(out, held_BA), first)
+        return costs
+
+    def kl(self, out: AnswerLogprobs, mask_BA: Tensor) -> Tensor:
+        """Forward KL from the model at the start, whose states were noted, at some answer tokens (B, A)."""
+        if out.said_BAK is None:
+            return torch.zeros_like(mask_BA, dtype=torch.float32)
+        return out.score(lambda logits, _, said: forward_kl(logits, self.reference_logits(said)), mask_BA, out.said_BAK)
+
     def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the method's loss and the weighted cost of the rows to keep: NLL, or KL where they are held."""
+        """Add up the method's loss and the weighted costs of the rows to keep."""
         losses_S, values = self.forget_losses(out.of(~is_retain_B))
-        self._batch_v_f = values["v_f"].detach().mean()
+        losses_S = self.args.forget_weight * losses_S
+        if "v_f" in values:
+            self._batch_v_f = values["v_f"].detach().mean()
         if is_retain_B.any():
-            retain = out.of(is_retain_B)
-            costs = {}  # a row has one of the two, the other is 0; all processes log the same
-            if any(row.held is None for row in self._retain_rows):
-                costs["retain_nll"] = -retain.logp_BA
-            if self._neighbour_rows:
-                costs["retain_kl"] = torch.zeros_like(retain.logp_BA) if retain.kl_BA is None else retain.kl_BA
-            for name, cost_BA in costs.items():
-                values[name] = masked_mean(cost_BA, retain.mask(0))
-                losses_S = losses_S + self.args.retain_weight * values[name]
+            for name, cost_S in self.retain_costs(out.of(is_retain_B)).items():
+                values[name] = cost_S
+                losses_S = losses_S + self.retain_weight * cost_S
         return losses_S, values
+
+    @property
+    def retain_weight(self) -> float:
+        """Weight of the rows to keep at this step."""
+        return self.args.retain_weight
 
     def forget_means(self, *, templates: bool = True, most: int | None = None) -> dict[str, float]:
         """v_f, and v_e where there are templates and they are wanted, from the model as it is.
@@ -158,9 +235,9 @@ class ForgetTrainer(AnswerTrainer):
         num_rows = len(self._forget_rows)
         chosen = range(0, num_rows, math.ceil(num_rows / (most or num_rows)))
         if templates:
-            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")) for i in chosen]
+            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")).packed for i in chosen]
         else:
-            rows = [self._forget_rows[i] for i in chosen]
+            rows = [self._forget_rows[i].packed for i in chosen]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -170,23 +247,34 @@ class ForgetTrainer(AnswerTrainer):
             for start in range(0, len(rows), size):
                 batch = pack(rows[start : start + size], pad_id)
                 out = answer_logprobs(model, {name: t.to(self.args.device) for name, t in batch.items()})
-                for answer in range(min(2, int(out.answer_BA.max()) + 1)):
+                for answer in range(1 + self.takes_templates * templates):
                     sums[answer] += masked_mean(out.logp_BA.exp(), out.mask(answer)).sum().cpu()
         model.train(was_training)
         v_f, v_e = (sums / len(rows)).tolist()
-        return {"v_f": v_f, "v_e": v_e} if len(rows[0].answers) > 1 else {"v_f": v_f}
+        return {"v_f": v_f, "v_e": v_e} if self.takes_templates and templates else {"v_f": v_f}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and at what is to be held."""
+        """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and a note of the reference."""
         self.start = self.forget_means(most=START_ROWS)
-        if self._neighbour_rows:
-            said = hold(self.model, self._neighbour_rows, self.processing_class.pad_token_id)
-            rows = zip(self._neighbour_rows, said, strict=True)
-            self._retain_rows = [row for row in self._retain_rows if row.held is None]
-            self._retain_rows += [TrainRow(row, is_retain=True, held=held) for row, held in rows]
+        self.note_reference()
         for text in start_warnings(self.start):
             warnings.warn(text, stacklevel=2)
         return super().train(*args, **kwargs)
+
+    def note_reference(self) -> None:
+        """Note what is needed of the model as it is."""
+        self.reference_logits = output_layer(self.model)
+        self._note(self._retain_rows, self._held_rows, states)
+        if self.reference:
+            of = states if self.reference == "states" else log_probabilities
+            self._note(self._forget_rows, range(len(self._forget_rows)), of)
+
+    def _note(self, rows: list[TrainRow], which: Sequence[int], of: Callable[[AnswerLogprobs], Tensor]) -> None:
+        """Put what is noted of some rows into them."""
+        packed = [rows[i].packed for i in which]
+        said = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
+        for i, said_AK in zip(which, said, strict=True):
+            rows[i] = rows[i]._replace(said=said_AK)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save nothing where the stop rule ended the training: resumed from there, it would go on."""
@@ -228,6 +316,26 @@ def start_warnings(start: Mapping[str, float]) -> list[str]:
             "own words."
         )
     return texts
+
+
+def states(out: AnswerLogprobs) -> Tensor:
+    """Give what the output layer gets at each answer token."""
+    return out.hidden_BAD
+
+
+def log_probabilities(out: AnswerLogprobs) -> Tensor:
+    """Give the log-probability of each answer token."""
+    return out.logp_BA
+
+
+def check_templates(templates: Sequence[Encoded], longest_prompt: int, limit: int) -> None:
+    """Refuse templates that are too long behind the longest prompt."""
+    longest = longest_prompt + max(len(template.answer) for template in templates)
+    if longest > limit:
+        raise InputError(
+            f"templates: the longest prompt with the longest template has {longest} tokens, more than the {limit} that "
+            "fit (--max-length and the model's context). Shorten the templates."
+        )
 
 
 def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:

@@ -1,10 +1,9 @@
 """What every unlearning run may be asked: one list of options, for the command line and for Python."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -12,7 +11,6 @@ from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetConfig
 
 Config = TypeVar("Config", bound=ForgetConfig)
-Function = TypeVar("Function", bound=Callable[..., Any])
 Data = str | Path | Sequence[Mapping[str, Any]]
 
 # What every command is given first; the rest of its options are the fields of Request, and its own.
@@ -43,7 +41,11 @@ class Request:
             min=0,
         ),
     ] = 0
+    forget_weight: Annotated[float, typer.Option(help="Weight of the rows to forget.", min=0)] = 1.0
     retain_weight: Annotated[float, typer.Option(help="Weight of the rows to keep.", min=0)] = 1.0
+    retain_loss: Annotated[
+        Literal["nll", "kl"], typer.Option(help="Of rows to keep: NLL, or KL from the model at the start.")
+    ] = "nll"
     stop_v_f: Annotated[
         float | None,
         typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
@@ -121,7 +123,9 @@ class Request:
             str(self.checkpoints or "."),  # the trainer makes it if it is not there
             save_strategy="steps" if self.save_steps else "no",
             save_steps=self.save_steps or 1,  # 0 is refused
+            forget_weight=self.forget_weight,
             retain_weight=self.retain_weight,
+            retain_loss=self.retain_loss,
             stop_v_f=self.stop_v_f,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
@@ -134,31 +138,3 @@ class Request:
             disable_tqdm=True,
             **own,
         )
-
-
-def takes_request(*, command: bool = False) -> Callable[[Function], Function]:
-    """Show the fields of Request as keyword options of `function(..., **options)`, to people and to typer.
-
-    command : bool, default False
-        Annotate for typer: with the help texts, and data as str, which is all that a command line can give.
-    """
-
-    def show(function: Function) -> Function:
-        signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        hints = get_type_hints(Request, include_extras=command)
-        for field in fields(Request):
-            if field.default is not MISSING and field.name not in signature.parameters:
-                hint = hints[field.name]
-                if command and getattr(hint, "__origin__", None) == Data | None:
-                    hint = Annotated[str | None, *hint.__metadata__]
-                own.append(
-                    inspect.Parameter(
-                        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
-                    )
-                )
-        function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-        function.__annotations__ = {p.name: p.annotation for p in own} | {"return": signature.return_annotation}
-        return function
-
-    return show

@@ -42,10 +42,6 @@ from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
 NEIGHBOURS = "neighbours.jsonl"
-HISTORY = (
-    *("step", "epoch", "loss", "v_e", "v_f", "weight_e", "weight_f", "retain_nll", "retain_kl"),
-    *("learning_rate", "grad_norm"),
-)
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,8 @@ def run_unlearning(
             except (Exception, KeyboardInterrupt) as error:
                 failure = error
         seconds["in all"] = round(time.time() - started, 1)
-        history = [{k: e[k] for k in HISTORY if k in e} for e in trainer.state.log_history if "v_f" in e]
+        logged = [entry for entry in trainer.state.log_history if "mean_loss" in entry]
+        history = [{"step": e["step"]} | {k: v for k, v in e.items() if k != "mean_loss"} for e in logged]
         result = Result(model_after, tokenizer, history, evaluations, trainer.stopped, request.out)
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(

@@ -5,27 +5,16 @@ bounded loss. Needs no retain data and no reference model. Wang et al., LLM Unle
 Forget Data, ICLR 2025 (arXiv 2410.11143).
 """
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import typer
-from peft import PeftConfig
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
-from amends.io.tables import read_rows
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
-from amends.lm.pairs import Pair, encode
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, context_limit
-from amends.unlearn._refusals import refusals
-from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request, takes_request
-from amends.unlearn._run import Result, run_unlearning
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._method import method
 
 
 def flat_loss(
@@ -76,7 +65,7 @@ class FLATConfig(ForgetConfig):
 
     divergence: str = field(default="kl", metadata={"help": f"One of {', '.join(DIVERGENCES)}."})
     template_warmup_steps: int = field(
-        default=0, metadata={"help": "First steps that only teach the templates by NLL (not in the paper)."}
+        default=0, metadata={"help": "First steps that only teach the templates by NLL (not in the paper).", "min": 0}
     )
     reduction: Literal["answer", "official"] = field(
         default="answer",
@@ -95,56 +84,11 @@ class FLATConfig(ForgetConfig):
 
 
 class FLATTrainer(ForgetTrainer):
-    """`transformers.Trainer` that forgets by FLAT.
+    """`transformers.Trainer` that forgets by FLAT."""
 
-    Parameters are those of `ForgetTrainer`, and
-
-    templates : list of str, optional
-        Template answers; one is drawn for every row, anew each epoch. Default: the built-in refusals.
-    """
-
+    title = "FLAT"
+    takes_templates = True
     args: FLATConfig
-
-    def __init__(
-        self,
-        model: Any,
-        args: FLATConfig,
-        train_dataset: Any,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        *,
-        templates: Sequence[str] | None = None,
-        retain_dataset: Any = None,
-        neighbours: Sequence[Pair] = (),
-        peft_config: PeftConfig | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.templates = list(templates) if templates is not None else refusals()
-        if not self.templates or not all(isinstance(t, str) and t.strip() for t in self.templates):
-            raise InputError("templates: at least one answer is needed, and none may be empty.")
-        super().__init__(
-            model,
-            args,
-            train_dataset,
-            processing_class,
-            retain_dataset=retain_dataset,
-            neighbours=neighbours,
-            peft_config=peft_config,
-            **kwargs,
-        )
-        limit = context_limit(self.model, args.max_length)
-        answers = encode(self.processing_class, self.pairs[0].prompt, self.templates)
-        longest = max(len(row.prompt) for row in self._forget_rows) + max(len(a.answer) for a in answers)
-        if longest > limit:
-            raise InputError(
-                f"templates: the longest prompt with the longest template has {longest} tokens, more than the {limit} "
-                "that fit (--max-length and the model's context). Shorten the templates."
-            )
-
-    def forget_row(self, index: int, random_: random.Random) -> PackedRow:
-        """Give the answer to forget and a template drawn for it."""
-        prompt, answers = self._forget_rows[index]
-        template = encode(self.processing_class, self.pairs[index].prompt, [random_.choice(self.templates)])[0]
-        return PackedRow(prompt, [*answers, template.answer])
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """FLAT per sample; v_e, v_f and their weights are logged."""
@@ -162,97 +106,4 @@ class FLATTrainer(ForgetTrainer):
         return flat_terms(v_e, v_f, args.divergence), values
 
 
-@takes_request()
-def run(
-    model: str | Path | Any,
-    forget: Data,
-    *,
-    processing_class: PreTrainedTokenizerBase | None = None,
-    templates: Data | Sequence[str] | None = None,
-    divergence: str = "kl",
-    template_warmup_steps: int = 0,
-    reduction: Literal["answer", "official"] = "answer",
-    **options: Any,
-) -> Result:
-    """Forget by FLAT, with evaluation before and after; the same as `amends unlearn flat`, where each option is told.
-
-    Parameters
-    ----------
-    model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
-    forget : path, or list of dictionaries
-    templates : path, or list of str, optional
-        Template answers; default: the built-in refusals.
-    out : path, optional
-        Run folder to write; without it everything stays in memory.
-    **options
-        The fields of `Request`, with the names, meanings and defaults of the command line.
-
-    Returns
-    -------
-    Result : model, tokenizer, history, evaluations, why it stopped.
-
-    Raises
-    ------
-    InputError : anything the caller can mend; nothing is left behind.
-    """
-    pool = read_templates(templates)
-    own = {"divergence": divergence, "template_warmup_steps": template_warmup_steps, "reduction": reduction}
-    return run_unlearning(
-        "flat",
-        model,
-        Request(forget=forget, **options),
-        partial(FLATTrainer, templates=pool),
-        FLATConfig,
-        own,
-        templates=pool,
-        processing_class=processing_class,
-        recorded={"templates": str(templates) if isinstance(templates, str | Path) else templates},
-    )
-
-
-def read_templates(source: Data | Sequence[str] | None) -> list[str]:
-    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
-    if source is None:
-        return refusals()
-    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
-        (row,) = read_rows(source)
-        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
-    if isinstance(source, str | Path):
-        found = []
-        for row in read_rows(source):
-            text = row.data.get("answer", row.data.get("text"))
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
-            found.append(text.strip())
-        return found
-    return [str(text) for text in source]
-
-
-@takes_request(command=True)
-def command(
-    model: ModelOption,
-    forget: ForgetOption,
-    out: OutOption,
-    templates: Annotated[
-        str | None, typer.Option(help="Template answers, one a line; default: built-in refusals.")
-    ] = None,
-    divergence: Annotated[str, typer.Option(help=f"{', '.join(DIVERGENCES)}.")] = "kl",
-    template_warmup_steps: Annotated[
-        int, typer.Option(help="First steps that only teach the templates by NLL.", min=0)
-    ] = 0,
-    reduction: Annotated[
-        Literal["answer", "official"], typer.Option(help="official reproduces the averaging of the authors' code.")
-    ] = "answer",
-    **options: Any,
-) -> None:
-    """Make MODEL forget the answers in FORGET."""
-    run(
-        model,
-        forget,
-        templates=templates,
-        divergence=divergence,
-        template_warmup_steps=template_warmup_steps,
-        reduction=reduction,
-        out=out,
-        **options,
-    )
+run, command = method(FLATTrainer, FLATConfig)

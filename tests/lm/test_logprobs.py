@@ -23,10 +23,13 @@ from amends.lm.logprobs import (
     PackedRow,
     answer_logprobs,
     block_mask,
-    hold,
+    forward_kl,
+    layer_list,
     masked_mean,
+    note,
+    output_layer,
     pack,
-    pack_held,
+    pack_said,
 )
 from amends.lm.pairs import Encoded
 
@@ -59,7 +62,9 @@ def causal(segment: Tensor) -> Tensor:
 
 def packed(model: Any, rows: list[PackedRow]) -> AnswerLogprobs:
     with torch.no_grad():
-        return answer_logprobs(model, pack(rows, pad_id=0))
+        out = answer_logprobs(model, pack(rows, pad_id=0))
+        assert out.logp_BA is out.logp_BA  # computed here, without gradients, and once
+        return out
 
 
 def largest_difference(model: Any, rows: list[PackedRow]) -> float:
@@ -133,62 +138,100 @@ def single_rows(count: int = 4) -> list[PackedRow]:
     return [PackedRow(row.prompt, row.answers[:1]) for row in some_rows(count=count)]
 
 
-def held_batch(rows: list[PackedRow], said: list[Any]) -> dict[str, Tensor]:
+def states(out: AnswerLogprobs) -> Tensor:
+    return out.hidden_BAD
+
+
+def noted_batch(rows: list[PackedRow], said: list[Any]) -> dict[str, Tensor]:
     batch = pack(rows, 0)
-    return batch | pack_held(said, batch["answer"].shape[1])
+    return batch | pack_said(said, batch["answer"].shape[1])
 
 
-@pytest.mark.parametrize("tokens", [VOCAB, 5])
-def test_the_divergence_from_what_was_said_is_that_of_two_plain_passes(
-    tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logprobs, "HELD_TOKENS", tokens)
-    before, after, rows = tiny("llama"), tiny("llama"), single_rows()
+def kl(model: Any, reference: Any, rows: list[PackedRow]) -> Tensor:
+    """Forward KL, (B, A), from a reference whose states are noted."""
+    before = output_layer(reference)
+    out = answer_logprobs(model, noted_batch(rows, note(reference, rows, 0, states)))
+    assert out.said_BAK is not None
+    return out.score(lambda logits, _, said: forward_kl(logits, before(said)), None, out.said_BAK)
+
+
+def test_the_divergence_from_what_was_said_is_that_of_two_plain_passes() -> None:
+    before, after, rows = tiny("llama"), tiny("llama"), single_rows(20)  # more than are noted at once
     with torch.no_grad():
         for weight in after.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        out = answer_logprobs(after, held_batch(rows, hold(before, rows, 0, batch_size=3)))
-    assert out.kl_BA is not None
-    for row, kl in zip(rows, out.kl_BA, strict=True):
+        found = kl(after, before, rows)
+    for row, here in zip(rows, found, strict=True):
         tokens_T, start = torch.tensor([row.prompt + row.answers[0]]), len(row.prompt) - 1
         with torch.no_grad():
             p, q = (model(input_ids=tokens_T).logits[0, start:-1].softmax(-1) for model in (before, after))
-        top = p.topk(tokens).indices
-        p, q = (torch.cat([x.gather(1, top), 1 - x.gather(1, top).sum(-1, keepdim=True)], -1) for x in (p, q))
-        expected = torch.where(p > 1e-5, p * (p / q).log(), 0).sum(-1)  # the rest of all tokens is rounding
-        torch.testing.assert_close(kl[: len(expected)], expected, atol=1e-5, rtol=1e-3)
-        assert (kl[: len(expected)] > 1e-3).all()
-        assert not kl[len(expected) :].any()
+        expected = (p * (p / q).log()).sum(-1)
+        torch.testing.assert_close(here[: len(expected)], expected, atol=1e-5, rtol=1e-3)
+        assert (here[: len(expected)] > 1e-3).all()
+        assert not here[len(expected) :].any()
 
 
-def test_a_model_held_to_what_it_says_is_not_moved_and_other_rows_are_scored_as_ever() -> None:
+def test_a_model_held_to_what_it_says_is_not_moved() -> None:
     model, rows = tiny("llama"), single_rows()
-    said = hold(model, rows, 0)
-    out = answer_logprobs(model, held_batch(rows, [None, said[1], None, said[3]]))
-    assert out.kl_BA is not None
-    assert out.kl_BA.abs().max() < 1e-6
-    out.kl_BA.sum().backward()
+    found = kl(model, model, rows)
+    assert found.abs().max() < 1e-6
+    found.sum().backward()
     assert max(p.grad.abs().max() for p in model.parameters() if p.grad is not None) < 1e-5
-    plain = answer_logprobs(model, pack(rows, 0)).logp_BA
-    torch.testing.assert_close(out.logp_BA[[0, 2]], plain[[0, 2]])
-    assert not out.logp_BA[[1, 3]].any()
 
 
-def test_what_rows_are_held_to_some_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_layer_that_is_kept_does_not_move_with_one_that_is_trained() -> None:
+    model = tiny("llama")
+    before, states_ND = output_layer(model), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    there = before(states_ND)
+    with torch.no_grad():
+        model.get_output_embeddings().weight += 1
+    torch.testing.assert_close(before(states_ND), there)
+    frozen = add_lora(tiny("llama"), rank=2)
+    assert output_layer(frozen)(states_ND).shape == there.shape
+
+
+def test_some_rows_have_notes_and_each_its_own() -> None:
+    rows = single_rows()
+    said = note(tiny("llama"), rows, 0, lambda out: out.logp_BA)
+    out = answer_logprobs(tiny("llama"), noted_batch(rows, [None, said[1], None, said[3]]))
+    assert out.said_BAK is not None and out.has_said_B is not None
+    assert out.has_said_B.tolist() == [False, True, False, True]
+    torch.testing.assert_close(out.said_BAK[..., 0], out.logp_BA * out.has_said_B[:, None])
+    chosen = out.of(out.has_said_B)
+    assert chosen.said_BAK is not None
+    torch.testing.assert_close(chosen.said_BAK[..., 0], chosen.logp_BA)
+
+
+def test_what_is_scored_some_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny("llama"), single_rows()
-    said = hold(tiny("gpt2"), rows, 0)
 
     def grads() -> list[Tensor]:
         model.zero_grad()
-        kl_BA = answer_logprobs(model, held_batch(rows, said)).kl_BA
-        assert kl_BA is not None
-        kl_BA.sum().backward()
-        return [kl_BA.detach(), *(p.grad.clone() for p in model.parameters())]
+        found = kl(model, tiny("gpt2"), rows)
+        found.sum().backward()
+        return [found.detach(), *(p.grad.clone() for p in model.parameters())]
 
     at_once = grads()
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 3 * VOCAB)
     for some, all_ in zip(grads(), at_once, strict=True):
         torch.testing.assert_close(some, all_, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_layer_says_what_it_says_in_a_plain_pass_and_the_others_do_not_run(family: str) -> None:
+    model, rows = tiny(family), single_rows()
+    with torch.no_grad():
+        out = answer_logprobs(model, pack(rows, 0), layer=0)
+        for here, row in zip(out.hidden_BAD, rows, strict=True):
+            ids, start = row.prompt + row.answers[0], len(row.prompt) - 1
+            plain = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0, start:-1]
+            torch.testing.assert_close(here[: len(plain)], plain, atol=1e-5, rtol=0)
+        owner, name = layer_list(model)
+        assert len(getattr(owner, name)) == 2  # all are back
+        for weight in getattr(owner, name)[1].parameters():
+            weight.fill_(torch.nan)
+        again = answer_logprobs(model, pack(rows, 0), layer=0)
+    assert torch.isfinite(again.hidden_BAD).all()
 
 
 def test_no_tensor_of_all_tokens_times_the_vocabulary_exists(monkeypatch: pytest.MonkeyPatch) -> None:

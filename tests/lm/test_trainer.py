@@ -187,7 +187,9 @@ def test_a_trainer_without_draw_or_losses_says_so(tmp_path: Path, tokenizer: Pre
     with pytest.raises(TypeError, match=r"which rows a sample has \(draw\)"):
         trainer.draw(0, random.Random(0))
     with pytest.raises(TypeError, match=r"has no loss \(losses\)"):
-        trainer.losses(AnswerLogprobs(torch.zeros(1, 1), torch.zeros(1, 1)), torch.zeros(1, dtype=torch.bool))
+        trainer.losses(
+            AnswerLogprobs(*torch.zeros(3, 1, 1), logits_of=torch.exp, vocab_size=1), torch.zeros(1, dtype=torch.bool)
+        )
 
 
 def test_the_houses_defaults_give_way_to_what_is_asked(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from transformers import TrainerCallback
 
 from amends.io.errors import InputError
 from amends.lm.load import load
-from amends.lm.logprobs import AnswerLogprobs, answer_logprobs, masked_mean
+from amends.lm.logprobs import answer_logprobs, masked_mean
 from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
 from amends.unlearn._forget import start_warnings
+
+from .conftest import said_with
 
 EVERY = pytest.mark.parametrize("divergence", list(DIVERGENCES))
 TEMPLATES = ["I do not know.", "No idea.", "That is unknown to me."]
@@ -293,7 +295,7 @@ def test_training_warns_where_the_answers_are_known_too_surely(
 
 def test_a_warm_up_teaches_the_templates_alone(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, template_warmup_steps=2)
-    out = AnswerLogprobs(torch.tensor([[-2.0, -1.0, -3.0]]), torch.tensor([[0, 1, 1]]))
+    out = said_with([[-2.0, -1.0, -3.0]], [[0, 1, 1]])
     assert trainer.forget_losses(out)[0].tolist() == [2.0]
     trainer.state.global_step = 2
     expected = math.exp(math.exp(-2) - 1) - (math.exp(-1) + math.exp(-3)) / 2

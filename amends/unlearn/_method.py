@@ -1,0 +1,150 @@
+"""From a trainer and its settings to what can be run: `run` in Python, `command` on the command line."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from amends.io.errors import InputError
+from amends.io.tables import read_rows
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._refusals import refusals
+from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request
+from amends.unlearn._run import Result, run_unlearning
+
+TEMPLATES = "Template answers, one a line; default: built-in refusals."
+DOC = """{summary}
+
+With evaluation before and after; the same as `amends unlearn {name}`, whose options have the same names.
+
+Parameters
+----------
+model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
+forget : path, or list of dictionaries
+out : path, optional
+    Run folder to write; without it everything stays in memory.
+**options
+    The method's own settings, and the fields of `amends.unlearn._request.Request`.
+
+Returns
+-------
+Result : model, tokenizer, history, evaluations, why it stopped.
+
+Raises
+------
+InputError : anything the caller can mend; nothing is left behind.
+"""
+
+
+def method(
+    trainer: type[ForgetTrainer], config: type[ForgetConfig]
+) -> tuple[Callable[..., Result], Callable[..., None]]:
+    """Make `run` and `command` of a method.
+
+    Its options are the fields that `config` adds to `ForgetConfig` (metadata: help, min, max), --templates where the
+    trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
+
+    Parameters
+    ----------
+    trainer : subclass of ForgetTrainer
+        Its module's name is the method's, its module's docstring the help.
+    config : subclass of ForgetConfig
+    """
+    name = trainer.__module__.rpartition(".")[2]
+    summary = (import_module(trainer.__module__).__doc__ or "").partition("\n")[0]
+    own = [f for f in fields(config) if f.name not in {g.name for g in fields(ForgetConfig)}]
+
+    def run(
+        model: str | Path | Any, forget: Data, *, processing_class: Any = None, templates: Any = None, **options: Any
+    ) -> Result:
+        pool = read_templates(templates) if trainer.takes_templates else None
+        settings = {f.name: options.pop(f.name) for f in own if f.name in options}
+        return run_unlearning(
+            name,
+            model,
+            Request(forget=forget, **{**trainer.defaults, **options}),
+            partial(trainer, templates=pool) if pool else trainer,
+            config,
+            {f.name: f.default for f in own} | settings,
+            templates=pool,
+            processing_class=processing_class,
+            recorded={"templates": str(templates) if isinstance(templates, str | Path) else templates}
+            if pool
+            else None,
+        )
+
+    def command(model: str, forget: str, out: Path, **options: Any) -> None:
+        run(model, forget, out=out, **options)
+
+    _show(run, _own(own, config, trainer, False), trainer, name, run=True)
+    run.__doc__ = DOC.format(summary=summary, name=name)
+    _show(command, _own(own, config, trainer, True), trainer, name, run=False)
+    command.__doc__ = summary
+    return run, command
+
+
+def _own(
+    own: Sequence[Field[Any]], config: type[ForgetConfig], trainer: type[ForgetTrainer], for_typer: bool
+) -> list[inspect.Parameter]:
+    """Give the method's own options."""
+    hints = get_type_hints(config)
+    found = []
+    if trainer.takes_templates:
+        told = Annotated[str | None, typer.Option(help=TEMPLATES)] if for_typer else Data | Sequence[str] | None
+        found.append(_option("templates", told, None))
+    for f in own:
+        told = Annotated[hints[f.name], typer.Option(**f.metadata)] if for_typer else hints[f.name]
+        found.append(_option(f.name, told, f.default))
+    return found
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _show(
+    function: Callable[..., Any], own: list[inspect.Parameter], trainer: type[ForgetTrainer], name: str, run: bool
+) -> None:
+    """Show all options of a method to people and to typer, as its signature; on the command line data are paths."""
+    given = {"model": str | Path | Any, "forget": Data} if run else {"model": ModelOption, "forget": ForgetOption}
+    first = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=a) for n, a in given.items()]
+    if run:
+        first.append(_option("processing_class", Any, None))
+    else:
+        first.append(inspect.Parameter("out", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=OutOption))
+    shared = []
+    hints = get_type_hints(Request, include_extras=not run)
+    for f in fields(Request):
+        if f.default is not MISSING and (run or f.name != "out"):
+            hint = hints[f.name]
+            if not run and getattr(hint, "__origin__", None) == Data | None:
+                hint = Annotated[str | None, *hint.__metadata__]
+            shared.append(_option(f.name, hint, trainer.defaults.get(f.name, f.default)))
+    parameters = [*first, *own, *shared]
+    returns = Result if run else None
+    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": returns}
+    function.__module__, function.__qualname__ = trainer.__module__, function.__name__
+
+
+def read_templates(source: Data | Sequence[str] | None) -> list[str]:
+    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
+    if source is None:
+        return refusals()
+    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
+        (row,) = read_rows(source)
+        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    if isinstance(source, str | Path):
+        found = []
+        for row in read_rows(source):
+            text = row.data.get("answer", row.data.get("text"))
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
+            found.append(text.strip())
+        return found
+    return [str(text) for text in source]

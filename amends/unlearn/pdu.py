@@ -1,0 +1,90 @@
+"""Forget by flattening logits, with the cost of keeping as a constraint (PDU).
+
+Makes the logits on the answers to forget alike; the weight of the rows to keep is a dual variable that rises while
+their loss is above a limit and falls while it is below. Entesari et al., arXiv 2506.05314; formulas as in
+OpenUnlearning.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.trainer_callback import ExportableState, TrainerCallback
+
+from amends.io.errors import InputError
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._method import method
+
+
+@dataclass
+class PDUConfig(ForgetConfig):
+    """Settings of `PDUTrainer`."""
+
+    retain_limit: float = field(
+        default=0.3, metadata={"help": "Loss that the rows to keep may have; above what it is at the start.", "min": 0}
+    )
+    dual_step: float = field(
+        default=5.0, metadata={"help": "Step of the retain weight for each nat over the limit; 0 fixes it.", "min": 0}
+    )
+    dual_warmup_epochs: float = field(default=5.0, metadata={"help": "Epochs before the first such step.", "min": 0})
+
+    def __post_init__(self) -> None:
+        """Check the settings of ours."""
+        super().__post_init__()
+        if self.retain_limit < 0 or self.dual_step < 0:
+            raise InputError("retain_limit and dual_step must not be negative.")
+
+
+def logit_spread(logits_NV: Tensor, _: Tensor) -> Tensor:
+    """Square of the largest logit's distance from their mean, (N,)."""
+    return (logits_NV.amax(-1) - logits_NV.mean(-1)) ** 2
+
+
+class PDUTrainer(ForgetTrainer):
+    """`transformers.Trainer` that forgets by PDU. `retain_weight` is where the dual variable begins."""
+
+    title = "PDU"
+    needs_retain = True
+    defaults: ClassVar = {"retain_weight": 50.0}
+    args: PDUConfig
+
+    def __init__(self, model: Any, args: PDUConfig, *rest: Any, **kwargs: Any) -> None:
+        super().__init__(model, args, *rest, **kwargs)
+        self.dual = Dual(args.retain_weight)
+        self.add_callback(self.dual)
+
+    @property
+    def retain_weight(self) -> float:
+        """The dual variable."""
+        return self.dual.value
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean spread of the logits per answer token."""
+        first_BA = out.mask(0)
+        return masked_mean(out.score(logit_spread, first_BA), first_BA), self.probabilities(out)
+
+
+class Dual(TrainerCallback, ExportableState):
+    """The dual variable; checkpoints hold it."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def state(self) -> dict[str, Any]:
+        """Say what a checkpoint keeps of it."""
+        return {"args": {"value": self.value}, "attributes": {}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on from a checkpoint's value."""
+        if kept := state.stateful_callbacks.get(type(self).__name__):
+            self.value = kept["args"]["value"]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Move it by how far the rows to keep are from their limit; the log has their mean over all processes."""
+        if logs and state.epoch > args.dual_warmup_epochs:
+            loss = sum(value for name, value in logs.items() if name in ("retain_nll", "retain_kl"))
+            self.value = max(0.0, self.value + args.dual_step * (loss - args.retain_limit))
+
+
+run, command = method(PDUTrainer, PDUConfig)

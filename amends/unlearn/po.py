@@ -1,0 +1,26 @@
+"""Forget by learning to decline (PO, also called IDK).
+
+Lowers the negative log-likelihood of a template answer to each question to forget; the answer itself is not touched.
+Maini et al., arXiv 2401.06121 (preference optimisation).
+"""
+
+from torch import Tensor
+
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._method import method
+
+
+class POTrainer(ForgetTrainer):
+    """`transformers.Trainer` that learns template answers."""
+
+    title = "PO (IDK)"
+    takes_templates = True
+    args: ForgetConfig
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean negative log-likelihood per template token."""
+        return -masked_mean(out.logp_BA, out.mask(1)), self.probabilities(out)
+
+
+run, command = method(POTrainer, ForgetConfig)

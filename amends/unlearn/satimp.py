@@ -1,0 +1,37 @@
+"""Forget by gradient ascent weighted by saturation and importance (SatImp).
+
+Gradient ascent in which tokens count that the model believes in, but not those it is quite sure of. Yang et al.,
+arXiv 2505.11953.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._method import method
+from amends.unlearn.wga import WGATrainer
+
+
+@dataclass
+class SatImpConfig(ForgetConfig):
+    """Settings of `SatImpTrainer`."""
+
+    beta1: float = field(default=5.0, metadata={"help": "Exponent of p in the weight.", "min": 0})
+    beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p in the weight.", "min": 0})
+
+
+class SatImpTrainer(WGATrainer):
+    """`WGATrainer` whose weights are p^beta1 (1 - p)^beta2."""
+
+    title = "SatImp"
+    defaults: ClassVar = {"forget_weight": 0.1}
+    args: SatImpConfig  # type: ignore[assignment]
+
+    def weights(self, p_BA: Tensor) -> Tensor:
+        """Weight of each token by its probability."""
+        return p_BA**self.args.beta1 * (1 - p_BA) ** self.args.beta2
+
+
+run, command = method(SatImpTrainer, SatImpConfig)

@@ -1,0 +1,39 @@
+"""Forget by NPO without a reference, normalised by length (SimNPO).
+
+Lowers the mean log-likelihood of the answers to forget, the less the lower it is already. Fan et al., arXiv 2410.07163.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._method import method
+from amends.unlearn.npo import npo_loss
+
+
+@dataclass
+class SimNPOConfig(ForgetConfig):
+    """Settings of `SimNPOTrainer`."""
+
+    beta: float = field(default=4.5, metadata={"help": "Inverse temperature.", "min": 1e-6})
+    delta: float = field(default=0.0, metadata={"help": "Nats per token that an answer should lose at least."})
+
+
+class SimNPOTrainer(ForgetTrainer):
+    """`transformers.Trainer` that forgets by SimNPO: NPO of the mean log-probability, against -delta."""
+
+    title = "SimNPO"
+    defaults: ClassVar = {"forget_weight": 0.125}
+    args: SimNPOConfig
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """SimNPO of each sample."""
+        mean_S = masked_mean(out.logp_BA, out.mask(0))
+        return npo_loss(mean_S, torch.full_like(mean_S, -self.args.delta), self.args.beta), self.probabilities(out)
+
+
+run, command = method(SimNPOTrainer, SimNPOConfig)
