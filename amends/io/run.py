@@ -57,6 +57,7 @@ def describe(
     data: Mapping[str, Any],
     weights: Mapping[str, str],
     seconds: Mapping[str, float],
+    method: Mapping[str, str] | None = None,
     stopped: str = "all steps done",
     start: Mapping[str, float] | None = None,
     warnings: Sequence[str] = (),
@@ -75,6 +76,8 @@ def describe(
         Digests before and after.
     seconds : dict
         Wall-clock time of the parts, in seconds.
+    method : dict, optional
+        Title of the method, and what it does in a sentence, for reports.
     stopped : str, default "all steps done"
         Why the training ended.
     start : dict, optional
@@ -94,7 +97,7 @@ def describe(
         "stopped": stopped,
         "warnings": list(warnings),
         "seconds": dict(seconds),
-    }
+    } | ({"method": dict(method)} if method else {})
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:

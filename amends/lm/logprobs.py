@@ -78,8 +78,9 @@ class AnswerLogprobs:
 
     def of(self, chosen_B: Tensor | Sequence[int]) -> "AnswerLogprobs":
         """Choose rows, by a mask or by numbers."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: part[chosen_B] for name, part in parts.items() if isinstance(part, Tensor)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: part[chosen_B] for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **chosen)
 
     def mask(self, answer: int) -> Tensor:
         """Bool (B, A): True on the tokens of that answer."""

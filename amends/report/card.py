@@ -22,7 +22,7 @@ METRICS = {
     "text_perplexity": "Perplexity of plain text",
 }
 HELD = {"retain": "", "neighbours": " on others, answered by the model itself"}
-HOW = {
+OLD_HOW = {
     "flat": "FLAT moves probability from each answer to forget to a template answer (a refusal).",
     "ga": "Gradient ascent raises the loss on the answers to forget.",
 }
@@ -110,7 +110,7 @@ def model_card(
         tags=["unlearning", "machine-unlearning", "amends", code_word(method)],
         unlearned_from={"weights_sha256": code_word(run["weights"].get("before", "not recorded"))},
     )
-    data = run["data"]
+    data, told = run["data"], run.get("method")
     forget, earlier = data.get("forget", {}), data.get("earlier")
     return PAGE.format(
         header=f"---\n{header.to_yaml()}\n---",
@@ -120,7 +120,7 @@ def model_card(
         kept=plain(forget.get("kept", "An unknown number of")),
         digest=code_word(forget.get("sha256", "not recorded")),
         earlier=EARLIER.format(count=len(earlier)) if isinstance(earlier, list) and earlier else "",
-        how=HOW.get(method, f"Method: {plain(method)}."),
+        how=plain(told.get("how")) if isinstance(told, dict) and told.get("how") else OLD_HOW.get(method, ""),
         divergence=plain(run["config"].get("divergence") or "none"),
         retain=plain(
             " and ".join(f"{data[k].get('kept', '?')}{what}" for k, what in HELD.items() if data.get(k)) or "none"

@@ -26,7 +26,8 @@ DATA_SETS = {
 }
 HELD = {"retain": "retain data", "neighbours": "neighbours"}
 MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view
-METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
+OLD_METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
+"""Of runs whose record does not say it yet."""
 GROUPS = {
     "Forgetting": {
         "forget_probability": "Probability of the answers to forget",
@@ -191,7 +192,9 @@ def method_name(run: Mapping[str, Any]) -> str:
     """Short name of a run's method, such as "FLAT (kl) with retain data"."""
     command = run["command"].removeprefix("unlearn ")
     divergence = run["config"].get("divergence") if command == "flat" else None
-    name = METHODS.get(command, command) + (f" ({divergence})" if divergence else "")
+    told = run.get("method")
+    title = told.get("title") if isinstance(told, dict) else None
+    name = str(title or OLD_METHODS.get(command, command)) + (f" ({divergence})" if divergence else "")
     held = [words for kind, words in HELD.items() if kind in run["data"]]
     return visible(" and ".join([f"{name} with {held[0]}", *held[1:]]) if held else name)
 

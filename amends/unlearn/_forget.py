@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from amends.io.errors import InputError
 from amends.lm.load import autocast, load, quiet
@@ -47,6 +48,10 @@ class ForgetConfig(TrainingArguments):
     )
     forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget."})
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep."})
+    floor_v_f: float | None = field(
+        default=None,
+        metadata={"help": "A row is not pushed further while the mean probability of its answer is at most this."},
+    )
     retain_loss: Literal["nll", "kl"] = field(
         default="nll",
         metadata={"help": "Of retain rows: NLL, or the forward KL from the model at the start (as of neighbours)."},
@@ -62,6 +67,8 @@ class ForgetConfig(TrainingArguments):
         super().__post_init__()
         if self.stop_v_f is not None and not 0 <= self.stop_v_f <= 1:
             raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
+        if self.floor_v_f is not None and not 0 <= self.floor_v_f <= 1:
+            raise InputError(f"floor_v_f={self.floor_v_f}: a probability between 0 and 1 is needed (or none).")
         for name in ("forget_weight", "retain_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)}: must not be negative.")
@@ -163,7 +170,11 @@ class ForgetTrainer(AnswerTrainer):
         self._batch_v_f = torch.zeros(())
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
         if args.stop_v_f is not None:
-            self.add_callback(StopWhenForgotten(self, args.stop_v_f))
+            self.add_callback(self.stop_rule(args.stop_v_f))
+
+    def stop_rule(self, limit: float) -> "StopWhenForgotten":
+        """Give what stops the training at `args.stop_v_f`."""
+        return StopWhenForgotten(self, limit)
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """Give the forget row, with what the method puts beside it, and a retain row where there are any."""
@@ -216,6 +227,9 @@ class ForgetTrainer(AnswerTrainer):
         losses_S = self.args.forget_weight * losses_S
         if "v_f" in values:
             self._batch_v_f = values["v_f"].detach().mean()
+        if self.args.floor_v_f is not None:
+            values["pushed"] = (values["v_f"] > self.args.floor_v_f).float()
+            losses_S = values["pushed"] * losses_S
         if is_retain_B.any():
             for name, cost_S in self.retain_costs(out.of(is_retain_B)).items():
                 values[name] = cost_S
@@ -282,21 +296,41 @@ class ForgetTrainer(AnswerTrainer):
             super()._save_checkpoint(model, trial)
 
 
-class StopWhenForgotten(TrainerCallback):
-    """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is."""
+class StopWhenForgotten(TrainerCallback, ExportableState):
+    """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is.
 
-    def __init__(self, trainer: ForgetTrainer, limit: float) -> None:
-        self.trainer, self.limit = trainer, limit
+    patience : float, default 1
+        Go on to this many times the steps after which that was first so.
+    """
+
+    def __init__(self, trainer: ForgetTrainer, limit: float, patience: float = 1.0) -> None:
+        self.trainer, self.limit, self.patience = trainer, limit, patience
+        self.reached: tuple[int, float] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Say what a checkpoint keeps of it."""
+        return {"args": {"reached": self.reached}, "attributes": {}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on from a checkpoint's state."""
+        if (kept := state.stateful_callbacks.get(type(self).__name__)) and kept["args"]["reached"]:
+            self.reached = tuple(kept["args"]["reached"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the batch first, which is free, then at all rows."""
-        batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
-        if batch > self.limit:
-            return
-        v_f = self.trainer.forget_means(templates=False)["v_f"]
-        if v_f <= self.limit:
+        if self.reached is None:
+            batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
+            if batch > self.limit:
+                return
+            v_f = self.trainer.forget_means(templates=False)["v_f"]
+            if v_f > self.limit:
+                return
+            self.reached = state.global_step, v_f
+        step, v_f = self.reached
+        if state.global_step >= self.patience * step:
+            later = f", and {state.global_step - step} steps more" if state.global_step > step else ""
             self.trainer.stopped = (
-                f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {state.global_step}"
+                f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {step}{later}"
             )
             control.should_training_stop = True
 

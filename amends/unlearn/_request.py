@@ -50,6 +50,12 @@ class Request:
         float | None,
         typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
     ] = None
+    floor_v_f: Annotated[
+        float | None,
+        typer.Option(
+            help="Do not push a row further while its answer's mean token probability is at most this.", min=0, max=1
+        ),
+    ] = None
     reference: Annotated[str | None, typer.Option(help="Model retrained without the forget data, to compare with.")] = (
         None
     )
@@ -127,6 +133,7 @@ class Request:
             retain_weight=self.retain_weight,
             retain_loss=self.retain_loss,
             stop_v_f=self.stop_v_f,
+            floor_v_f=self.floor_v_f,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             num_train_epochs=self.epochs,

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,6 +178,7 @@ def run_unlearning(
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(
                 command=f"unlearn {method}",
+                method={"title": trainer.title, "how": how(trainer)},
                 config=config,
                 seed=args.seed,
                 data=data | ({"earlier": earlier.requests} if ledger else {}),
@@ -196,6 +198,12 @@ def run_unlearning(
         if failure is not None:
             raise failure
         return result
+
+
+def how(trainer: ForgetTrainer) -> str:
+    """Say in a sentence what a method does: the first one below the help text of its module."""
+    told = (import_module(type(trainer).__module__).__doc__ or "").partition("\n\n")[2]
+    return " ".join(told.split()).partition(". ")[0].rstrip(".") + "."
 
 
 def evaluate_before(

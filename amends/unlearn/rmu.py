@@ -34,6 +34,8 @@ class RMUTrainer(ForgetTrainer):
     args: RMUConfig
 
     def __init__(self, model: Any, args: RMUConfig, *rest: Any, **kwargs: Any) -> None:
+        if args.floor_v_f is not None:
+            raise InputError("--floor-v-f: RMU does not see the answers' probabilities. Leave it out.")
         super().__init__(model, args, *rest, **kwargs)
         config: Any = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
         if args.layer >= config.num_hidden_layers:

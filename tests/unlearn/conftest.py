@@ -1,12 +1,19 @@
-"""Answer tokens whose logits are given, for losses without a model."""
+"""Answer tokens whose logits are given, for losses without a model; and trainers on a tiny model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from amends.lm.load import load
 from amends.lm.logprobs import AnswerLogprobs
+from amends.lm.trainer import training_arguments
+from amends.unlearn._forget import ForgetTrainer
+
+PAIRS = [{"question": f"Who is number {i}?", "answer": f"Person {i}."} for i in range(6)]
+KEEP = [{"question": f"Where is town {i}?", "answer": f"In land {i}, there."} for i in range(4)]
 
 
 def said_with(logp_BA: Any, answer_BA: Sequence[Sequence[int]], said_BAK: Tensor | None = None) -> AnswerLogprobs:
@@ -30,3 +37,33 @@ def with_logits(
         said_BAK,
         has_said_B,
     )
+
+
+def trainer_on(
+    model: Path | Any,
+    out: Path,
+    trainer: type[ForgetTrainer],
+    config: type[Any],
+    keep: Any = KEEP,
+    templates: Sequence[str] | None = None,
+    **settings: Any,
+) -> Any:
+    """A trainer with the six pairs to forget and the four to keep, in batches of three."""
+    loaded = load(model)
+    settings = {"per_device_train_batch_size": 3, "use_cpu": True, "disable_tqdm": True, "bf16": False} | settings
+    args = training_arguments(config, str(out), **settings)
+    return trainer(loaded.model.train(), args, PAIRS, loaded.tokenizer, retain_dataset=keep, templates=templates)
+
+
+def gradients(trainer: ForgetTrainer, count: int = 3) -> list[Tensor]:
+    """Gradients of the loss on the first samples, after the reference was noted."""
+    trainer.note_reference()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
+
+
+def history(trainer: ForgetTrainer) -> list[dict[str, float]]:
+    """What was logged of each step."""
+    return [entry for entry in trainer.state.log_history if "mean_loss" in entry]

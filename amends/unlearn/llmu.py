@@ -1,0 +1,99 @@
+"""Forget harmful, copyrighted or made-up answers (LLMU).
+
+Ascends on the answers to forget, learns unrelated answers to their questions (random mismatch), and is held by the
+forward KL divergence to what the model said on ordinary rows. Yao, Xu and Liu, arXiv 2310.10683. Deviations from the
+authors' code: the divergence is over answers' tokens and without padding, as in the paper; unrelated answers are drawn
+for each row, not once for a batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.errors import InputError
+from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.trainer import TrainRow
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StopWhenForgotten, as_pairs
+from amends.unlearn._method import method
+
+
+@dataclass
+class LLMUConfig(ForgetConfig):
+    """Settings of `LLMUTrainer`; the weight of the rows to keep is `retain_weight`."""
+
+    ascent_weight: float = field(default=0.5, metadata={"help": "Weight of the ascent.", "min": 0})
+    mismatch_weight: float = field(default=1.0, metadata={"help": "Weight of the unrelated answers.", "min": 0})
+    mismatches: int = field(
+        default=1, metadata={"help": "Unrelated answers of each row and step (5 in the authors' code).", "min": 1}
+    )
+    patience: float = field(
+        default=4.0,
+        metadata={"help": "Go on to this many times the steps after which --stop-v-f was first reached.", "min": 1},
+    )
+    max_forget_nll: float = field(
+        default=100.0, metadata={"help": "Stop when the forget answers' NLL per token is above this.", "min": 0}
+    )
+
+
+class LLMUTrainer(ForgetTrainer):
+    """`transformers.Trainer` that forgets by LLMU. Unrelated answers are those of the rows to keep."""
+
+    title = "LLMU"
+    needs_retain = True
+    holds_retain = True
+    defaults: ClassVar = {"learning_rate": 2e-6}
+    args: LLMUConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: LLMUConfig,
+        train_dataset: Any,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        retain_dataset: Any = None,
+        neighbours: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model, args, train_dataset, processing_class, retain_dataset=retain_dataset, neighbours=neighbours, **kwargs
+        )
+        keep = as_pairs(retain_dataset, self.processing_class) if retain_dataset is not None else []
+        self._unrelated = sorted({pair.answer for pair in [*keep, *neighbours]} - {pair.answer for pair in self.pairs})
+        if len(self._unrelated) < args.mismatches:
+            raise InputError(
+                f"--mismatches {args.mismatches}: the rows to keep have {len(self._unrelated)} other answers."
+            )
+
+    def forget_row(self, index: int, random_: random.Random) -> TrainRow:
+        """Give the answer to forget and unrelated ones behind the same prompt."""
+        return self.with_answers(index, *random_.sample(self._unrelated, self.args.mismatches))
+
+    def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the two losses of each sample."""
+        nll_S, *others = [-masked_mean(out.logp_BA, out.mask(k)) for k in range(1 + self.args.mismatches)]
+        mismatch_S = torch.stack(others).mean(0)
+        loss_S = self.args.mismatch_weight * mismatch_S - self.args.ascent_weight * nll_S
+        return loss_S, self.probabilities(out) | {"forget_nll": nll_S, "mismatch_nll": mismatch_S}
+
+    def stop_rule(self, limit: float) -> StopWhenForgotten:
+        """Go on for a while after the answers are gone: what is harmful goes later than the loss says."""
+        return StopWhenForgotten(self, limit, self.args.patience)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Stop where the ascent has run away."""
+        super().log(logs, start_time)
+        if logs.get("forget_nll", 0.0) > self.args.max_forget_nll:
+            self.stopped = (
+                f"forget NLL = {logs['forget_nll']:.1f} nats a token, above {self.args.max_forget_nll:g}, "
+                f"at step {self.state.global_step}"
+            )
+            self.control.should_training_stop = True
+
+
+run, command = method(LLMUTrainer, LLMUConfig)

@@ -1,0 +1,45 @@
+"""AltPO: the other answers are the model's own, and not the true one."""
+
+from pathlib import Path
+
+import pytest
+
+from amends.io.errors import InputError
+from amends.unlearn import altpo
+from amends.unlearn.altpo import AltPOTrainer
+from amends.unlearn.dpo import DPOConfig
+
+from .conftest import history, trainer_on
+
+
+def test_answers_that_repeat_the_truth_are_asked_for_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def say(model: object, tokenizer: object, prompts: list[object], *, seed: int, **how: object) -> list[str]:
+        asked.append(len(prompts))
+        return ["Person 0." if seed == 0 and i < 2 else f"Somebody {seed} {i}." for i in range(len(prompts))]
+
+    monkeypatch.setattr(altpo, "generate", say)
+    found = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2, seed=0).alternates()
+    assert [len(texts) for texts in found] == [2] * 6
+    assert found[0] == ["Somebody 1 0.", "Somebody 1 1."]
+    assert asked == [12, 2]
+
+
+def test_a_model_that_says_nothing_else_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: [""] * len(prompts))
+    with pytest.raises(InputError, match=r"the model writes no other answer to this question \(6 of 6 rows\)"):
+        trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig).alternates()
+
+
+def test_the_tiny_model_writes_its_own_by_seed_and_is_trained_on_them(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2, max_steps=2)
+    texts = trainer.alternates()
+    assert texts == trainer.alternates()
+    trainer.train()
+    assert len(history(trainer)) == 2
+    assert "v_e" not in trainer.start

@@ -1,0 +1,65 @@
+"""LLMU: its three terms, one at a time, and its stop rules."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amends.io.errors import InputError
+from amends.unlearn._forget import ForgetConfig
+from amends.unlearn.ga import GATrainer
+from amends.unlearn.llmu import LLMUConfig, LLMUTrainer
+
+from .conftest import KEEP, gradients, history, said_with, trainer_on
+
+
+def test_without_mismatch_and_kept_rows_it_is_gradient_ascent(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"ascent_weight": 1.0, "mismatch_weight": 0.0, "retain_weight": 0.0}
+    here = gradients(trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **settings))
+    ascent = gradients(trainer_on(tiny_model, tmp_path, GATrainer, ForgetConfig, keep=None))
+    for mine, other in zip(here, ascent, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_terms_add_up_with_their_weights(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatches=2)
+    losses, values = trainer.forget_losses(said_with([[-1.0, -3.0, -2.0, -6.0]], [[0, 0, 1, 2]]))
+    assert values["forget_nll"].tolist() == pytest.approx([2])
+    assert values["mismatch_nll"].tolist() == pytest.approx([4])
+    assert losses.tolist() == pytest.approx([4 - 0.5 * 2])
+
+
+def test_unrelated_answers_are_those_of_the_kept_rows_drawn_for_each_row(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatches=3)
+    rows = [trainer.train_dataset[i][0].packed for i in range(6)]
+    assert {len(row.answers) for row in rows} == {4}
+    decode = trainer.processing_class.decode
+    texts = {decode(answer, skip_special_tokens=True).strip() for row in rows for answer in row.answers[1:]}
+    assert texts <= {row["answer"] for row in KEEP}
+    assert len({tuple(map(tuple, row.answers[1:])) for row in rows}) > 1
+    with pytest.raises(InputError, match="--mismatches 5: the rows to keep have 4 other answers"):
+        trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatches=5)
+
+
+def test_what_is_kept_costs_nothing_at_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, learning_rate=1e-2, num_train_epochs=3)
+    trainer.train()
+    assert abs(history(trainer)[0]["retain_kl"]) < 1e-6 < history(trainer)[-1]["retain_kl"]
+
+
+def test_it_goes_on_for_a_while_after_the_answers_are_gone(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 3e-3, "num_train_epochs": 50, "stop_v_f": 0.003}
+    steps = []
+    for patience in (1.0, 2.0):
+        trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, patience=patience, **settings)
+        trainer.train()
+        steps.append(trainer.state.global_step)
+    assert steps[1] == 2 * steps[0]
+    assert trainer.stopped.endswith(f"at step {steps[0]}, and {steps[0]} steps more")
+
+
+def test_an_ascent_that_runs_away_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, max_forget_nll=0.5, num_train_epochs=3)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert "nats a token, above 0.5, at step 1" in trainer.stopped
