@@ -1,0 +1,100 @@
+"""What every method must do: run from the command line, add up over batches, go on where it stopped."""
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amends.lm.load import load, weights_sha256
+from amends.lm.trainer import training_arguments
+from amends.unlearn import __dir__ as names
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+
+from .conftest import KEEP, PAIRS, history
+
+METHODS = [name for name in names() if name.islower() and not name.endswith("_loss")]
+OWN: dict[str, dict[str, Any]] = {
+    "rmu": {"layer": 0},
+    "dpo": {"alternates": 2},
+    "altpo": {"alternates": 1},
+    "llmu": {"learning_rate": 1e-3},
+}
+
+
+def words(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    found = {}
+    for name, rows in {"forget": PAIRS, "retain": KEEP}.items():
+        found[name] = tmp_path / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_runs_from_the_command_line_and_its_record_verifies(
+    method: str, tiny_model: Path, tmp_path: Path, files: dict[str, Path], amends: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "run"
+    settings = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 3, "eval_rows": 1, "lora_rank": 2}
+    settings |= OWN.get(method, {}) | ({"layers": 0} if method == "rmu" else {})
+    code, _, err = amends(
+        *("unlearn", method, "--model", tiny_model, "--forget", files["forget"], "--retain", files["retain"]),
+        *("--out", out, *words(settings)),
+    )
+    assert code == 0, err
+    record = json.loads((out / "run.json").read_text())
+    title = import_module(f"amends.unlearn.{method}").run.__doc__
+    assert record["command"] == f"unlearn {method}"
+    assert record["method"]["title"] in (out / "report.html").read_text()
+    assert record["method"]["how"] in (out / "model" / "README.md").read_text().replace("\\", "")
+    assert title and len((out / "history.jsonl").read_text().splitlines()) == 4
+    assert weights_sha256(load(out / "model").model) == record["weights"]["after"] != record["weights"]["before"]
+    code, told, err = amends("verify", out)
+    assert code == 0, told + err
+
+
+def trainer_of(method: str, model: Path, out: Path, **settings: Any) -> ForgetTrainer:
+    """The trainer of a method with the settings of these tests."""
+    module = import_module(f"amends.unlearn.{method}")
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    trainer: Any = next(c for c in classes if issubclass(c, ForgetTrainer))
+    config: Any = trainer.__annotations__.get("args", trainer.__mro__[1].__annotations__.get("args", ForgetConfig))
+    base = {"use_cpu": True, "disable_tqdm": True, "bf16": False, "learning_rate": 1e-2}
+    args = training_arguments(config, str(out), **(base | settings | OWN.get(method, {})))
+    loaded = load(model)
+    made: ForgetTrainer = trainer(loaded.model.train(), args, PAIRS, loaded.tokenizer, retain_dataset=KEEP)
+    return made
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_six_at_once_are_three_twice_and_two_thrice(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (6, 3, 2):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 6 // size, "max_steps": 3}
+        trainer = trainer_of(method, tiny_model, tmp_path, **settings)
+        trainer.train()
+        found.append([(entry["mean_loss"], entry["grad_norm"]) for entry in history(trainer)])
+    assert len(found[0]) == 3
+    for other in found[1:]:
+        for here, there in zip(other, found[0], strict=True):
+            assert here == pytest.approx(there, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"per_device_train_batch_size": 3, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer_of(method, tiny_model, tmp_path / "whole", **settings)
+    whole.train()
+    again = trainer_of(method, tiny_model, tmp_path / "whole", **settings)
+    (tmp_path / "whole" / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    again.train(resume_from_checkpoint=True)
+    for here, there in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(here, there)
