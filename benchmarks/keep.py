@@ -1,14 +1,15 @@
 """What FLAT keeps without retain data, at the forgetting of a retrained model: make bench NAME=keep.
 
 A cell is a variant and a seed. Training goes on until the model's own answers to the forget questions share no more
-words with the truth than the retrained reference's (ROUGE-L, within MARGIN); then the questions to keep are asked.
+words with the truth than the retrained reference's (ROUGE-L, within MARGIN), or, with a floor, for all its epochs; then
+the questions to keep are asked.
 Every cell is a file in --out: cells that are there are not made again, and what is missing is shown as missing.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,16 +24,36 @@ from amends.lm.pairs import Pair, encode, read_pairs, turn_end
 from amends.unlearn._evaluate import build_suite, evaluate
 from amends.unlearn._metrics import is_refusal, rouge_l_recall
 from amends.unlearn._neighbours import neighbours
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
-from amends.unlearn.flat import FLATConfig, FLATTrainer, refusals
+from amends.unlearn.flat import FLATConfig, FLATTrainer
 
 TOFU = Path(__file__).resolve().parents[1] / "examples" / "tofu"
 MARGIN = 0.03
 KEPT = 0.9
 """An answer is as before if it has at least this share of the words of the answer before (ROUGE-L recall)."""
 NEIGHBOURS = 80
-VARIANTS = {"flat": 2e-3, "flat, neighbours": 4e-3, "flat, retain data": 4e-3}
-"""And their rates. Without rows to keep forgetting is fast: at a lower rate it does not run past the level."""
+FLOOR = 0.8
+
+
+class Variant(NamedTuple):
+    """How a cell is trained, by Muon on layers 0 to 14."""
+
+    rate: float
+    """Without rows to keep forgetting is fast: at a lower rate it does not run past the level."""
+    keep: str | None = None
+    floor: float | None = None
+    """With a floor (--floor-v-f) training does not stop at the level, but goes on for all epochs and mends."""
+    epochs: int = 20
+
+
+VARIANTS = {
+    "flat": Variant(2e-3),
+    "flat, neighbours": Variant(4e-3, "neighbours"),
+    "flat, retain data": Variant(4e-3, "retain data"),
+    "flat, neighbours, floor": Variant(4e-3, "neighbours", FLOOR, 12),
+    "flat, retain data, floor": Variant(4e-3, "retain data", FLOOR, 12),
+}
 
 
 def main() -> None:
@@ -89,8 +110,9 @@ class Bench:
                 break
         return found
 
-    def run(self, variant: str, seed: int) -> dict[str, Any]:
+    def run(self, name: str, seed: int) -> dict[str, Any]:
         """One cell: train from the taught adapter to the level, then ask what should be kept."""
+        variant = VARIANTS[name]
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -98,32 +120,36 @@ class Bench:
                 if name in self.adapter:
                     weight.copy_(self.adapter[name])
         keep: dict[str, Any] = {}
-        if variant == "flat, neighbours":
+        if variant.keep == "neighbours":
             keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
-        elif variant == "flat, retain data":
+        elif variant.keep == "retain data":
             keep["retain_dataset"] = self.retain
         set_seed(seed)
         train_only(model, "0-14")
         request = Request(
-            forget=TOFU / "data" / "forget.jsonl", optimizer="muon", learning_rate=VARIANTS[variant], epochs=20
+            forget=TOFU / "data" / "forget.jsonl",
+            optimizer="muon",
+            learning_rate=variant.rate,
+            epochs=variant.epochs,
+            floor_v_f=variant.floor,
         )
         args = replace(request, seed=seed).arguments(FLATConfig)
-        reach = StopAtLevel(self)
-        trainer = FLATTrainer(model, args, self.forget, tokenizer, callbacks=[reach], **keep)
-        reach.trainer = trainer
+        reach = [] if variant.floor else [StopAtLevel(self)]
+        trainer = FLATTrainer(model, args, self.forget, tokenizer, callbacks=list(reach), **keep)
         trainer.train()
+        found = reach[0].found if reach else self.forget_rouge_l()
         suite = build_suite([], {}, refusals(), rows=20)
         suite.questions.clear()
-        general = evaluate(model, tokenizer, suite, role="after", name=variant)["summary"]
+        general = evaluate(model, tokenizer, suite, role="after", name=name)["summary"]
         told = self.answers(self.asked)
         same = np.array(rouge_l_recall(told, self.before))
         return {
-            "variant": variant,
+            "variant": name,
             "seed": seed,
             "step": trainer.state.global_step,
             "v_f": trainer.forget_means(templates=False)["v_f"],
-            "forget_rouge_l": reach.found,
-            "reached": reach.found is not None and reach.found <= self.level,
+            "forget_rouge_l": found,
+            "reached": found is not None and found <= self.level,
             "kept": float((same >= KEPT).mean()),
             "retain_rouge_l": float(np.mean(rouge_l_recall(told, [pair.answer for pair in self.asked]))),
             "refused": float(np.mean(is_refusal(told, refusals()))),
@@ -143,7 +169,6 @@ class StopAtLevel(TrainerCallback):
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.found = bench, None
-        self.trainer: Any = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Look at the last batch, which is free, then at the answers."""
