@@ -34,8 +34,7 @@ PROMPT, PADDING, SHARED = -1, -2, -3
 LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
 LINE_TOKENS = 384
-"""Lines are this long, or as long as the longest row: longer ones pad less and spend more on attention.
-Another length rounds differently: trained weights then have other digests, those of examples/tofu among them."""
+"""Most tokens of a line that has more than one row: longer ones repeat less and spend more on attention."""
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
 NOTED_AT_ONCE = 16
@@ -180,18 +179,21 @@ def _shared(prompts: Sequence[list[int]]) -> list[int]:
 
 
 def _lines(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Put rows into as few lines of `most` tokens (or the longest row's) as the longest-first first fit finds."""
+    """Put rows, the longest first, each into the emptiest of as few lines as hold `most` tokens (or the longest row).
+
+    So lines come out about as long as each other: all are padded to the longest.
+    """
     capacity = max(most, *lengths) if len(lengths) > 1 else lengths[0]
-    lines: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        fits = next((k for k, left in enumerate(room) if left >= lengths[i]), None)
-        if fits is None:
-            lines.append([])
-            room.append(capacity)
-            fits = len(lines) - 1
-        lines[fits].append(i)
-        room[fits] -= lengths[i]
+    longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    for num_lines in range(-(-sum(lengths) // capacity), len(lengths) + 1):
+        lines: list[list[int]] = [[] for _ in range(num_lines)]
+        filled = [0] * num_lines
+        for i in longest_first:
+            emptiest = filled.index(min(filled))
+            lines[emptiest].append(i)
+            filled[emptiest] += lengths[i]
+        if max(filled) <= capacity:
+            break
     return lines
 
 
