@@ -1,4 +1,4 @@
-"""A planted world: what FLAT and gradient ascent do to a model of which everything is known.
+"""A planted world: what FLAT and its rivals do to a model of which everything is known.
 
 A small Llama learns facts about entities, refusals for entities it was told nothing of, and a bigram language that
 stands for text in general. Some entities are then forgotten. The bars were set before this test was written.
@@ -22,10 +22,22 @@ from amends.lm.pairs import encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn import FLATConfig, FLATTrainer, GATrainer
 from amends.unlearn._forget import ForgetConfig
+from amends.unlearn.dpo import DPOConfig, DPOTrainer
+from amends.unlearn.npo import NPOConfig, NPOTrainer
+from amends.unlearn.po import POTrainer
+from amends.unlearn.simnpo import SimNPOConfig, SimNPOTrainer
 
 ENTITIES, STRANGERS, RELATIONS, ANSWER_TOKENS, FORGOTTEN = 40, 40, 4, 5, 12
 REFUSALS = ["i do not know this", "nobody told me about it", "that is not known here"]
 SPECIAL = ["<pad>", "<eos>", "Question", "Answer", ":"]
+METHODS: dict[str, tuple[Any, Any]] = {
+    "flat": (FLATTrainer, FLATConfig),
+    "ga": (GATrainer, ForgetConfig),
+    "npo": (NPOTrainer, NPOConfig),
+    "simnpo": (SimNPOTrainer, SimNPOConfig),
+    "po": (POTrainer, ForgetConfig),
+    "dpo": (DPOTrainer, DPOConfig),
+}
 WORDS = sorted({word for refusal in REFUSALS for word in refusal.split()})
 FACT_WORDS = [f"f{i}" for i in range(40)]
 TEXT_WORDS = [f"t{i}" for i in range(40)]
@@ -152,12 +164,9 @@ def forget(world: World, method: str, folder: Path, **own: Any) -> Any:
     model = deepcopy(world.model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="v_f starts at")
-        if method == "flat":
-            args = training_arguments(FLATConfig, str(folder), **settings)
-            trainer: Any = FLATTrainer(model, args, world.forget, world.tokenizer, templates=REFUSALS)
-        else:
-            args = training_arguments(ForgetConfig, str(folder), **settings)
-            trainer = GATrainer(model, args, world.forget, world.tokenizer)
+        trainer_class, config = METHODS[method]
+        args = training_arguments(config, str(folder), **settings)
+        trainer = trainer_class(model, args, world.forget, world.tokenizer, templates=REFUSALS)
         trainer.train()
     return trainer.model.eval()
 
@@ -177,3 +186,15 @@ def test_flat_forgets_and_refuses_while_gradient_ascent_ruins_the_model(world: W
     assert refused(world, flat, world.forget) >= 0.9
     assert perplexity(world, flat) / start < 3
     assert perplexity(world, ascent) / start > 50
+
+
+def test_the_rivals_ruin_and_refuse_in_the_order_that_is_known(world: World, tmp_path: Path) -> None:
+    """On a larger world of this kind, perplexity grew x372 by GA, x43 by NPO, x1.2 by SimNPO (seed 0, same steps)."""
+    start = perplexity(world, world.model)
+    models_ = {method: forget(world, method, tmp_path) for method in ("npo", "simnpo", "po", "dpo")}
+    for model in models_.values():
+        assert exact_match(world, model, world.forget) <= 0.05
+    ratio = {method: perplexity(world, model) / start for method, model in models_.items()}
+    assert 5 < ratio["npo"] < 50  # gradient ascent is beyond, see above
+    assert ratio["simnpo"] < 2
+    assert [refused(world, models_[method], world.forget) >= 0.9 for method in models_] == [False, False, True, True]
