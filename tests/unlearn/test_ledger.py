@@ -16,6 +16,7 @@ from amends.unlearn import flat
 from amends.unlearn._evaluate import build_suite
 from amends.unlearn._ledger import LEDGER, Entry, read_ledger
 from amends.unlearn._metrics import SUMMARY_NAMES, summarise
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._run import read_data
 
@@ -265,7 +266,7 @@ def test_without_a_ledger_the_questions_have_the_digest_they_had_before_there_we
     data = write(tmp_path / "data.jsonl", rows(3, "rome"))
     result = flat.run(tiny_model, data, epochs=1, eval_rows=2)
     pairs = read_data(data, Request(forget=data), load(tiny_model).tokenizer, 512).kept
-    suite = build_suite(pairs, {}, flat.refusals(), rows=2)
+    suite = build_suite(pairs, {}, refusals(), rows=2)
     assert list(suite.questions) == ["forget", "general"]
     old = sha256_json(
         {
@@ -278,7 +279,7 @@ def test_without_a_ledger_the_questions_have_the_digest_they_had_before_there_we
     )
     assert result.evaluations["after"]["suite"] == old == suite.sha256()
     assert set(result.evaluations["after"]["summary"]) == set(SUMMARY_NAMES)
-    assert build_suite(pairs, {}, flat.refusals(), rows=2, earlier={"request_1": pairs}).sha256() != old
+    assert build_suite(pairs, {}, refusals(), rows=2, earlier={"request_1": pairs}).sha256() != old
 
 
 def test_an_interval_of_a_request_hangs_on_no_other_request():
