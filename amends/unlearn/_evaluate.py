@@ -1,7 +1,7 @@
 """Ask a model everything the audit needs, once: one forward pass for all answers of a question, and its own words."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,8 @@ def build_suite(
     earlier : dict, optional
         Forget pairs of earlier requests on the same model, "request_1", ...; asked whole too, up to FORGET_ROWS each.
     holdout : list of Pair, default none
-        Rows like those to forget that no model saw, up to FORGET_ROWS; only their likelihoods are asked.
+        Rows like those to forget that no model saw, up to FORGET_ROWS; only their own answers' likelihoods are
+        asked.
     """
     questions = {"forget": spread(list(forget), FORGET_ROWS)}
     for name, source in sets.items():
@@ -112,7 +113,7 @@ def build_suite(
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
     questions |= {name: spread(list(pairs), FORGET_ROWS) for name, pairs in (earlier or {}).items()}
     if holdout:
-        questions[HOLDOUT] = spread(list(holdout), FORGET_ROWS)
+        questions[HOLDOUT] = [replace(p, paraphrase=None, wrong=()) for p in spread(list(holdout), FORGET_ROWS)]
     choices = [
         Choice(str(d["id"]), d["task"], d["context"], tuple(d["choices"]), d["gold"])
         for d in (row.data for row in read_rows(BUILT_IN / "zero_shot.jsonl"))

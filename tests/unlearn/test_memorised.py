@@ -20,6 +20,8 @@ from amends.unlearn._intervals import RESAMPLES
 from amends.unlearn._memorised import (
     ATTACKS,
     PRIVACY_NAMES,
+    _auc,
+    _found,
     answer_scores,
     attack_auc,
     extraction_strength,
@@ -176,6 +178,15 @@ def test_auc_is_that_of_mann_and_whitney_in_any_monotone_scale(forget, holdout):
     assert found == true_positive_rate(forget**3, holdout**3) == np.mean(forget < holdout.min())
 
 
+@given(SCORES, SCORES, st.integers(0, 99))
+def test_a_row_counts_as_often_as_it_is_drawn(forget, holdout, seed):
+    times = [rng(seed).integers(0, 3, size=scores.size) + (np.arange(scores.size) == 0) for scores in (forget, holdout)]
+    repeated = [np.repeat(scores, k) for scores, k in zip((forget, holdout), times, strict=True)]
+    weights = [k[None].astype(float) for k in times]
+    assert _auc(forget, holdout, *weights)[0] == pytest.approx(attack_auc(*repeated))
+    assert _found(forget, holdout, *weights)[0] == pytest.approx(true_positive_rate(*repeated))
+
+
 def test_rows_that_look_like_training_data_have_auc_one():
     assert attack_auc([0.1, 0.2], [0.3, 0.4]) == 1 == true_positive_rate([0.1, 0.2], [0.3, 0.4])
     assert attack_auc([0.5], [0.3, 0.4]) == 0 == true_positive_rate([0.5], [0.3, 0.4])
@@ -276,7 +287,15 @@ def test_rows_without_a_score_are_left_out_and_counted():
 
 
 def pairs(num, town):
-    return [{"id": f"{town}{i}", "question": f"Where was {i} born?", "answer": f"In {town} {i}."} for i in range(num)]
+    return [
+        {
+            "id": f"{town}{i}",
+            "question": f"Where was {i} born?",
+            "answer": f"In {town} {i}.",
+            "perturbed_answer": ["Up."],
+        }
+        for i in range(num)
+    ]
 
 
 def read(num, town, tokenizer=None):
@@ -294,6 +313,7 @@ def test_holdout_rows_are_asked_for_likelihoods_alone_and_change_the_digest_only
     assert [len(found["items"][name]) for name in ("forget", HOLDOUT)] == [5, 4]
     names = set(answer_scores(np.ones((1, 4)), "a"))
     assert all(names <= item.keys() and "generated" not in item for item in found["items"][HOLDOUT])
+    assert all(item["truth_ratio"] is None for item in found["items"][HOLDOUT])  # wrong answers are not asked
     assert all(names <= item.keys() and "generated" in item for item in found["items"]["forget"])
     assert not names & found["items"]["general"][0].keys()
     item = found["items"]["forget"][0]
