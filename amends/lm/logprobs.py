@@ -114,6 +114,23 @@ def log_probability(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     return -cross_entropy(logits_NV, target_N, reduction="none")
 
 
+def token_statistics(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """Say what the distributions of the next token tell of the targets.
+
+    Returns
+    -------
+    Tensor (N, 4) : log-probability of the target, nats; 1 where it is the likeliest token, else 0; mean and variance of
+        the log-probability of a token drawn from the distribution.
+    """
+    logp_NV = logits_NV.log_softmax(-1)
+    p_NV = logp_NV.exp()
+    target_N1 = target_N[:, None]
+    mean_N1 = (p_NV * logp_NV).sum(-1, keepdim=True)
+    variance_N1 = (p_NV * (logp_NV - mean_N1).square()).sum(-1, keepdim=True)
+    is_first_N1 = logits_NV.argmax(-1, keepdim=True) == target_N1
+    return torch.cat([logp_NV.gather(-1, target_N1), is_first_N1, mean_N1, variance_N1], -1)
+
+
 def packed_row(encoded: Sequence[Encoded]) -> PackedRow:
     """One row from the encodings of several answers to the same prompt."""
     return PackedRow(encoded[0].prompt, [e.answer for e in encoded])

@@ -20,6 +20,8 @@ METRICS = {
     "model_utility_arith": "Model utility (arithmetic)",
     "zero_shot_accuracy": "Multiple-choice accuracy",
     "text_perplexity": "Perplexity of plain text",
+    "forget_extraction_strength": "Extraction strength of the answers to forget",
+    "privleak": "PrivLeak (0: as if never seen)",
 }
 HELD = {"retain": "", "neighbours": " on others, answered by the model itself"}
 OLD_HOW = {

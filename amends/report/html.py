@@ -23,6 +23,7 @@ DATA_SETS = {
     "forget": "To forget",
     "retain": "To keep, used in training",
     "neighbours": "Questions on others, answered by the model itself",
+    "holdout": "Like those to forget, never seen by a model (holdout)",
 }
 HELD = {"retain": "retain data", "neighbours": "neighbours"}
 MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view
@@ -55,11 +56,36 @@ GROUPS = {
         "text_perplexity": "Perplexity of plain text",
     },
 }
-SHARES = {"forget_refusal_rate", "retain_refusal_rate", "general_refusal_rate", "zero_shot_accuracy"}
+GROUPS_IF_MEASURED = {
+    "Memorisation": {
+        "forget_extraction_strength": "Extraction strength, to forget",
+        "forget_exact_memorisation": "Exact memorisation, to forget",
+        "retain_extraction_strength": "Extraction strength, to keep",
+        "retain_exact_memorisation": "Exact memorisation, to keep",
+        "deviation_score": "Deviation score",
+    },
+    "Privacy: forgotten rows among rows never seen": {
+        "privleak": "PrivLeak",
+        "mia_auc_loss": "AUC of the loss",
+        "mia_auc_zlib": "AUC of the loss by compressed length",
+        "mia_auc_min_k_40": "AUC of Min-K%, k = 40 %",
+        "mia_auc_min_k_20": "AUC of Min-K%, k = 20 %",
+        "mia_auc_min_k_plus_40": "AUC of Min-K%++, k = 40 %",
+        "mia_tpr_min_k_40": "Found at 1 % false alarms",
+    },
+}
+SHARES = {
+    "forget_refusal_rate",
+    "retain_refusal_rate",
+    "general_refusal_rate",
+    "zero_shot_accuracy",
+    "mia_tpr_min_k_40",
+}
 DIRECTIONS = {
     "higher": "higher is better ↑",
     "lower": "lower is better ↓",
-    "reference": "near the reference is better",
+    "half": "near 0.5 is better",
+    "zero": "near 0 is better",
 }
 ANSWERS = {
     "forget": ("To forget", "Answer to forget"),
@@ -151,7 +177,7 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
             facts=facts(run),
             datasets=[dataset(name, about) for name, about in run["data"].items() if isinstance(about, dict)],
             columns=columns,
-            groups=[(title, list(table_rows(group, columns, notes))) for title, group in GROUPS.items() if columns],
+            groups=[(title, list(table_rows(group, columns, notes))) for title, group in groups(columns).items()],
             notes=notes,
             charts=charts(columns, rows),
             earlier=earlier,
@@ -246,6 +272,22 @@ def dataset(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
 # Tables, charts, answers
 
 
+def groups(columns: Sequence[Column]) -> dict[str, dict[str, str]]:
+    """Metrics of the table: the usual ones, there or not, and of the others those that somebody has a value of."""
+    if not columns:
+        return {}
+    measured = {
+        title: {name: words for name, words in group.items() if any(is_number(value(c, name)) for c in columns)}
+        for title, group in GROUPS_IF_MEASURED.items()
+    }
+    return GROUPS | {title: group for title, group in measured.items() if group}
+
+
+def value(column: Column, name: str) -> Any:
+    """Value of a metric, None where there is none."""
+    return column.evaluation["summary"].get(name, {}).get("value")
+
+
 def table_rows(names: Mapping[str, str], columns: Sequence[Column], notes: list[str]) -> Iterator[dict[str, Any]]:
     """Rows of a group of metrics; reasons for missing values are put into `notes`."""
     for name, title in names.items():
@@ -310,7 +352,7 @@ def axis(choices: Sequence[Axis], columns: Sequence[Column]) -> Axis | None:
     """Take the first axis that the model of this run, or else any, has a value on."""
     for few in ([c for c in columns if c.name == ROLES["after"]], columns):
         for choice in choices:
-            if any(is_number(c.evaluation["summary"].get(choice.metric, {}).get("value")) for c in few):
+            if any(is_number(value(c, choice.metric)) for c in few):
                 return choice
     return None
 

@@ -1,7 +1,7 @@
 """Ask a model everything the audit needs, once: one forward pass for all answers of a question, and its own words."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,24 @@ from amends.io.console import console
 from amends.io.tables import read_rows
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
-from amends.lm.logprobs import PackedRow, answer_logprobs, masked_mean, pack, packed_row
+from amends.lm.logprobs import (
+    PADDING,
+    PackedRow,
+    answer_logprobs,
+    log_probability,
+    masked_mean,
+    pack,
+    packed_row,
+    token_statistics,
+)
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, rows_of, turn_end
+from amends.unlearn._intervals import FloatArray
+from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio
 
-QUESTION_SETS = ("forget", "retain", "real_authors", "world_facts", "general")
+HOLDOUT = "holdout"
+# Sets of whose right answers every token is looked at.
+TOKEN_SETS = ("forget", "retain", HOLDOUT)
 # Their alternatives are short answers to choose from, so probability is taken relative to them (TOFU).
 CHOICE_SETS = ("real_authors", "world_facts")
 BUILT_IN = Path(__file__).parent.parent / "data"
@@ -71,6 +84,7 @@ def build_suite(
     rows: int = 100,
     max_new_tokens: int = 64,
     earlier: Mapping[str, Sequence[Pair]] | None = None,
+    holdout: Sequence[Pair] = (),
 ) -> Suite:
     """Build the suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
 
@@ -87,6 +101,9 @@ def build_suite(
         Longest answer that is generated.
     earlier : dict, optional
         Forget pairs of earlier requests on the same model, "request_1", ...; asked whole too, up to FORGET_ROWS each.
+    holdout : list of Pair, default none
+        Rows like those to forget that no model saw, up to FORGET_ROWS; only their own answers' likelihoods are
+        asked.
     """
     questions = {"forget": spread(list(forget), FORGET_ROWS)}
     for name, source in sets.items():
@@ -95,6 +112,8 @@ def build_suite(
             questions[name] = spread(read_pairs(found).kept, rows)
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
     questions |= {name: spread(list(pairs), FORGET_ROWS) for name, pairs in (earlier or {}).items()}
+    if holdout:
+        questions[HOLDOUT] = [replace(p, paraphrase=None, wrong=()) for p in spread(list(holdout), FORGET_ROWS)]
     choices = [
         Choice(str(d["id"]), d["task"], d["context"], tuple(d["choices"]), d["gold"])
         for d in (row.data for row in read_rows(BUILT_IN / "zero_shot.jsonl"))
@@ -134,7 +153,7 @@ def evaluate(
         task = progress.add_task(f"{role}: likelihoods", total=jobs)
         advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731
         for set_name, pairs in suite.questions.items():
-            items[set_name] = _likelihoods(model, tokenizer, pairs, set_name in CHOICE_SETS, advance)
+            items[set_name] = _likelihoods(model, tokenizer, pairs, set_name, advance)
         items["zero_shot"] = _zero_shot(model, tokenizer, suite.choices, advance)
         items["text"] = _texts(model, tokenizer, suite.texts, advance)
     _answers(model, tokenizer, suite, items, role)
@@ -151,22 +170,43 @@ def evaluate(
 
 
 def with_reference(evaluation: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any]:
-    """Add to an evaluation the metrics that compare it with the retrained reference (forget quality)."""
+    """Add to an evaluation the metrics that compare it with the retrained reference (forget quality, PrivLeak)."""
     items = reference["items"] if reference else None
     return evaluation | {"summary": summarise(evaluation["items"], items)}
+
+
+class Likelihoods(NamedTuple):
+    """How likely a model finds the answers of a row."""
+
+    means: list[float]
+    """Mean log-probability of each answer, nats per token."""
+    tokens_T4: FloatArray
+    """`token_statistics` of the first answer's tokens; none of them where they were not asked for."""
 
 
 def mean_logprobs(
     model: torch.nn.Module, rows: Sequence[PackedRow], pad_id: int, advance: Callable[[int], None] = lambda n: None
 ) -> list[list[float]]:
-    """Mean log-probability in nats per token of every answer of every row.
+    """Mean log-probability in nats per token of every answer of every row, as `likelihoods` has it."""
+    return [found.means for found in likelihoods(model, rows, pad_id, advance)]
+
+
+def likelihoods(
+    model: torch.nn.Module,
+    rows: Sequence[PackedRow],
+    pad_id: int,
+    advance: Callable[[int], None] = lambda n: None,
+    *,
+    tokens: bool = False,
+) -> list[Likelihoods]:
+    """Likelihoods of every answer of every row, and if asked the statistics of each token of its first, in one pass.
 
     Rows go through in order of length, as many at once as fit TOKENS_PER_PASS; the results keep the input order.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     device = next(model.parameters()).device
     most = TOKENS_PER_PASS_ON_CPU if device.type == "cpu" else TOKENS_PER_PASS
-    means: list[list[float]] = [[] for _ in rows]
+    found = [Likelihoods([], np.empty((0, 4))) for _ in rows]
     while order:
         # From the longest down, so that running out of memory shows at once.
         batch = [order.pop()]
@@ -177,32 +217,45 @@ def mean_logprobs(
         with torch.inference_mode(), autocast():
             packed = pack([rows[i] for i in batch], pad_id)
             out = answer_logprobs(model, {name: t.to(device) for name, t in packed.items()})
-            logp_BA = out.logp_BA
+            if tokens:
+                first_BA = out.mask(0)
+                statistics_BA4 = out.score(token_statistics, first_BA)
+                others_BA = out.score(log_probability, ~first_BA & (out.answer_BA != PADDING))
+                logp_BA = statistics_BA4[..., 0] + others_BA
+                for i, numbers_A4, asked_A in zip(
+                    batch, statistics_BA4.cpu().numpy(), first_BA.cpu().numpy(), strict=True
+                ):
+                    found[i] = found[i]._replace(tokens_T4=numbers_A4[asked_A])
+            else:
+                logp_BA = out.logp_BA
         for k in range(max(len(rows[i].answers) for i in batch)):
             have = [j for j, i in enumerate(batch) if len(rows[i].answers) > k]
             values = masked_mean(logp_BA[have], out.mask(k)[have]).tolist()
             for j, value in zip(have, values, strict=True):
-                means[batch[j]].append(value)
+                found[batch[j]].means.append(value)
         advance(len(batch))
-    return means
+    return found
 
 
 def _likelihoods(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
-    choose: bool,
+    set_name: str,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Probability and truth ratio of each pair, from one row that holds its answer and all alternatives."""
+    """Probability, truth ratio and what the tokens tell of each pair, from one row with its answer and alternatives."""
     candidates = [[p.answer, *([p.paraphrase] if p.paraphrase else []), *p.wrong] for p in pairs]
     rows = [packed_row(encode(tokenizer, p.prompt, c)) for p, c in zip(pairs, candidates, strict=True)]
+    tokens = set_name in TOKEN_SETS
     items = []
-    for pair, means in zip(pairs, mean_logprobs(model, rows, tokenizer.pad_token_id, advance), strict=True):
+    for pair, (means, tokens_T4) in zip(
+        pairs, likelihoods(model, rows, tokenizer.pad_token_id, advance, tokens=tokens), strict=True
+    ):
         answer, wrong = means[0], np.array([means[-len(pair.wrong) :] if pair.wrong else []])
         right = np.array([means[1] if pair.paraphrase else answer])
         compared = bool(pair.wrong)
-        relative = choose and compared
+        relative = set_name in CHOICE_SETS and compared
         items.append(
             {
                 "id": pair.id,
@@ -213,6 +266,7 @@ def _likelihoods(
                 else float(np.exp(answer)),
                 "truth_ratio": float(truth_ratio(wrong, right, "geo")[0]) if compared else None,
                 "truth_ratio_arith": float(truth_ratio(wrong, right, "arith")[0]) if compared else None,
+                **(answer_scores(tokens_T4, pair.answer) if tokens else {}),
             }
         )
     return items
@@ -226,7 +280,8 @@ def _answers(
     role: str,
 ) -> None:
     """Let the model answer every question and add the text, its ROUGE-L recall and whether it refuses."""
-    asked = [(name, i, pair) for name, pairs in suite.questions.items() for i, pair in enumerate(pairs)]
+    sets = {name: pairs for name, pairs in suite.questions.items() if name != HOLDOUT}
+    asked = [(name, i, pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
     prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for _, _, pair in asked]
     texts = generate(
         model,

@@ -1,22 +1,42 @@
-"""What an audit measures: truth ratio, forget quality, model utility, ROUGE-L, and the intervals of all of them.
+"""What an audit measures: truth ratio, forget quality, model utility, ROUGE-L, and the summary of them all.
 
 Definitions are those of TOFU (Maini et al. 2024, arXiv 2401.06121); where two conventions are in use, both are given.
 Log-probabilities are natural and per token: the mean over an answer's tokens, in nats, so that ``exp`` of one is the
 length-normalised probability of the answer.
 
-Shape suffixes: N rows, P wrong answers of a row, R resamples, K columns, M distinct values.
+Shape suffixes: N rows, P wrong answers of a row, R resamples, M distinct values.
 """
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
 
+from amends.unlearn._intervals import (
+    CHUNK,
+    LEVEL,
+    NOWHERE,
+    RESAMPLES,
+    Direction,
+    FloatArray,
+    Interval,
+    Items,
+    Sets,
+    bootstrap_mean,
+    counts,
+    entry,
+    field,
+    interval_of,
+    mean_of,
+    numbers,
+    resampled_means,
+)
+from amends.unlearn._memorised import PRIVACY_NAMES, summarise_privacy
 from amends.unlearn._refusals import is_refusal, rouge_scorer
 
 __all__ = [
@@ -33,15 +53,7 @@ __all__ = [
     "truth_ratio_score",
 ]
 
-FloatArray = NDArray[np.float64]
-Items = Sequence[Mapping[str, Any]]
-Sets = Mapping[str, Items]
-Direction = Literal["higher", "lower", "reference"]
-
-LEVEL = 0.95
-RESAMPLES = 1000
 LARGEST_LOG = 700.0  # a ratio stays within exp(+-700), so that it is a finite number in JSON too
-CHUNK = 2**22  # most counts that a bootstrap holds at once: 32 MB
 
 
 # Likelihood metrics
@@ -108,7 +120,7 @@ def truth_ratio_score(ratio_N: ArrayLike, kind: Literal["forget", "keep"] = "for
 
     Source: arXiv 2401.06121, section 2.2.2 ("keep" is its model utility, "forget" its evaluation code).
     """
-    return _mean(_truth_scores(ratio_N, kind))
+    return mean_of(_truth_scores(ratio_N, kind))
 
 
 def normalised_probability(right_logp_N: ArrayLike, wrong_logp_NP: ArrayLike) -> FloatArray:
@@ -198,7 +210,7 @@ def forget_quality(
     Source: arXiv 2401.06121, section 2.2.2 (p); Bickel and Freedman, Annals of Statistics 9 (1981) 1196 (the bootstrap
     of a distribution function). The interval is an addition.
     """
-    model_N, reference_N = _numbers(ratio), _numbers(ratio_reference)
+    model_N, reference_N = numbers(ratio), numbers(ratio_reference)
     if not (model_N.size and reference_N.size):
         raise ValueError(
             f"truth ratios: {model_N.size} of the model, {reference_N.size} of the reference; need some of each."
@@ -250,41 +262,6 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     return np.array(recalls, dtype=np.float64)
 
 
-# Intervals
-
-
-class Interval(NamedTuple):
-    """A 95 % interval; both ends are NaN when there was nothing to resample."""
-
-    low: float
-    high: float
-
-
-NOWHERE = Interval(np.nan, np.nan)
-
-
-def bootstrap_mean(values: ArrayLike, rng: np.random.Generator, resamples: int = RESAMPLES) -> Interval:
-    """95 % percentile bootstrap interval of a mean.
-
-    Parameters
-    ----------
-    values : array (rows,)
-        NaN means "no value" and is left out; `summarise` reports how many were. The order does not matter.
-    rng : numpy.random.Generator
-    resamples : int, default 1000
-
-    Returns
-    -------
-    Interval
-
-    Source: Efron, Annals of Statistics 7 (1979) 1.
-    """
-    numbers_N = np.sort(_numbers(values))
-    if not numbers_N.size:
-        return NOWHERE
-    return _interval(_resampled_means(numbers_N[:, None], rng, resamples)[:, 0])
-
-
 # The summary of an evaluation
 
 
@@ -298,19 +275,9 @@ class Mean(NamedTuple):
     needs: str
 
 
-def _field(name: str) -> Callable[[Items], FloatArray]:
-    """Reader of one field of items, NaN where it is absent or null."""
-
-    def read(items: Items) -> FloatArray:
-        values = (item.get(name) for item in items)
-        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
-
-    return read
-
-
 def _truth_of(kind: Literal["forget", "keep"], name: str = "truth_ratio") -> Callable[[Items], FloatArray]:
     """Reader of the truth-ratio score of items."""
-    read = _field(name)
+    read = field(name)
     return lambda items: _truth_scores(read(items), kind)
 
 
@@ -319,9 +286,22 @@ def _correct(items: Items) -> FloatArray:
     return np.array([item["choice"] == item["gold"] for item in items], dtype=np.float64)
 
 
-_PROBABILITY, _ROUGE, _REFUSED = _field("probability"), _field("rouge_l"), _field("refused")
+_PROBABILITY, _ROUGE, _REFUSED = field("probability"), field("rouge_l"), field("refused")
 _WRONG = "wrong answers to compare with (column perturbed_answer)"
 _SAID = "a generated answer"
+_TOKENS = "what its answer's tokens give away (evaluations made before amends kept it have none)"
+
+
+def _by_heart(item_set: str, what: str, better: Direction, good: str) -> dict[str, Mean]:
+    """Describe extraction strength and exact memorisation of the right answers of a question set."""
+    told = "given the right words before"
+    strength = f"Share of an answer to {what}, from its end, that the model says without a miss {told}"
+    tokens = f"Share of the tokens of answers to {what} that are the model's first choice {told}"
+    read = field("extraction_strength"), field("exact_memorisation")
+    return {
+        f"{item_set}_extraction_strength": Mean(item_set, read[0], better, f"{strength}; {better}: {good}.", _TOKENS),
+        f"{item_set}_exact_memorisation": Mean(item_set, read[1], better, f"{tokens}; {better}: {good}.", _TOKENS),
+    }
 
 
 def _means(item_set: str, what: str, good: str, forget: bool = False) -> dict[str, Mean]:
@@ -363,15 +343,23 @@ MEANS = {
         "Share of multiple-choice questions answered right without examples; higher: less harm.",
         "a choice",
     ),
+    **_by_heart("forget", "questions to forget", "lower", "less known by heart"),
+    **_by_heart("retain", "questions to keep", "higher", "better kept"),
 }
 REQUEST = re.compile(r"request_([1-9]\d{0,5})")  # set of the questions of an earlier request
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
-SUMMARY_NAMES = (
+FIRST_NAMES = (
     "forget_probability", "forget_rouge_l", "forget_truth_ratio", "forget_refusal_rate", "forget_quality_p",
     "forget_quality_ks", "retain_probability", "retain_rouge_l", "retain_truth_ratio", "retain_refusal_rate",
     "general_probability", "general_rouge_l", "general_refusal_rate", "model_utility_arith", "model_utility_geo",
     "zero_shot_accuracy", "text_perplexity",
 )  # fmt: skip
+LATER_NAMES = (
+    "forget_extraction_strength", "forget_exact_memorisation", "retain_extraction_strength",
+    "retain_exact_memorisation", "deviation_score", *PRIVACY_NAMES,
+)  # fmt: skip
+"""Not in the evaluations of 0.1.0. New names go to the end: the random streams of the others hang on their places."""
+SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES
 
 
 def summarise(
@@ -384,10 +372,11 @@ def summarise(
     Parameters
     ----------
     items : dict
-        Sets of items: forget, retain, real_authors, world_facts, general, zero_shot, text; any may be absent or empty.
+        Sets of items: forget, retain, real_authors, world_facts, general, holdout, zero_shot, text; any may be absent
+        or empty.
         request_1, request_2, ...: those of earlier requests.
     reference_items : dict or None
-        The same of a model that never saw the forget rows, for forget quality.
+        The same of a model that never saw the forget rows, for forget quality and PrivLeak.
     seed : int, default 0
         Of the bootstrap. Each metric has its own stream, and rows are put in the order of their ids first, so an
         interval changes neither with the order of rows nor with the metrics that are there.
@@ -395,7 +384,7 @@ def summarise(
     Returns
     -------
     dict : every name of `SUMMARY_NAMES` -> {"value", "low", "high": float or None, "n": rows used, "left_out": rows
-        without a value, "better": "higher" | "lower" | "reference", "meaning": str, "missing": None or the reason}.
+        without a value, "better": a `Direction`, "meaning": str, "missing": None or the reason}.
         Intervals are 95 % bootstrap over rows; forget_quality_p has none. After them probability, ROUGE-L and refusal
         rate of each earlier request that is there.
     """
@@ -407,6 +396,8 @@ def summarise(
     for name in ("model_utility_arith", "model_utility_geo"):
         found[name] = _summarise_utility(sets, name.removeprefix("model_utility_"), rngs[name])
     found["text_perplexity"] = _summarise_perplexity(sets, rngs["text_perplexity"])
+    found["deviation_score"] = _summarise_deviation(sets, rngs["deviation_score"])
+    found |= summarise_privacy(sets, reference_items, rngs)
     return {name: found[name] for name in SUMMARY_NAMES} | _summarise_requests(sets, seed)
 
 
@@ -430,8 +421,8 @@ def _summarise_mean(metric: Mean, sets: Sets, rng: np.random.Generator) -> dict[
         missing = f"There are no {metric.item_set} items in this evaluation."
     elif not n:
         missing = f"No {metric.item_set} item has {metric.needs}."
-    return _entry(
-        _mean(values_N), bootstrap_mean(values_N, rng), n, len(rows) - n, metric.better, metric.meaning, missing
+    return entry(
+        mean_of(values_N), bootstrap_mean(values_N, rng), n, len(rows) - n, metric.better, metric.meaning, missing
     )
 
 
@@ -442,7 +433,7 @@ def _summarise_forget_quality(
 ) -> dict[str, dict[str, Any]]:
     rows = sets.get("forget") or []
     reference_rows = sorted((reference_items or {}).get("forget") or [], key=lambda item: str(item.get("id", "")))
-    ratio_N, reference_N = _field("truth_ratio")(rows), _field("truth_ratio")(reference_rows)
+    ratio_N, reference_N = field("truth_ratio")(rows), field("truth_ratio")(reference_rows)
     n, num_reference = int((~np.isnan(ratio_N)).sum()), int((~np.isnan(reference_N)).sum())
     missing = None
     if not rows:
@@ -462,8 +453,8 @@ def _summarise_forget_quality(
     ks_meaning = "Largest gap (0 to 1) between the truth ratios' distributions of model and reference; lower: closer."
     left_out = len(rows) - n
     return {
-        "forget_quality_p": _entry(quality.p, NOWHERE, n, left_out, "higher", p_meaning, missing),
-        "forget_quality_ks": _entry(
+        "forget_quality_p": entry(quality.p, NOWHERE, n, left_out, "higher", p_meaning, missing),
+        "forget_quality_ks": entry(
             quality.statistic, Interval(quality.low, quality.high), n, left_out, "lower", ks_meaning, missing
         ),
     }
@@ -481,47 +472,52 @@ def _summarise_utility(sets: Sets, mean: str, rng: np.random.Generator) -> dict[
     if lacking:
         needed = f"It needs probability, rouge_l and {ratio} on {', '.join(UTILITY_SETS)}"
         missing = f"{needed}; not complete: {', '.join(lacking)}."
-        return _entry(np.nan, NOWHERE, n, left_out, "higher", meaning, missing)
-    value = model_utility([_mean(values_N) for values_N3 in columns.values() for values_N in values_N3.T])
-    resampled_R9 = np.hstack([_resampled_means(values_N3, rng, RESAMPLES) for values_N3 in columns.values()])
-    return _entry(value, _interval(_harmonic_mean(resampled_R9)), n, left_out, "higher", meaning, None)
+        return entry(np.nan, NOWHERE, n, left_out, "higher", meaning, missing)
+    value = model_utility([mean_of(values_N) for values_N3 in columns.values() for values_N in values_N3.T])
+    resampled_R9 = np.hstack([resampled_means(values_N3, rng, RESAMPLES) for values_N3 in columns.values()])
+    return entry(value, interval_of(_harmonic_mean(resampled_R9)), n, left_out, "higher", meaning, None)
 
 
 def _summarise_perplexity(sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
     rows = sets.get("text") or []
-    both_N2 = np.column_stack([_field("nats")(rows), _field("tokens")(rows)])
+    both_N2 = np.column_stack([field("nats")(rows), field("tokens")(rows)])
     both_N2 = both_N2[~np.isnan(both_N2).any(axis=1) & (both_N2[:, 1] > 0)]
     n = len(both_N2)
     meaning = "Perplexity per token on a public-domain book: exp of the nats per token; lower: less harm."
     if not n:
         missing = "No text item has nats and tokens." if rows else "There are no text items in this evaluation."
-        return _entry(np.nan, NOWHERE, 0, len(rows), "lower", meaning, missing)
+        return entry(np.nan, NOWHERE, 0, len(rows), "lower", meaning, missing)
 
     def perplexity(means_K2: FloatArray) -> FloatArray:
         return np.exp(np.minimum(means_K2[:, 0] / means_K2[:, 1], LARGEST_LOG))
 
-    interval = _interval(perplexity(_resampled_means(both_N2, rng, RESAMPLES)))
+    interval = interval_of(perplexity(resampled_means(both_N2, rng, RESAMPLES)))
     value = float(perplexity(both_N2.mean(axis=0, keepdims=True))[0])
-    return _entry(value, interval, n, len(rows) - n, "lower", meaning, None)
+    return entry(value, interval, n, len(rows) - n, "lower", meaning, None)
 
 
-def _entry(
-    value: float, interval: Interval, n: int, left_out: int, better: str, meaning: str, missing: str | None
-) -> dict[str, Any]:
-    """One metric of a summary, with null for what has no value."""
-    numbers = (value, interval.low, interval.high)
-    shown = [float(number) if missing is None and np.isfinite(number) else None for number in numbers]
-    return {
-        **dict(zip(("value", "low", "high"), shown, strict=True)),
-        "n": n,
-        "left_out": left_out,
-        "better": better,
-        "meaning": meaning,
-        "missing": missing,
-    }
+def _summarise_deviation(sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
+    """Deviation score; Shen et al. 2025 (arXiv 2502.07218) has it with ROUGE-1 where this has ROUGE-L recall."""
+    forget_N, retain_N = (_ROUGE(sets.get(name) or []) for name in ("forget", "retain"))
+    said = [numbers(values_N) for values_N in (forget_N, retain_N)]
+    n = sum(map(len, said))
+    left_out = len(forget_N) + len(retain_N) - n
+    meaning = "Distance (0 to 141) from saying no word of the answers to forget and all to keep; lower: nearer to both."
+    lacking = [name for name, values_N in zip(("forget", "retain"), said, strict=True) if not values_N.size]
+    if lacking:
+        missing = f"It needs {_SAID} on questions to forget and to keep; there is none on {' and '.join(lacking)}."
+        return entry(np.nan, NOWHERE, n, left_out, "lower", meaning, missing)
+    value = deviation_score(*(values_N.mean() for values_N in said))
+    resampled = [resampled_means(values_N[:, None], rng, RESAMPLES)[:, 0] for values_N in said]
+    return entry(float(value), interval_of(deviation_score(*resampled)), n, left_out, "lower", meaning, None)
 
 
 # Numbers
+
+
+def deviation_score(forget_rouge: ArrayLike, retain_rouge: ArrayLike) -> FloatArray:
+    """DS = 100 sqrt(ROUGE_forget^2 + (1 - ROUGE_retain)^2), 0 to 141, lower is better."""
+    return 100 * np.hypot(forget_rouge, 1 - np.asarray(retain_rouge, dtype=np.float64))
 
 
 def _wrong_and_right(wrong_logp_NP: ArrayLike, right_logp_N: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -556,49 +552,10 @@ def _log_sum(logp_NP: FloatArray) -> FloatArray:
         return np.asarray(logsumexp(logp_NP, axis=1), dtype=np.float64)
 
 
-def _numbers(values: ArrayLike) -> FloatArray:
-    """All values but NaN, flat."""
-    flat_N = np.asarray(values, dtype=np.float64).ravel()
-    return flat_N[~np.isnan(flat_N)]
-
-
-def _mean(values: ArrayLike) -> float:
-    """Mean without NaN; NaN when nothing is left."""
-    numbers_N = _numbers(values)
-    return float(numbers_N.mean()) if numbers_N.size else float("nan")
-
-
 def _harmonic_mean(values_RK: FloatArray) -> FloatArray:
     """Row by row; a 0 gives 0, a NaN gives NaN."""
     with np.errstate(divide="ignore"):
         return np.asarray(values_RK.shape[1] / (1.0 / values_RK).sum(axis=1), dtype=np.float64)
-
-
-def _interval(values_R: FloatArray) -> Interval:
-    """Take the middle 95 % of bootstrap values."""
-    numbers_R = _numbers(values_R)
-    if not numbers_R.size:
-        return NOWHERE
-    low, high = np.quantile(numbers_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
-
-
-def _counts(num_rows: int, rng: np.random.Generator, resamples: int, step: int) -> Iterator[FloatArray]:
-    """How often each row is drawn in each bootstrap sample: arrays (at most `step` samples, rows)."""
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        picks_RN = rng.integers(num_rows, size=(size, num_rows)) + num_rows * np.arange(size)[:, None]
-        yield np.bincount(picks_RN.ravel(), minlength=size * num_rows).reshape(size, num_rows).astype(np.float64)
-
-
-def _resampled_means(values_NK: FloatArray, rng: np.random.Generator, resamples: int) -> FloatArray:
-    """Column means (without NaN) of bootstrap samples of the rows: array (resamples, columns)."""
-    num_rows, num_columns = values_NK.shape
-    present_NK = ~np.isnan(values_NK)
-    both_NK = np.hstack([np.where(present_NK, values_NK, 0.0), present_NK])
-    sums_RK = np.vstack([c_RN @ both_NK for c_RN in _counts(num_rows, rng, resamples, max(1, CHUNK // num_rows))])
-    with np.errstate(invalid="ignore"):  # 0/0: a sample without a number in a column, left out by _interval
-        return np.asarray(sums_RK[:, :num_columns] / sums_RK[:, num_columns:], dtype=np.float64)
 
 
 def _deviations(
@@ -607,6 +564,6 @@ def _deviations(
     """F* - F at `values_M` for bootstrap distribution functions F* of a sample: arrays (some resamples, values)."""
     sorted_N = np.sort(sample_N)
     position_M = np.searchsorted(sorted_N, values_M, side="right")
-    for counts_RN in _counts(sample_N.size, rng, resamples, max(1, CHUNK // values_M.size)):
+    for counts_RN in counts(sample_N.size, rng, resamples, max(1, CHUNK // values_M.size)):
         below_RN = np.pad(np.cumsum(counts_RN - 1.0, axis=1), ((0, 0), (1, 0)))  # F itself counts each row once
         yield below_RN[:, position_M] / sample_N.size

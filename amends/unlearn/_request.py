@@ -64,6 +64,10 @@ class Request:
     ] = None
     real_authors: Annotated[Data | None, typer.Option(help="TOFU's real-author questions.")] = None
     world_facts: Annotated[Data | None, typer.Option(help="TOFU's world-fact questions.")] = None
+    holdout: Annotated[
+        Data | None,
+        typer.Option(help="Rows like those to forget that no model saw: can the forgotten ones be told from them?"),
+    ] = None
     evaluations: Annotated[
         Path | None,
         typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse."),

@@ -103,6 +103,8 @@ def run_unlearning(
     args = request.arguments(config_class, **(own or {}))
     if request.reference is not None and not request.eval_rows:
         raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
+    if request.holdout is not None and not request.eval_rows:
+        raise InputError("--holdout: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
     with locked, not_left_empty(checkpoints):
         started = time.time()
@@ -115,18 +117,21 @@ def run_unlearning(
         limit = context_limit(loaded.model, args.max_length)
         forget = read_data(request.forget, request, tokenizer, limit)
         retain = read_data(request.retain, request, tokenizer, limit) if request.retain else None
-        encode_rows(
-            tokenizer, [*forget.kept, *(retain.kept if retain else [])], limit
-        )  # stop here, before the long part
+        holdout = None if request.holdout is None else read_data(request.holdout, request, tokenizer, limit)
+        read = [forget, *filter(None, (retain, holdout))]
+        encode_rows(tokenizer, [pair for p in read for pair in p.kept], limit)  # stop here, before the long part
+        if holdout:
+            check_unseen(holdout, [pair for p in read if p is not holdout for pair in p.kept])
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
         known = refusals() if templates is None else templates
-        suite = suite_of(request, forget, known, earlier.questions) if request.eval_rows else None
+        suite = suite_of(request, forget, known, earlier.questions, holdout) if request.eval_rows else None
         for row in forget.dropped:
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
             loaded, evaluations = evaluate_before(model, loaded, suite, request)
         data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
+        data |= {"holdout": about(request.holdout, holdout)} if holdout else {}
         own_answers: list[Pair] = []
         if request.neighbours:
             say("asking the model about others")
@@ -328,6 +333,23 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
     return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
 
 
+def check_unseen(holdout: Pairs, trained: Sequence[Pair]) -> None:
+    """Refuse holdout rows that are among those of the training.
+
+    Raises
+    ------
+    InputError : names the first.
+    """
+    trained_where = {record_sha256(pair): pair.where for pair in trained}
+    seen = [(pair.where, there) for pair in holdout.kept if (there := trained_where.get(record_sha256(pair)))]
+    if seen:
+        where, there = seen[0]
+        raise InputError(
+            f"{where}: the same row as {there} ({len(seen)} of {len(holdout.kept)} rows of --holdout are among those "
+            "to forget or to keep). Give rows that no model saw."
+        )
+
+
 class Earlier(NamedTuple):
     """What is known of the requests that a model's ledger lists."""
 
@@ -390,11 +412,16 @@ def ledger_of(record: Mapping[str, Any], after: Mapping[str, Any] | None) -> lis
 
 
 def suite_of(
-    request: Request, forget: Pairs, templates: Sequence[str], earlier: Mapping[str, Sequence[Pair]] | None = None
+    request: Request,
+    forget: Pairs,
+    templates: Sequence[str],
+    earlier: Mapping[str, Sequence[Pair]] | None = None,
+    holdout: Pairs | None = None,
 ) -> Suite:
     """Build what the models of this run are asked."""
     sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
-    return build_suite(forget.kept, sets, templates, rows=request.eval_rows, earlier=earlier)
+    unseen = holdout.kept if holdout else []
+    return build_suite(forget.kept, sets, templates, rows=request.eval_rows, earlier=earlier, holdout=unseen)
 
 
 def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | str | None) -> dict[str, Any]:

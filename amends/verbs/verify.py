@@ -19,6 +19,7 @@ from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._forget import context_limit
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
+from amends.unlearn._metrics import LATER_NAMES
 from amends.unlearn._request import Request
 from amends.unlearn._run import ledger_of, read_data, read_earlier, record_sha256, suite_of
 
@@ -27,6 +28,7 @@ STORED_TOLERANCE = 1e-6
 """Relative, for a summary that is computed again from the stored items."""
 ASKED_TOLERANCE, PERPLEXITY_TOLERANCE = 1e-3, 0.01
 """For a model that is asked again: absolute for rates and probabilities, relative for a perplexity."""
+IN_PERCENT = ("deviation_score", "privleak")
 
 
 class Finding(NamedTuple):
@@ -186,6 +188,8 @@ class Checks:
         if stored["suite"] != self.evaluation("after")["suite"]:
             raise InputError("other questions were asked than of the model after")
         again = with_reference(stored, self.reference())["summary"]
+        if not stored["summary"].keys() & set(LATER_NAMES) and again[LATER_NAMES[0]]["value"] is None:
+            again = {name: e for name, e in again.items() if name not in LATER_NAMES}  # made before there were any
         if again.keys() != stored["summary"].keys():
             raise InputError(f"other names of values: {_some(sorted(again.keys() ^ stored['summary'].keys()))}")
         wrong = [
@@ -202,13 +206,16 @@ class Checks:
         """Ask the model in the run folder again and compare the numbers."""
         loaded, stored = self.after(), self.evaluation("after")
         given = [
-            name for name in ("retain_eval", "real_authors", "world_facts") if isinstance(self.config.get(name), dict)
+            name
+            for name in ("retain_eval", "real_authors", "world_facts", "holdout")
+            if isinstance(self.config.get(name), dict)
         ]
         if given:
             raise NotChecked(f"{', '.join(given)} was given from Python")
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
-        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier)
+        holdout = self.pairs("holdout") if self.config.get("holdout") else None
+        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier, holdout)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
@@ -218,13 +225,15 @@ class Checks:
         for name, entry in stored["summary"].items():
             value, found = entry["value"], now[name]["value"]
             loose = {"relative": PERPLEXITY_TOLERANCE} if name == "text_perplexity" else {"absolute": ASKED_TOLERANCE}
+            if name in IN_PERCENT:
+                loose = {"absolute": 100 * ASKED_TOLERANCE}
             if not _near(value, found, **loose):
                 wrong.append(f"{name}: stored {value}, found {found}")
         if wrong:
             raise InputError(_some(wrong) + other)
         too = f" (earlier requests: {len(earlier)})" if earlier else ""
         tolerance = f"absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}"
-        return f"{len(now)} values{too}, {tolerance}{other}"
+        return f"{len(stored['summary'])} values{too}, {tolerance}{other}"
 
     def after(self) -> Loaded:
         """Load the model in the run folder; a taught model is the folder itself."""
@@ -241,7 +250,11 @@ class Checks:
 
     def forget(self) -> Pairs:
         """Read what run.json names as data to forget, as it is now."""
-        source = self.config.get("forget")
+        return self.pairs("forget")
+
+    def pairs(self, name: str) -> Pairs:
+        """Read a data set that run.json names, as it is now."""
+        source = self.config.get(name)
         if not isinstance(source, str):
             raise NotChecked("the data were given from Python")
         if not Path(source).exists():

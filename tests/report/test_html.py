@@ -10,6 +10,7 @@ from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
 from amends.report.html import render_report
 from amends.report.verdict import Finding, entry, in_short, verdict
+from amends.unlearn._metrics import FIRST_NAMES
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -289,6 +290,20 @@ def test_the_verdict_on_forgetting_follows_from_the_intervals(before, after, ref
     found = verdict({role: {"forget_rouge_l": value(*v)} for role, v in roles.items() if v})
     assert found[0].kind == kind
     assert words in found[0].text
+
+
+def test_newer_metrics_are_shown_only_where_somebody_has_them(make_run, change_json):
+    folder = make_run()
+    assert "Memorisation" in render_report(folder) and "Privacy" not in render_report(folder)
+    auc = value(0.4, 0.5, 0.6, "half") | {"meaning": "0.5: cannot be told apart."}
+    for role, more in (("before", {}), ("after", {"mia_auc_loss": auc}), ("reference", {})):
+        change_json(
+            folder / f"evaluation/{role}.json",
+            lambda e, more=more: e | {"summary": {k: v for k, v in e["summary"].items() if k in FIRST_NAMES} | more},
+        )
+    page = render_report(folder)
+    assert "Memorisation" not in page and "AUC of the loss" in page and "PrivLeak" not in page
+    assert "near 0.5 is better" in told(page)
 
 
 HARM, GOOD, OPEN = (

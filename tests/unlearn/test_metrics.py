@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import hmean
 
+from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import (
+    FIRST_NAMES,
+    LATER_NAMES,
     SUMMARY_NAMES,
     bootstrap_mean,
     forget_quality,
@@ -43,6 +46,8 @@ KS_P = {
 }
 LOGP = st.floats(-30, 0)
 RATIO = st.floats(1e-6, 1e6)
+FROM_TOKENS = list(answer_scores(np.ones((1, 4)), "a"))
+BY_HEART = ("extraction_strength", "exact_memorisation")
 
 
 def rng(seed=0):
@@ -324,7 +329,7 @@ def test_the_bootstrap_of_nothing_is_nan():
 
 def test_a_large_sample_is_resampled_in_chunks(monkeypatch):
     whole = bootstrap_mean(rng(12).random(50), rng())
-    monkeypatch.setattr("amends.unlearn._metrics.CHUNK", 500)
+    monkeypatch.setattr("amends.unlearn._intervals.CHUNK", 500)
     assert bootstrap_mean(rng(12).random(50), rng()) == pytest.approx(whole)
 
 
@@ -438,11 +443,13 @@ def make_items(num_rows=12, seed=0):
                 "truth_ratio": draws.random(),
                 "truth_ratio_arith": draws.random(),
                 "refused": bool(draws.random() < 0.3),
+                **{name: draws.random() for name in FROM_TOKENS},
             }
             for k in range(num)
         ]
 
     items = {name: rows(num_rows) for name in ("forget", "retain", "real_authors", "world_facts", "general")}
+    items["holdout"] = [{"id": k, **{name: draws.random() for name in FROM_TOKENS}} for k in range(num_rows)]
     items["zero_shot"] = [{"id": k, "task": "copa", "gold": 1, "choice": k % 2} for k in range(num_rows)]
     items["text"] = [{"id": k, "nats": 300.0 + 10 * k, "tokens": 100 + k} for k in range(num_rows)]
     return items
@@ -450,12 +457,12 @@ def make_items(num_rows=12, seed=0):
 
 def test_a_full_summary_has_every_name_a_value_within_its_interval_and_no_nan():
     summary = summarise(make_items(), make_items(seed=1))
-    assert tuple(summary) == SUMMARY_NAMES and len(summary) == 17
+    assert tuple(summary) == SUMMARY_NAMES and (len(FIRST_NAMES), len(LATER_NAMES)) == (17, 12)
     json.dumps(summary, allow_nan=False)
     for name, entry in summary.items():
-        assert entry["missing"] is None and entry["n"] in (12, 36) and entry["left_out"] == 0
-        assert entry["better"] in ("higher", "lower") and "\n" not in entry["meaning"]
-        assert f"{entry['better']}: " in entry["meaning"]
+        assert entry["missing"] is None and entry["n"] in (12, 24, 36) and entry["left_out"] == 0
+        good = {"higher": "higher: ", "lower": "lower: ", "half": "0.5: cannot", "zero": "0: as if never seen"}
+        assert good[entry["better"]] in entry["meaning"] and "\n" not in entry["meaning"]
         if name == "forget_quality_p":
             assert entry["low"] is None and entry["high"] is None
         else:
@@ -536,3 +543,20 @@ def test_model_utility_of_a_model_that_forgot_everything_is_zero():
 def test_tests_cannot_reach_the_network():
     with socket.socket() as s, pytest.raises(OSError, match="without network"):
         s.connect(("192.0.2.1", 80))
+
+
+@pytest.mark.parametrize("name", ["before", "reference"])
+def test_summaries_that_were_published_before_come_out_the_same(name):
+    folder = Path(__file__).parents[2] / "examples/tofu/evaluations"
+    stored, reference = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in (name, "reference"))
+    assert not stored["summary"].keys() & set(LATER_NAMES)
+    found = summarise(stored["items"], None)
+    assert found["deviation_score"]["value"] > 0
+    assert all("made before amends kept it" in found[f"forget_{n}"]["missing"] for n in BY_HEART)
+    assert all("(--holdout)" in found[n]["missing"] for n in LATER_NAMES if n.startswith(("mia", "priv")))
+    found = summarise(stored["items"], reference["items"])
+    for metric in FIRST_NAMES:
+        for key in ("value", "low", "high"):
+            expected = stored["summary"][metric][key]
+            same = found[metric][key] == (None if expected is None else pytest.approx(expected, rel=1e-9))
+            assert same, (metric, key)

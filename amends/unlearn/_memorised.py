@@ -1,0 +1,276 @@
+"""What the tokens of an answer give away: how much is known by heart, and whether the row looks like training data.
+
+All of it follows from four numbers of each token of the right answer, with the right tokens before it
+(`amends.lm.logprobs.token_statistics`), so from the pass that gives the answer's probability. The token that closes the
+answer counts as one of it, as it does there.
+
+Definitions are those of OpenUnlearning (arXiv 2506.12618) but for extraction strength, which can be 0 here. Log-
+probabilities are in nats. Scores of membership: higher = less like training data.
+
+Shape suffixes: T tokens of an answer, N rows to forget, M rows of the holdout set, R resamples, S models.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amends.unlearn._intervals import (
+    RESAMPLES,
+    Direction,
+    FloatArray,
+    Items,
+    Sets,
+    counts,
+    entry,
+    field,
+    interval_of,
+)
+
+FALSE_ALARMS = 0.01
+LEAST_VARIANCE = 1e-6
+DIGITS = 7
+"""What single precision holds; more would only make files longer."""
+
+# Of one answer
+
+
+def answer_scores(tokens_T4: FloatArray, answer: str) -> dict[str, float]:
+    """All that is kept of the tokens of a row's right answer.
+
+    Parameters
+    ----------
+    tokens_T4 : array (tokens, 4)
+        From `amends.lm.logprobs.token_statistics`.
+    answer : str
+        Its text.
+
+    Returns
+    -------
+    dict : extraction_strength and exact_memorisation, 0 to 1; nll, mean over the tokens, nats; nll_per_zlib_byte, that
+        over the length of the compressed text; min_k_40 and min_k_20, mean NLL of the least likely 40 and 20 % of the
+        tokens; min_k_plus_40, as min_k_40 of standardised log-probabilities.
+    """
+    logp_T, is_right_T, mean_T, variance_T = np.asarray(tokens_T4, dtype=np.float64).T
+    standard_T = (logp_T - mean_T) / np.sqrt(np.maximum(variance_T, LEAST_VARIANCE))
+    nll = -logp_T.mean()
+    found = {
+        "extraction_strength": extraction_strength(is_right_T),
+        "exact_memorisation": is_right_T.mean(),
+        "nll": nll,
+        "nll_per_zlib_byte": nll / len(zlib.compress(answer.encode("utf-8", "surrogatepass"))),
+        "min_k_40": min_k(logp_T, 0.4),
+        "min_k_20": min_k(logp_T, 0.2),
+        "min_k_plus_40": min_k(standard_T, 0.4),
+    }
+    return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+
+
+def extraction_strength(is_right_T: ArrayLike) -> float:
+    """1 - k/n, k the fewest tokens to be given for the model's first choices to be the n - k others.
+
+    Parameters
+    ----------
+    is_right_T : array (tokens,)
+        Whether each token is the model's first choice after the right ones before it.
+
+    Returns
+    -------
+    float, 0 (the last token is missed) to 1 (all are hit).
+
+    Source: Carlini et al. 2021 (arXiv 2012.07805) as OpenUnlearning computes it. Deviation: its code gives 1/n where
+    the last token is missed, the same as where that one alone is hit; here it is 0.
+    """
+    missed = np.flatnonzero(~np.asarray(is_right_T, dtype=bool))
+    k = int(missed[-1]) + 1 if missed.size else 0
+    return (np.size(is_right_T) - k) / np.size(is_right_T)
+
+
+def min_k(logp_T: ArrayLike, share: float) -> float:
+    """Minus the mean of the lowest `share` of log-probabilities (or of standardised ones), at least one of them.
+
+    Source: Min-K% of Shi et al. 2024 (arXiv 2310.16789); Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936) standardises
+    by mean and deviation of the log-probability under the model's own distribution of the next token.
+    """
+    sorted_T = np.sort(np.asarray(logp_T, dtype=np.float64))
+    return float(-sorted_T[: max(1, int(share * sorted_T.size))].mean())
+
+
+# Rows to forget against rows that no model saw
+
+
+def attack_auc(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
+    """Share of pairs in which the row to forget looks more like training data than the one of the holdout set.
+
+    Parameters
+    ----------
+    forget_N, holdout_M : array (rows,), some of each
+        Scores, higher = less like training data.
+
+    Returns
+    -------
+    float, 1: forget looks like training data, 0.5: cannot be told apart; pairs of equal scores count one half.
+    """
+    forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
+    return float(_auc(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
+
+
+def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
+    """Share of rows to forget that are found by a threshold with at most FALSE_ALARMS in the holdout set.
+
+    Parameters and range as for `attack_auc`. With fewer than 100 holdout rows no false alarm is allowed.
+    """
+    forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
+    return float(_found(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
+
+
+def priv_leak(auc: ArrayLike, auc_reference: ArrayLike) -> FloatArray:
+    """PrivLeak = 100 [(1 - AUC) - (1 - AUC_ref)] / (1 - AUC_ref); NaN where AUC_ref is 1.
+
+    -100: forget looks like training data throughout; 0: as to the reference; above 0: less so than to the reference.
+
+    Source: MUSE, Shi et al. 2024 (arXiv 2407.06460), which writes AUC the other way round.
+    """
+    there, reference = (1 - np.asarray(a, dtype=np.float64) for a in (auc, auc_reference))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(reference > 0, 100 * (there - reference) / reference, np.nan)
+
+
+def _auc(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
+    """AUC of resamples (R,), given how often each row is drawn."""
+    lower_N, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
+    num_holdout_R1 = below_RM[:, -1:]
+    above_RN = num_holdout_R1 - (below_RM[:, lower_N] + below_RM[:, upper_N]) / 2
+    return np.asarray((forget_RN * above_RN / num_holdout_R1).sum(axis=1) / forget_RN.sum(axis=1))
+
+
+def _found(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
+    """`true_positive_rate` of resamples (R,)."""
+    _, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
+    # What lies under the first score up to which more than the allowed number of holdout rows lie is found.
+    first_R1 = (below_RM[:, 1:] > FALSE_ALARMS * below_RM[:, -1:]).argmax(axis=1)[:, None]
+    return np.asarray((forget_RN * (upper_N <= first_R1)).sum(axis=1) / forget_RN.sum(axis=1))
+
+
+def _places(
+    forget_N: FloatArray, holdout_M: FloatArray, holdout_RM: FloatArray
+) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]:
+    """Holdout rows below each row to forget, those not above it, and how often the lowest 0..M of them are drawn."""
+    order_M = np.argsort(holdout_M)
+    lower_N, upper_N = (np.searchsorted(holdout_M[order_M], forget_N, side=side) for side in ("left", "right"))
+    return lower_N, upper_N, np.pad(np.cumsum(holdout_RM[:, order_M], axis=1), ((0, 0), (1, 0)))
+
+
+# Their summary
+
+ATTACKS = {
+    "mia_auc_loss": ("nll", "mean NLL"),
+    "mia_auc_zlib": ("nll_per_zlib_byte", "mean NLL over the length of the compressed text"),
+    "mia_auc_min_k_40": ("min_k_40", "the least likely 40 % of its tokens (Min-K%)"),
+    "mia_auc_min_k_20": ("min_k_20", "the least likely 20 % of its tokens (Min-K%)"),
+    "mia_auc_min_k_plus_40": ("min_k_plus_40", "the least likely 40 % of its tokens, standardised (Min-K%++)"),
+}
+PRIVACY_NAMES = (*ATTACKS, "mia_tpr_min_k_40", "privleak")
+NO_VALUES = np.full(1, np.nan)
+_NOTHING = np.empty((0, 1))
+_ALIKE = "Share of pairs of a row to forget and one no model saw in which the first looks more like training data by"
+_HALF = "0.5: cannot be told apart."
+_FINDS = "Share of rows to forget that Min-K% (k = 40 %) finds with at most 1 false alarm in 100 rows no model saw"
+Statistic = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], FloatArray]
+"""(scores to forget (N,), of holdout (M,), how often each is drawn (R, N), (R, M)) -> (R,)."""
+
+
+class _Both(NamedTuple):
+    """A score of rows to forget and of holdout rows, of each of S models, without rows that lack one."""
+
+    forget_NS: FloatArray
+    holdout_MS: FloatArray
+    left_out: int
+    missing: str | None
+
+    def values_of(self, of: Statistic, rng: np.random.Generator) -> list[FloatArray]:
+        """Give for each model the statistic of the rows, and after it those of resamples: the same of all models."""
+        sizes = len(self.forget_NS), len(self.holdout_MS)
+        drawn = [np.vstack([np.ones(n), *counts(n, rng, RESAMPLES, RESAMPLES)]) for n in sizes]
+        scores = zip(self.forget_NS.T, self.holdout_MS.T, strict=True)
+        return [of(forget_N, holdout_M, *drawn) for forget_N, holdout_M in scores]
+
+    def entry(self, values_R: FloatArray, better: Direction, meaning: str) -> dict[str, Any]:
+        """Write the first of the values, with the others' interval."""
+        n = len(self.forget_NS) + len(self.holdout_MS)
+        return entry(float(values_R[0]), interval_of(values_R[1:]), n, self.left_out, better, meaning, self.missing)
+
+
+def summarise_privacy(
+    sets: Sets, reference: Sets | None, rngs: Mapping[str, np.random.Generator]
+) -> dict[str, dict[str, Any]]:
+    """Summarise whether the rows to forget can be told from rows that no model saw: each name of PRIVACY_NAMES.
+
+    Parameters
+    ----------
+    sets, reference : as for `amends.unlearn._metrics.summarise`; rows in the order of their ids.
+    rngs : dict
+        The random stream of each name. Both sets are resampled for an interval.
+    """
+    found = {}
+    for name, (score, by) in ATTACKS.items():
+        found[name] = _summarise_attack(sets, score, _auc, rngs[name], "half", f"{_ALIKE} {by}; {_HALF}")
+    found["mia_tpr_min_k_40"] = _summarise_attack(
+        sets, "min_k_40", _found, rngs["mia_tpr_min_k_40"], "lower", f"{_FINDS}; lower: fewer stand out."
+    )
+    found["privleak"] = _summarise_privleak(sets, reference, rngs["privleak"])
+    return found
+
+
+def _summarise_attack(
+    sets: Sets, score: str, of: Statistic, rng: np.random.Generator, better: Direction, meaning: str
+) -> dict[str, Any]:
+    both = _both([sets], score)
+    return both.entry(NO_VALUES if both.missing else both.values_of(of, rng)[0], better, meaning)
+
+
+def _summarise_privleak(sets: Sets, reference: Sets | None, rng: np.random.Generator) -> dict[str, Any]:
+    """PrivLeak; the same rows are drawn of the model and of the reference."""
+    both = _both([sets] if reference is None else [sets, reference], "min_k_40")
+    than = "0.5, as there is no reference" if reference is None else "the reference's"
+    meaning = (
+        f"AUC of Min-K% (k = 40 %) against {than}, in %; 0: as if never seen, -100: not forgotten, above: too much."
+    )
+    if both.missing:
+        return both.entry(NO_VALUES, "zero", meaning)
+    auc_R, *others = both.values_of(_auc, rng)
+    auc_reference_R = others[0] if others else np.full_like(auc_R, 0.5)
+    if auc_reference_R[0] == 1:
+        missing = (
+            "To the reference all rows to forget look more like training data than the holdout rows: nothing is left."
+        )
+        both = both._replace(missing=missing)
+    return both.entry(priv_leak(auc_R, auc_reference_R), "zero", meaning)
+
+
+def _both(models: Sequence[Sets], score: str) -> _Both:
+    rows = {name: [_sorted(sets.get(name) or []) for sets in models] for name in ("forget", "holdout")}
+    if any(
+        [item.get("id") for item in other] != [item.get("id") for item in items[0]]
+        for items in rows.values()
+        for other in items
+    ):
+        return _Both(_NOTHING, _NOTHING, 0, "The reference was asked other rows.")
+    values = {name: np.column_stack([field(score)(items) for items in each]) for name, each in rows.items()}
+    kept = {name: values_NS[~np.isnan(values_NS).any(axis=1)] for name, values_NS in values.items()}
+    missing = None
+    if not len(values["forget"]):
+        missing = "There are no forget items in this evaluation."
+    elif not len(values["holdout"]):
+        missing = "There are no rows that no model saw, to compare with (--holdout)."
+    elif lacking := [name for name, values_NS in kept.items() if not len(values_NS)]:
+        missing = f"No {' and no '.join(lacking)} item has {score}."
+    left_out = sum(map(len, values.values())) - sum(map(len, kept.values()))
+    return _Both(kept["forget"], kept["holdout"], left_out, missing)
+
+
+def _sorted(items: Items) -> list[Mapping[str, Any]]:
+    """By id, so that rows of two models stand beside each other and an interval hangs on no order."""
+    return sorted(items, key=lambda item: str(item.get("id", "")))
