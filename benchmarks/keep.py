@@ -115,10 +115,10 @@ class Bench:
         variant = VARIANTS[name]
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.requires_grad_(name in self.adapter)
-                if name in self.adapter:
-                    weight.copy_(self.adapter[name])
+            for place, weight in model.named_parameters():
+                weight.requires_grad_(place in self.adapter)
+                if place in self.adapter:
+                    weight.copy_(self.adapter[place])
         keep: dict[str, Any] = {}
         if variant.keep == "neighbours":
             keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
