@@ -236,6 +236,17 @@ def auc(members_N: ArrayLike, others_M: ArrayLike) -> float:
     return float((ranks.sum() - members_N.size * (members_N.size + 1) / 2) / (members_N.size * others_M.size))
 
 
+def auc_standard_error(members_N: ArrayLike, others_M: ArrayLike) -> float:
+    """Give the standard error of `auc`; NaN with fewer than two rows on a side. Source: DeLong et al. 1988."""
+    members_N, others_M = _scores(members_N), _scores(others_M)
+    if members_N.size < 2 or others_M.size < 2:
+        return float("nan")
+    ranks = rankdata(np.concatenate([members_N, others_M]))
+    above_N = (ranks[: members_N.size] - rankdata(members_N)) / others_M.size
+    above_M = (ranks[members_N.size :] - rankdata(others_M)) / members_N.size
+    return float(np.sqrt(above_N.var(ddof=1) / members_N.size + above_M.var(ddof=1) / others_M.size))
+
+
 def tpr_at_fpr(members_N: ArrayLike, others_M: ArrayLike, fpr: float) -> float:
     """Largest share of members found by a threshold that takes at most a share `fpr` of the others for members.
 

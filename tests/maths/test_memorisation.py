@@ -12,6 +12,7 @@ from amends.maths.memorisation import (
     advantage,
     area_under_margin,
     auc,
+    auc_standard_error,
     el2n,
     exact_memorisation,
     exposure,
@@ -204,6 +205,14 @@ def test_a_threshold_takes_no_more_of_the_others_than_it_may(members, others, fp
         return
     rates = [(np.mean(np.array(others) > t), np.mean(np.array(members) > t)) for t in (*others, -9)]
     assert found == pytest.approx(max(tpr for other, tpr in rates if other <= fpr + 1e-9))
+
+
+def test_the_standard_error_of_auc_is_how_it_varies_from_sample_to_sample():
+    rng = np.random.default_rng(0)
+    samples = [(rng.normal(1, 1, 40).round(1), rng.normal(0, 2, 25).round(1)) for _ in range(2000)]
+    errors = [auc_standard_error(*sample) for sample in samples]
+    assert np.mean(errors) == pytest.approx(np.std([auc(*sample) for sample in samples]), rel=0.05)
+    assert np.isnan(auc_standard_error([1.0], [0.0, 1.0]))
 
 
 def test_without_rows_on_one_side_there_is_no_number():
