@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.dummy import DummyClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -175,6 +176,13 @@ def test_variances_are_pooled_for_few_shadow_models_and_not_for_many():
         centre = np.where(mask, np.nan, phi)
         far = lira_offline(np.nanmean(centre, axis=0) + 5, mask, phi)
         assert bool(far[0] == pytest.approx(far[1])) is same
+
+
+def test_the_pooled_variance_is_that_within_the_records():
+    mask = np.array([[False, False], [False, False], [False, True], [True, True]])
+    phi = np.array([[0.0, 10.0], [1.0, 14.0], [5.0, 99.0], [99.0, 99.0]])  # means 2 and 12
+    variance = (4 + 1 + 9 + 4 + 4) / (3 + 2 - 2)
+    assert lira_offline([3.0, 12.0], mask, phi) == pytest.approx(-norm.logsf([1.0, 0.0], scale=variance**0.5))
 
 
 def test_a_record_that_no_shadow_model_lacks_has_no_score():
