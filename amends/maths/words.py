@@ -16,8 +16,8 @@ def word_scores(
     """Log-odds of each text to be one of the first set, by a naive Bayes classifier of the words it holds.
 
     Each fold is scored by a classifier that saw the other folds only. If the two sets are samples of the same kind, the
-    AUC of these scores is near 0.5; if not, a test of membership on them measures the kind, not membership (Duan et al.
-    2024, Das et al. 2024).
+    AUC of these scores is near 0.5 (a little below, as cross-validation has it); if not, a test of membership on them
+    measures the kind, not membership (Duan et al. 2024, Das et al. 2024).
 
     Returns
     -------

@@ -12,8 +12,11 @@ def texts(rng, count, more=()):
 
 
 def test_texts_of_one_kind_cannot_be_told_apart():
-    rng = np.random.default_rng(0)
-    assert auc(*word_scores(texts(rng, 300), texts(rng, 200), rng)) == pytest.approx(0.5, abs=0.07)
+    areas = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        areas.append(auc(*word_scores(texts(rng, 300), texts(rng, 200), rng)))
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.03)  # seen: 0.476; one of them varies by 0.026
 
 
 def test_a_date_in_one_set_gives_it_away():
