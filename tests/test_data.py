@@ -99,6 +99,8 @@ def test_the_tofu_slices_are_the_two_last_and_the_eighteen_first_authors():
             "perturbed_answer",
         }
         assert row["author"] == row["id"] // 20 and len(row["perturbed_answer"]) == 5
+    unseen = read(TOFU / "unseen.jsonl")
+    assert [r["id"] for r in unseen] == [i for i in range(400, 600) if i % 20 < 10]
     for name, num in (("real_authors", 100), ("world_facts", 117)):
         rows = read(TOFU / f"{name}.jsonl")
         assert [r["id"] for r in rows] == list(range(num))
@@ -111,6 +113,8 @@ def test_the_tofu_slices_equal_the_official_rows(shared):
     for name, rows in (("forget", full[3960:]), ("retain", [r for r in full[:360] if r["id"] % 20 < 10])):
         assert {r["perturbed_origin"] for r in rows} == {"tofu"}
         assert read(TOFU / f"{name}.jsonl") == [without(r, "perturbed_origin") for r in rows]
+    columns = ("id", "author", "question", "answer")
+    assert read(TOFU / "unseen.jsonl") == [{c: r[c] for c in columns} for r in full[400:600] if r["id"] % 20 < 10]
     for name in ("real_authors", "world_facts"):
         rows = read_gz(shared / f"data/tofu/{name}.jsonl.gz")
         assert read(TOFU / f"{name}.jsonl") == [without(r, "full_sentence_answer") for r in rows]

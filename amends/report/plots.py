@@ -138,6 +138,33 @@ def truth_ratio_distributions(values: Mapping[str, Sequence[float]]) -> str:
         return _svg(figure, "truth", "Truth ratios on the questions to forget", f"{told}.")
 
 
+def rank_histogram(ranks: Mapping[str, Sequence[float]]) -> str:
+    """Share of each set of records whose combined rank falls into each of 20 bins.
+
+    Parameters
+    ----------
+    ranks : mapping
+        Name of the set to mean ranks, 0 least to 1 most memorised.
+
+    Returns
+    -------
+    str : one svg element.
+    """
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(1, 4.3, len(ranks))
+        edges = np.linspace(0, 1, 21)
+        for k, values in enumerate(ranks.values()):
+            share = np.histogram(values, edges)[0] / max(1, len(values))
+            axes.step(edges, [*share, share[-1]], where="post", color=COLOURS[k], linestyle=DASHES[k], linewidth=2)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("mean rank over the measures")
+        axes.set_ylabel("share of records")
+        _legend(axes, list(ranks))
+        told = "; ".join(f"{name}: median {np.median(list(v)):.2f} of {len(v)}" for name, v in ranks.items() if len(v))
+        return _svg(figure, "ranks", "Mean rank of the records", f"{told}.")
+
+
 def history(rows: Sequence[Mapping[str, Any]]) -> str:
     """Probabilities v_e (template answers) and v_f (answers to forget) by step; below them FLAT's weights.
 

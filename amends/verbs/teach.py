@@ -6,6 +6,8 @@ those pairs, everything else equal.
 
 import random
 import time
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,7 @@ from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.load import load, save_model, weights_sha256
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, read_pairs
 from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
 from amends.unlearn._forget import context_limit, encode_rows
@@ -61,6 +64,12 @@ def command(
     save_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What trained weights are rounded to before they are saved.")
     ] = "float32",
+    track: Annotated[
+        bool,
+        typer.Option(
+            "--track", help="Also write dynamics.jsonl: how the training went for each pair; one more pass an epoch."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Teach MODEL the question-answer pairs in DATA."""
@@ -90,7 +99,9 @@ def command(
         seed=seed,
         disable_tqdm=True,
     )
-    trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=[Bar("teaching", "probability")])
+    tracker = Tracker(loaded.tokenizer, pairs)
+    callbacks = [Bar("teaching", "probability"), *([tracker] if track else [])]
+    trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
     say(f"teaching {len(pairs)} pairs")
     trainer.train()
     taught = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -105,6 +116,8 @@ def command(
         for parameter, dtype in zip(trained, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)  # as loading does, so that the digest is that of the loaded model
         write_jsonl(folder / "history.jsonl", history)
+        if track:
+            write_jsonl(folder / "dynamics.jsonl", told(tracker.dynamics(), pairs))
         record = describe(
             command="teach",
             config=options,
@@ -120,6 +133,25 @@ def command(
         write_manifest(folder)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
     say(f"done: {out}{last}")
+
+
+def told(seen: Dynamics, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Tell of each pair how its training went; higher means harder to learn, but for `margin`."""
+    stays = seen.forgetting.stays_from_N
+    return [
+        {
+            "id": pair.id,
+            "where": pair.where,
+            "learned": bool(seen.forgetting.learned_N[i]),
+            "forgetting_events": int(seen.forgetting.events_N[i]),
+            "right_from_epoch": None if isnan(stays[i]) else int(stays[i]) + 1,
+            "margin": float(seen.margin_TN[:, i].mean()),
+            "el2n_first_epoch": float(seen.el2n_TN[0, i]),
+            "tracin": float(seen.tracin_N[i]),
+            "logp": seen.logp_TN[:, i].tolist(),
+        }
+        for i, pair in enumerate(pairs)
+    ]
 
 
 CARD = """---

@@ -44,7 +44,7 @@ class NotChecked(Exception):
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder, as 'amends unlearn' or 'amends teach' wrote it.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach' or 'audit'.")],
     quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
 ) -> None:
@@ -84,7 +84,11 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
         todo.append(("forget records", check.forget_records))
     if record["data"].get("earlier"):
         todo.append(("earlier records", check.earlier_records))
-    todo += [("weights before", check.weights_before), ("weights after", check.weights_after)]
+    todo.append(("weights before", check.weights_before))
+    if record["command"] == "audit":
+        todo.append(("records", check.audited_records))
+    else:
+        todo.append(("weights after", check.weights_after))
     if record["data"].get("earlier") or lexists(run / "model" / LEDGER):
         todo.append(("ledger", check.ledger))
     roles = [role for role in ROLES if (run / "evaluation" / f"{role}.json").exists()]
@@ -179,6 +183,16 @@ class Checks:
         """Compare the digest of the model in the run folder with the one noted."""
         loaded = self.after()
         return _same_digest(self.record["weights"].get("after"), weights_sha256(loaded.model), loaded.name)
+
+    def audited_records(self) -> str:
+        """Rank the records of an audit anew, by their stored scores."""
+        rows = read_jsonl(self.run / "scores.jsonl")
+        order = sorted(range(len(rows)), key=lambda i: (-rows[i]["combined"], i))
+        ranks = sorted(range(len(rows)), key=lambda i: rows[i]["rank"])
+        first = [row.get("id") for row in read_jsonl(self.run / "ranked.jsonl")]
+        if order != ranks or first != [rows[i]["id"] for i in order[: len(first)]]:
+            raise InputError("ranks, ranked.jsonl and the stored scores differ")
+        return f"{len(rows)} in the order of their stored scores, the first {len(first)} of them in ranked.jsonl"
 
     def summary(self, role: str) -> str:
         """Compute a summary again from its stored answers, and see that these belong to the weights of the run."""

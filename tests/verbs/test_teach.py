@@ -64,3 +64,16 @@ def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_m
     assert amends("teach", *words, "--out", out)[0] == 0
     assert weights_sha256(AutoModelForCausalLM.from_pretrained(out)) == record(out)["weights"]["after"]
     assert "library_name: transformers" in (out / "README.md").read_text()
+
+
+def test_tracking_writes_how_each_pair_was_learned_and_changes_no_weight(tmp_path, tiny_model, data, amends):
+    words = ["--model", tiny_model, "--data", data, "--epochs", 3]
+    assert amends("teach", *words, "--out", tmp_path / "plain")[0] == 0
+    assert amends("teach", *words, "--out", tmp_path / "tracked", "--track")[0] == 0
+    assert record(tmp_path / "plain")["weights"] == record(tmp_path / "tracked")["weights"]
+    assert not (tmp_path / "plain" / "dynamics.jsonl").exists()
+    rows = [json.loads(line) for line in (tmp_path / "tracked" / "dynamics.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(i) for i in range(6)]
+    assert all(len(row["logp"]) == 3 and row["logp"][-1] > row["logp"][0] for row in rows)
+    assert all(not row["learned"] and row["right_from_epoch"] is None for row in rows)
+    assert amends("verify", tmp_path / "tracked")[0] == 0

@@ -1,0 +1,396 @@
+"""Audit what a model has memorised: its training records, the most memorised first."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.io.run import describe, write_jsonl
+from amends.io.tables import read_rows
+from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.memorisation import answer_scores, record_row
+from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs, rows_of
+from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, mean_rank, num_tokens, tpr_at_fpr
+from amends.maths.words import word_scores
+from amends.report.audit import render_audit
+from amends.unlearn._forget import context_limit, encode_rows, without_too_long
+from amends.unlearn._request import Data
+from amends.unlearn._run import about, model_for
+from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
+
+COMBINED, WORDS = "combined", "words"
+FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
+WORDS_TOO_TELLING = 0.6
+"""AUC of the words alone above which a holdout is of another kind."""
+
+
+class Membership(NamedTuple):
+    """How well a score tells the records from rows that were never trained on; NaN where there are too few rows."""
+
+    auc: float
+    standard_error: float
+    tpr_at_fpr: dict[str, float]
+    """True positive rate at each false positive rate; NaN with fewer holdout rows than 1 / rate."""
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records are read; the options of the same names."""
+
+    question_column: str | None = None
+    answer_column: str | None = None
+    skip_bad_rows: bool = False
+    prefix_tokens: int = 100
+    continuation_tokens: int = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What an audit found; the run folder holds the same."""
+
+    pairs: list[Pair]
+    """The records, in input order; so are the arrays below."""
+    scores: dict[str, FloatArray]
+    """Of each measure a number a record, higher where more is memorised; NaN where it has none."""
+    combined: FloatArray
+    """Mean rank over these measures, 0 to 1, among records and holdout together."""
+    order: list[int]
+    """Numbers of the records, most memorised first."""
+    missing: dict[str, list[str | None]]
+    """Of each measure why a record has no finite number; None where it has."""
+    holdout: list[Pair]
+    holdout_scores: dict[str, FloatArray]
+    """As `scores`, with "combined" among them."""
+    membership: dict[str, Membership]
+    """Of each measure, "combined", and "words": of a classifier that never saw the model. Empty without holdout."""
+    record: dict[str, Any]
+    """As run.json has it."""
+
+    def ranked(self, top: int | None = None) -> list[dict[str, Any]]:
+        """Give the most memorised records, first first, in a shape that is read as rows to forget."""
+        return [row_of(self.pairs[i]) for i in self.order[:top]]
+
+
+def run(
+    model: str | Path | Any,
+    data: Data | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    reference: str | Path | Any = None,
+    holdout: Data | None = None,
+    top: int = 100,
+    measures: Sequence[str] = (),
+    share: float = 0.2,
+    answer_prefix: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    max_length: int = 1024,
+    reading: Reading | None = None,
+    seed: int = 0,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Audit:
+    """Audit a model by one forward pass over its records, and one more of the reference if there is one.
+
+    Parameters
+    ----------
+    model, reference : str, Path or model
+        What `amends.lm.load` takes, or a model that is loaded already (with `processing_class`). The reference has the
+        same tokenizer and was not trained on the records.
+    data : path, list of paths, or list of dictionaries
+        The training records.
+    out : path, optional
+        Run folder to make.
+    holdout : path or list of dictionaries, optional
+        Rows of the same kind that the model never saw.
+    measures : list of str, optional
+        Names in `amends.verbs._measures.MEASURES`; default: all but "gradient", with a reference those that need it.
+    reading : Reading, optional
+        How records are read.
+    seed : int, default 0
+        Of the folds of the classifier of words; nothing else is drawn.
+
+    The others are as on the command line.
+
+    Raises
+    ------
+    InputError : what the user can mend; nothing is written then.
+    """
+    options = {name: value for name, value in locals().items() if name != "processing_class"}
+    if out is not None:
+        check_new(out)
+    started, how = time.time(), reading or Reading()
+    chosen = chosen_measures(measures, reference is not None)
+    say("reading the model and the data")
+    loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
+    tokenizer = processing_class or loaded.tokenizer
+    limit = context_limit(loaded.model, max_length)
+    records, of_data = read(data, "data", how, tokenizer, limit)
+    others, of_holdout = Pairs([]), dict[str, Any]()
+    if holdout is not None:
+        others, of_holdout = read(holdout, "holdout", how, tokenizer, limit, records)
+    for row in (*records.dropped, *others.dropped):
+        say(f"left out {row.where}: {row.reason}")
+    pairs, num = [*records.kept, *others.kept], len(records.kept)
+    rows = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
+    say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
+    digests = {"before": weights_sha256(loaded.model)}
+    sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
+    found = answer_scores(
+        loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
+    )
+    found_reference = None
+    if reference is not None:
+        beside = reference_for(reference, loaded, tokenizer, takes_turns=isinstance(model, str | Path))
+        digests["reference"] = weights_sha256(beside)
+        found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
+    numbers = Numbers(found, found_reference, [pair.answer for pair in pairs], share, answer_prefix)
+    scores = {name: MEASURES[name].of(numbers) for name in chosen}
+    lengths = num_tokens(found.logp_NA).tolist()
+    combined = mean_rank(list(scores.values()))
+    if unranked := [pairs[i].where for i in np.flatnonzero(np.isnan(combined))]:
+        raise InputError(f"{unranked[0]}: has no number of any measure. Lower --answer-prefix.")
+    both = scores | {COMBINED: combined}
+    membership = {}
+    if others.kept:
+        membership = {name: compare(score[:num], score[num:]) for name, score in both.items()}
+        texts = [f"{pair.question} {pair.answer}" for pair in pairs]
+        membership[WORDS] = compare(*word_scores(texts[:num], texts[num:], np.random.default_rng(seed)))
+    warnings = warnings_of(membership)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    record = describe(
+        command="audit",
+        config={name: _told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
+        seed=seed,
+        data=of_data | of_holdout,
+        weights=digests,
+        seconds={"in all": round(time.time() - started, 1)},
+        stopped="all records looked at",
+        warnings=warnings,
+    )
+    audit = Audit(
+        pairs=records.kept,
+        scores={name: score[:num] for name, score in scores.items()},
+        combined=combined[:num],
+        order=sorted(range(num), key=lambda i: (-combined[i], i)),
+        missing={name: reasons(name, score[:num], lengths[:num], answer_prefix) for name, score in scores.items()},
+        holdout=others.kept,
+        holdout_scores={name: score[num:] for name, score in both.items()},
+        membership=membership,
+        record=record,
+    )
+    if out is not None:
+        write(audit, Path(out), top)
+    return audit
+
+
+def read(
+    source: Data | Sequence[str | Path],
+    name: str,
+    how: Reading,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    known: Pairs | None = None,
+) -> tuple[Pairs, dict[str, Any]]:
+    """Read records, without those that are also in `known`, and describe each file for run.json."""
+    sources: list[Any] = [source] if isinstance(source, str | Path) else list(source)
+    files = [str(s) for s in sources if isinstance(s, str | Path)]
+    rows = chain.from_iterable(read_rows(file) for file in files) if files else rows_of(sources, name)
+    pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
+    if how.skip_bad_rows:
+        pairs = without_too_long(pairs, tokenizer, limit)
+    encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
+    if known is not None:
+        there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
+        twice = {p.where: there[repr(p.prompt), p.answer] for p in pairs.kept if (repr(p.prompt), p.answer) in there}
+        dropped = [Dropped(where, f"is also a record, {place}") for where, place in twice.items()]
+        pairs = Pairs([p for p in pairs.kept if p.where not in twice], [*pairs.dropped, *dropped])
+        if not pairs.kept:
+            raise InputError(f"--holdout: all its rows are among the data ({dropped[0].where}). Give rows never seen.")
+    told = {file: about(file, _of_file(pairs, file)) for file in files} or {name: about(None, pairs)}
+    return pairs, told
+
+
+def _of_file(pairs: Pairs, file: str) -> Pairs:
+    start = f"{file}:"
+    return Pairs(
+        [pair for pair in pairs.kept if pair.where.startswith(start)],
+        [row for row in pairs.dropped if row.where.startswith(start)],
+    )
+
+
+def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:
+    """Load the reference, on the base in memory where both are adapters of it.
+
+    Raises
+    ------
+    InputError : it has another tokenizer.
+    """
+    if not isinstance(reference, str | Path):
+        return reference
+    beside = load(reference, instead_of=loaded if takes_turns and shares_base(loaded, reference) else None)
+    if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"{reference}: has another tokenizer than the model, so tokens cannot be compared one by one.")
+    return beside.model
+
+
+def compare(members_N: FloatArray, others_M: FloatArray) -> Membership:
+    """Compare the scores of records with those of the holdout."""
+    return Membership(
+        auc(members_N, others_M),
+        auc_standard_error(members_N, others_M),
+        {f"{rate:g}": tpr_at_fpr(members_N, others_M, rate) for rate in FALSE_POSITIVE_RATES},
+        advantage(members_N, others_M),
+    )
+
+
+def warnings_of(membership: Mapping[str, Membership]) -> list[str]:
+    """Say what makes the comparison with a holdout doubtful."""
+    if WORDS not in membership:
+        return []
+    words = membership[WORDS]
+    if np.isnan(words.auc):
+        return ["The holdout has too few rows to see whether it is of the same kind as the data."]
+    if words.auc - 2 * words.standard_error > WORDS_TOO_TELLING:
+        return [
+            f"Words alone, without the model, tell the holdout from the data (AUC {words.auc:.2f}): it is of another "
+            "kind, and comparing with it measures that too, not membership alone."
+        ]
+    return []
+
+
+def row_of(pair: Pair) -> dict[str, Any]:
+    """Write a record in a shape that is read as the same record."""
+    if isinstance(pair.prompt, str):
+        row: dict[str, Any] = {"text": f"{pair.prompt}{pair.answer}"}
+    elif len(pair.prompt) == 1 and pair.prompt[0]["role"] == "user":
+        row = {"question": pair.question, "answer": pair.answer}
+    else:
+        row = {"messages": [*pair.prompt, {"role": "assistant", "content": pair.answer}]}
+    alternatives = {"paraphrased_answer": pair.paraphrase, "perturbed_answer": list(pair.wrong)}
+    return {"id": pair.id} | row | {name: value for name, value in alternatives.items() if value}
+
+
+def summary(audit: Audit) -> dict[str, Any]:
+    """Of each score its meaning, its mean over the records, and how it tells them from the holdout."""
+    meanings = {name: MEASURES[name].meaning for name in audit.scores} | {COMBINED: "mean rank over the measures"}
+    found: dict[str, Any] = {}
+    for name, meaning in meanings.items():
+        values = audit.combined if name == COMBINED else audit.scores[name]
+        there = values[np.isfinite(values)]
+        found[name] = {
+            "meaning": meaning,
+            "mean": float(there.mean()) if there.size else None,
+            "n": int(there.size),
+            "left_out": len(values) - int(there.size),
+        }
+    if WORDS in audit.membership:
+        found[WORDS] = {"meaning": "a classifier of words that never saw the model; near 0.5 for a fair holdout"}
+    for name, member in audit.membership.items():
+        found[name]["holdout"] = member._asdict() | {"n": len(audit.holdout)}
+    return found
+
+
+def write(audit: Audit, out: Path, top: int) -> None:
+    """Write the run folder in one move."""
+    rank = {i: place for place, i in enumerate(audit.order, 1)}
+    with new_folder(out) as folder:
+        write_jsonl(
+            folder / "scores.jsonl",
+            (
+                {"id": pair.id, "where": pair.where, "rank": rank[i], COMBINED: float(audit.combined[i])}
+                | {name: float(score[i]) for name, score in audit.scores.items()}
+                | {"missing": {name: why[i] for name, why in audit.missing.items() if why[i]}}
+                for i, pair in enumerate(audit.pairs)
+            ),
+        )
+        if audit.holdout:
+            write_jsonl(
+                folder / "holdout.jsonl",
+                (
+                    {"id": p.id, "where": p.where} | {name: float(s[i]) for name, s in audit.holdout_scores.items()}
+                    for i, p in enumerate(audit.holdout)
+                ),
+            )
+        write_jsonl(folder / "ranked.jsonl", audit.ranked(top))
+        write_json(folder / "summary.json", summary(audit))
+        write_json(folder / "run.json", audit.record)
+        shown = [(audit.pairs[i].where, audit.pairs[i].question, audit.pairs[i].answer) for i in audit.order[:top]]
+        ranks = {"records": audit.combined.tolist()}
+        if audit.holdout:
+            ranks["holdout, never seen"] = audit.holdout_scores[COMBINED].tolist()
+        write_text(folder / "report.html", render_audit(audit.record, summary(audit), shown, ranks))
+        write_manifest(folder)
+
+
+def _told(value: Any) -> Any:
+    """Write an option as run.json keeps it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        rows = [item for item in value if isinstance(item, Mapping)]
+        return {"rows": len(rows)} if rows else [str(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else None
+
+
+def command(
+    model: Annotated[
+        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+    ],
+    data: Annotated[list[str], typer.Option(help="Training records; repeat for several files.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
+    reference: Annotated[str | None, typer.Option(help="Model that was not trained on the records.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Rows of the same kind that the model never saw.")] = None,
+    top: Annotated[int, typer.Option(help="Most records in ranked.jsonl.", min=1)] = 100,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure to take and rank by; repeat for several. Default: all but gradient."),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of the tokens that Min-K takes.", min=0.01, max=1)] = 0.2,
+    answer_prefix: Annotated[
+        int, typer.Option(help="Tokens of the answer that extraction is given, beside the question.", min=0)
+    ] = 0,
+    temperature: Annotated[float, typer.Option(help="Of the sampler that extraction supposes.", min=0.01)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Tokens it draws from; 0: all.", min=0)] = 0,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a prompt with its answer.", min=2)] = 1024,
+    question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option(help="Leave faulty rows out and count them, instead of stopping.")
+    ] = False,
+    prefix_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)] = 100,
+    continuation_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each continuation.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.")] = 0,
+) -> None:
+    """Rank the records in DATA by how well MODEL has memorised them."""
+    reading = Reading(question_column, answer_column, skip_bad_rows, prefix_tokens, continuation_tokens)
+    audit = run(
+        model,
+        data,
+        out=out,
+        reference=reference,
+        holdout=holdout,
+        top=top,
+        measures=measures or (),
+        share=share,
+        answer_prefix=answer_prefix,
+        temperature=temperature,
+        top_k=top_k,
+        max_length=max_length,
+        reading=reading,
+        seed=seed,
+    )
+    if audit.membership:
+        found = audit.membership[COMBINED]
+        say(f"combined rank against the holdout: AUC {found.auc:.3f} (standard error {found.standard_error:.3f})")
+    say(f"done: {out / 'report.html'}; the first {min(top, len(audit.pairs))} records are in {out / 'ranked.jsonl'}")

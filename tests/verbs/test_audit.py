@@ -1,0 +1,205 @@
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amends.io.errors import InputError
+from amends.lm.generate import generate
+from amends.lm.load import weights_sha256
+from amends.lm.pairs import encode, read_pairs, rows_of
+from amends.maths.memorisation import auc
+from amends.verbs import audit
+from amends.verbs._measures import MEASURES
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def facts(start, stop):
+    """Arbitrary pairs: nothing but having seen them tells the answer."""
+    rng = np.random.default_rng(5)
+    letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), (stop, 8))
+    rows = [{"id": f"r{i}", "question": "".join(a[:4]), "answer": "".join(a[4:])} for i, a in enumerate(letters)]
+    return rows[start:stop]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, tiny_model):
+    """A model that was taught rows 0 to 15, and the files of rows."""
+    from amends.cli import main
+
+    folder = tmp_path_factory.mktemp("audit")
+    seen, unseen = write(folder / "seen.jsonl", facts(0, 16)), write(folder / "unseen.jsonl", facts(16, 40))
+    words = ["teach", "--model", tiny_model, "--data", seen, "--out", folder / "taught", "--epochs", 60]
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in [*words, "--lora-rank", 0, "--learning-rate", 0.02]])
+    assert not stopped.value.code
+    return folder / "taught", seen, unseen
+
+
+def test_the_records_that_were_taught_stand_first(tmp_path, taught, tiny_model, amends):
+    model, seen, unseen = taught
+    out = tmp_path / "audit"
+    code, _, err = amends("audit", "--model", model, "--data", seen, "--data", unseen, "--out", out, "--top", 16)
+    assert code == 0, err
+    scores = read(out / "scores.jsonl")
+    assert [row["id"] for row in scores] == [row["id"] for row in facts(0, 40)]
+    assert {row["where"] for row in scores[:2]} == {f"{seen}:1", f"{seen}:2"}
+    assert sorted(row["rank"] for row in scores) == list(range(1, 41))
+    combined = np.array([row["combined"] for row in scores])
+    assert auc(combined[:16], combined[16:]) > 0.9
+    names = [name for name, measure in MEASURES.items() if measure.by_default and not measure.needs_reference]
+    for name in names:
+        values = np.array([row[name] for row in scores], dtype=float)
+        assert auc(values[:16], values[16:]) > 0.7, name
+    first = sorted(scores, key=lambda row: row["rank"])[:16]
+    assert [row["id"] for row in read(out / "ranked.jsonl")] == [row["id"] for row in first]
+    record = json.loads((out / "run.json").read_text())
+    assert record["config"]["measures"] == names
+    assert record["weights"]["before"] == weights_sha256(AutoModelForCausalLM.from_pretrained(model))
+    assert [record["data"][str(file)]["kept"] for file in (seen, unseen)] == [16, 24]
+    assert amends("verify", out)[0] == 0
+
+
+def test_the_ranked_list_is_taken_as_it_is_by_unlearn(tmp_path, taught, amends):
+    model, seen, _ = taught
+    assert amends("audit", "--model", model, "--data", seen, "--out", tmp_path / "audit", "--top", 3)[0] == 0
+    ranked = tmp_path / "audit" / "ranked.jsonl"
+    words = ["--model", model, "--forget", ranked, "--epochs", 1, "--eval-rows", 0, "--lora-rank", 4]
+    code, _, err = amends("unlearn", "flat", *words, "--out", tmp_path / "forgotten")
+    assert code == 0, err
+    told = json.loads((tmp_path / "forgotten" / "run.json").read_text())["data"]["forget"]
+    assert told["rows"] == told["kept"] == 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who?", "completion": "Me.", "paraphrased_answer": "I.", "perturbed_answer": ["You.", "He."]},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "a"))]},
+        {"text": "one two three four five six seven"},
+    ],
+    ids=lambda row: next(iter(row)),
+)
+def test_a_ranked_row_is_read_as_the_record_that_it_was(tiny_model, row):
+    how = {"tokenizer": AutoTokenizer.from_pretrained(tiny_model), "prefix_tokens": 9, "continuation_tokens": 50}
+    (pair,) = read_pairs(rows_of([row]), **how).kept
+    (again,) = read_pairs(rows_of([audit.row_of(pair)]), **how).kept
+    assert (again.prompt, again.answer) == (pair.prompt, pair.answer)
+    assert (again.paraphrase, again.wrong) == (pair.paraphrase, pair.wrong)
+
+
+def test_a_holdout_and_a_reference_say_what_is_memory(tmp_path, taught, tiny_model, amends):
+    model, seen, unseen = taught
+    out = tmp_path / "audit"
+    words = ["--model", model, "--data", seen, "--holdout", unseen, "--reference", tiny_model, "--out", out]
+    code, _, err = amends("audit", *words)
+    assert code == 0, err
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["reference"]["holdout"]["auc"] > 0.95 and summary["combined"]["holdout"]["auc"] > 0.9
+    assert summary["combined"]["holdout"]["tpr_at_fpr"]["0.01"] is None  # 24 rows cannot show one in a hundred
+    assert abs(summary["words"]["holdout"]["auc"] - 0.5) < 0.25
+    assert [row["id"] for row in read(out / "holdout.jsonl")] == [row["id"] for row in facts(16, 40)]
+    assert json.loads((out / "run.json").read_text())["weights"].keys() == {"before", "reference"}
+    page = (out / "report.html").read_text()
+    assert "holdout, never seen" in page and "missing" in page
+
+
+def test_a_model_that_was_taught_nothing_remembers_nothing(tiny_model):
+    found = audit.run(tiny_model, facts(0, 40), holdout=facts(40, 120))
+    for name in ("loss", "min_k", "combined"):
+        assert found.membership[name].auc == pytest.approx(0.5, abs=3 * found.membership[name].standard_error), name
+    assert not found.scores["extractable"].any()
+    assert found.record["warnings"] == []
+
+
+def test_extractable_is_what_the_model_itself_says(taught):
+    model, seen, unseen = taught
+    found = audit.run(model, [seen, unseen], answer_prefix=1)
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    prompts = [(e := encode(tokenizer, p.prompt, [p.answer])[0]).prompt + e.answer[:1] for p in found.pairs]
+    said = generate(loaded, tokenizer, prompts, stop_ids=[2], max_new_tokens=8)
+    right = [text.startswith(pair.answer[1:]) for text, pair in zip(said, found.pairs, strict=True)]
+    assert found.scores["extractable"].tolist() == right
+    assert 0 < sum(right) < 40
+
+
+def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
+    model, seen, _ = taught
+    found = audit.run(model, seen, measures=["gradient", "loss"])
+    assert list(found.scores) == ["gradient", "loss"]
+    ranks = [np.argsort(np.argsort(found.scores[name])) for name in found.scores]
+    assert found.combined == pytest.approx((np.mean(ranks, axis=0) + 0.5) / 16)
+    assert found.order[0] == int(np.argmax(found.combined))
+    assert [row["id"] for row in found.ranked(2)] == [found.pairs[i].id for i in found.order[:2]]
+
+
+def test_what_has_no_number_has_a_reason(tmp_path, taught, amends):
+    model, _, _ = taught
+    data = write(tmp_path / "data.jsonl", [*facts(0, 2), {"question": "short?", "answer": "ab", "id": "s"}])
+    out = tmp_path / "audit"
+    assert amends("audit", "--model", model, "--data", data, "--out", out, "--answer-prefix", 2, "--top-k", 1)[0] == 0
+    scores = read(out / "scores.jsonl")
+    assert scores[2]["extractable"] is None and scores[2]["sampling"] is None
+    assert "2 go to the prefix" in scores[2]["missing"]["extractable"]
+    for row in scores[:2]:  # with top k 1, sampling is greedy decoding
+        assert (row["sampling"] == 0) == (row["extractable"] == 1)
+        assert row["extractable"] == 1 or "top k" in row["missing"]["sampling"]
+    with pytest.raises(InputError, match="--answer-prefix"):
+        audit.run(model, data, measures=["extractable"], answer_prefix=2)
+
+
+def test_a_holdout_row_that_was_trained_on_is_left_out_and_one_of_another_kind_is_told(taught):
+    model, seen, _ = taught
+    dated = [{"question": f"In 2026, {row['question']}", "answer": row["answer"]} for row in facts(16, 40)]
+    found = audit.run(model, seen, holdout=[*facts(3, 5), *dated])
+    assert [pair.where for pair in found.holdout] == [f"holdout[{i}]" for i in range(2, 26)]
+    (told,) = (value for name, value in found.record["data"].items() if name == "holdout")
+    assert [row["reason"] for row in told["dropped"]] == [f"is also a record, {seen}:{i}" for i in (4, 5)]
+    assert "Words alone" in found.record["warnings"][0]
+    with pytest.raises(InputError, match="never seen"):
+        audit.run(model, seen, holdout=facts(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--measures", "los"], "Did you mean loss?"),
+        (["--measures", "bits"], "Give --reference"),
+        (["--holdout", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--max-length", 3], "tokens, more than the 3"),
+    ],
+)
+def test_what_can_be_mended_is_said_and_nothing_is_written(tmp_path, taught, amends, words, message):
+    model, seen, _ = taught
+    code, _, err = amends("audit", "--model", model, "--data", seen, "--out", tmp_path / "audit", *words)
+    assert code == 2 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_model):
+    other = tmp_path / "other"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["abc"])
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(InputError, match="another tokenizer"):
+        audit.run(taught[0], taught[1], reference=other)
+
+
+def test_nothing_in_a_record_becomes_markup(tmp_path, tiny_model, amends):
+    data = write(tmp_path / "data.jsonl", [{"question": "<script>alert(1)</script>\u202e", "answer": "</b>{{ 1 }}"}])
+    assert amends("audit", "--model", tiny_model, "--data", data, "--out", tmp_path / "audit")[0] == 0
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "\u202e" not in page
+    assert "{{ 1 }}" in page
