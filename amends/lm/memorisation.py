@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from amends.io.console import console
 from amends.io.errors import InputError
-from amends.lm.logprobs import NOTED_AT_ONCE, PADDING, AnswerLogprobs, PackedRow, note, packed_row
+from amends.lm.logprobs import NOTED_AT_ONCE, PADDING, AnswerLogprobs, PackedRow, note, packed_row, token_statistics
 from amends.lm.pairs import Message, Pair, encode, turn_end
 from amends.maths.memorisation import (
     FloatArray,
@@ -106,14 +106,9 @@ def _token_numbers(out: AnswerLogprobs, *, temperature: float, top_k: int, gradi
 
 
 def _numbers(logits_NV: Tensor, target_N: Tensor, *, temperature: float, top_k: int) -> Tensor:
-    logp_NV = logits_NV.log_softmax(-1)
-    p_NV = logp_NV.exp()
-    seen_NV = torch.where(p_NV > 0, logp_NV, 0.0)  # 0 log 0 = 0
-    mean_N = (p_NV * seen_NV).sum(-1)
-    deviation_N = (p_NV * (seen_NV - mean_N[:, None]).square()).sum(-1).sqrt()
-    target_N1 = target_N[:, None]
-    p_N = p_NV.gather(-1, target_N1)[:, 0]
-    el2n_N = (p_NV.square().sum(-1) - p_N.square() + (1 - p_N).square()).sqrt()
+    logp_N, right_N, mean_N, variance_N = token_statistics(logits_NV, target_N).unbind(-1)
+    p_N, target_N1 = logp_N.exp(), target_N[:, None]
+    el2n_N = (logits_NV.softmax(-1).square().sum(-1) - p_N.square() + (1 - p_N).square()).sqrt()
     others_N = logits_NV.scatter(-1, target_N1, -torch.inf).amax(-1)
     own_N = logits_NV.gather(-1, target_N1)[:, 0]
     warm_NV = logits_NV / temperature
@@ -121,9 +116,7 @@ def _numbers(logits_NV: Tensor, target_N: Tensor, *, temperature: float, top_k: 
         floor_N1 = warm_NV.topk(top_k).values[:, -1:]
         warm_NV = warm_NV.masked_fill(warm_NV < floor_N1, -torch.inf)
     sampled_N = warm_NV.log_softmax(-1).gather(-1, target_N1)[:, 0]
-    right_N = (logits_NV.argmax(-1) == target_N).float()
-    logp_N = logp_NV.gather(-1, target_N1)[:, 0]
-    return torch.stack([logp_N, right_N, mean_N, deviation_N, sampled_N, own_N - others_N, el2n_N], -1)
+    return torch.stack([logp_N, right_N, mean_N, variance_N.sqrt(), sampled_N, own_N - others_N, el2n_N], -1)
 
 
 def squared_gradients(out: AnswerLogprobs) -> Tensor:

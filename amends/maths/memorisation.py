@@ -130,7 +130,9 @@ def zlib_ratio(nll_N: ArrayLike, texts: Sequence[str]) -> FloatArray:
     Low loss counts for more where the text is not repetitive anyway. Very short texts are dominated by zlib's header.
     Source: Carlini et al. 2021.
     """
-    bytes_N = np.array([len(zlib.compress(text.encode())) if text else np.nan for text in texts])
+    bytes_N = np.array(
+        [len(zlib.compress(text.encode("utf-8", "surrogatepass"))) if text else np.nan for text in texts]
+    )
     return np.asarray(-np.asarray(nll_N, dtype=np.float64) / bytes_N, dtype=np.float64)
 
 

@@ -4,19 +4,19 @@ All of it follows from four numbers of each token of the right answer, with the 
 (`amends.lm.logprobs.token_statistics`), so from the pass that gives the answer's probability. The token that closes the
 answer counts as one of it, as it does there.
 
-Definitions are those of OpenUnlearning (arXiv 2506.12618) but for extraction strength, which can be 0 here. Log-
-probabilities are in nats. Scores of membership: higher = less like training data.
+Definitions are those of OpenUnlearning (arXiv 2506.12618) but for extraction strength, which can be 0 here; they are in
+`amends.maths.memorisation`. Log-probabilities are in nats. Scores of membership: higher = less like training data.
 
 Shape suffixes: T tokens of an answer, N rows to forget, M rows of the holdout set, R resamples, S models.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
 from amends.unlearn._intervals import (
     RESAMPLES,
     Direction,
@@ -53,49 +53,19 @@ def answer_scores(tokens_T4: FloatArray, answer: str) -> dict[str, float]:
         over the length of the compressed text; min_k_40 and min_k_20, mean NLL of the least likely 40 and 20 % of the
         tokens; min_k_plus_40, as min_k_40 of standardised log-probabilities.
     """
-    logp_T, is_right_T, mean_T, variance_T = np.asarray(tokens_T4, dtype=np.float64).T
-    standard_T = (logp_T - mean_T) / np.sqrt(np.maximum(variance_T, LEAST_VARIANCE))
-    nll = -logp_T.mean()
+    logp_1T, is_right_1T, mean_1T, variance_1T = np.asarray(tokens_T4, dtype=np.float64).T[:, None]
+    standard_1T = standardised(logp_1T, mean_1T, np.sqrt(np.maximum(variance_1T, LEAST_VARIANCE)))
+    nll_1 = -logp_1T.mean(axis=1)
     found = {
-        "extraction_strength": extraction_strength(is_right_T),
-        "exact_memorisation": is_right_T.mean(),
-        "nll": nll,
-        "nll_per_zlib_byte": nll / len(zlib.compress(answer.encode("utf-8", "surrogatepass"))),
-        "min_k_40": min_k(logp_T, 0.4),
-        "min_k_20": min_k(logp_T, 0.2),
-        "min_k_plus_40": min_k(standard_T, 0.4),
+        "extraction_strength": extraction_strength(is_right_1T),
+        "exact_memorisation": exact_memorisation(is_right_1T),
+        "nll": nll_1,
+        "nll_per_zlib_byte": -zlib_ratio(nll_1, [answer]),
+        "min_k_40": -min_k(logp_1T, 0.4),
+        "min_k_20": -min_k(logp_1T, 0.2),
+        "min_k_plus_40": -min_k(standard_1T, 0.4),
     }
-    return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
-
-
-def extraction_strength(is_right_T: ArrayLike) -> float:
-    """1 - k/n, k the fewest tokens to be given for the model's first choices to be the n - k others.
-
-    Parameters
-    ----------
-    is_right_T : array (tokens,)
-        Whether each token is the model's first choice after the right ones before it.
-
-    Returns
-    -------
-    float, 0 (the last token is missed) to 1 (all are hit).
-
-    Source: Carlini et al. 2021 (arXiv 2012.07805) as OpenUnlearning computes it. Deviation: its code gives 1/n where
-    the last token is missed, the same as where that one alone is hit; here it is 0.
-    """
-    missed = np.flatnonzero(~np.asarray(is_right_T, dtype=bool))
-    k = int(missed[-1]) + 1 if missed.size else 0
-    return (np.size(is_right_T) - k) / np.size(is_right_T)
-
-
-def min_k(logp_T: ArrayLike, share: float) -> float:
-    """Minus the mean of the lowest `share` of log-probabilities (or of standardised ones), at least one of them.
-
-    Source: Min-K% of Shi et al. 2024 (arXiv 2310.16789); Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936) standardises
-    by mean and deviation of the log-probability under the model's own distribution of the next token.
-    """
-    sorted_T = np.sort(np.asarray(logp_T, dtype=np.float64))
-    return float(-sorted_T[: max(1, int(share * sorted_T.size))].mean())
+    return {name: float(f"{value[0]:.{DIGITS}g}") for name, value in found.items()}
 
 
 # Rows to forget against rows that no model saw

@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu, norm
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow, token_statistics
 from amends.lm.pairs import encode
+from amends.maths import memorisation
 from amends.unlearn._evaluate import HOLDOUT, build_suite, evaluate, likelihoods, mean_logprobs, with_reference
 from amends.unlearn._intervals import RESAMPLES
 from amends.unlearn._memorised import (
@@ -24,8 +25,6 @@ from amends.unlearn._memorised import (
     _found,
     answer_scores,
     attack_auc,
-    extraction_strength,
-    min_k,
     priv_leak,
     true_positive_rate,
 )
@@ -42,6 +41,14 @@ def rng(seed=0):
 
 
 # One answer
+
+
+def extraction_strength(hits):
+    return memorisation.extraction_strength([hits])[0]
+
+
+def min_k(logp, share):
+    return -memorisation.min_k([logp], share)[0]
 
 
 def test_a_copied_answer_is_known_by_heart():
