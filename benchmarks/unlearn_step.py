@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
-from amends.lm.logprobs import PADDING, PackedRow, answer_logprobs, pack
+from amends.lm.logprobs import PackedRow, answer_logprobs, pack
 from amends.lm.pairs import encode, read_pairs
 from amends.unlearn._refusals import refusals
 from amends.unlearn.flat import flat_loss
@@ -103,7 +103,7 @@ def main() -> None:
     difference = (losses["a"] - losses["c"]).abs().item()
     trunk = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     width, vocabulary = reference.get_output_embeddings().weight.shape[::-1]
-    tokens = int((pack(rows, pad)["segment"] != PADDING).sum())
+    tokens = sum(row.num_tokens for row in rows)
     answers = sum(len(answer) for row in rows for answer in row.answers)
     # LoRA: forward and the gradient of the activations, 2 FLOP a weight each; base weights get no gradient.
     flop = 4 * trunk * tokens + 4 * width * vocabulary * answers

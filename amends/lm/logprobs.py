@@ -1,17 +1,17 @@
 """Log-probabilities of answers, with nothing computed twice and no tensor of all tokens times the vocabulary.
 
-The candidate answers of a prompt share it: a row is [prompt | answer 0 | answer 1 ...], where each answer sees the
-prompt and itself, nothing else, and its positions continue the prompt's. Rows stand behind one another in lines without
-seeing each other, so that little is spent on padding. What all prompts of a batch begin with (a system prompt, the
-marks of the chat template) stands once in each line, before its rows, and all of them see it. Only the columns that
-predict an answer's token reach the output layer, some at a time, and if they are many their logits are computed again
-in the backward pass instead of being kept.
+The rows of a batch, each a prompt with its candidate answers, stand in lines as trees: what prompts begin with alike (a
+system prompt, the marks of the chat template), what the answers of one prompt share, and the prompt itself are there
+once, followed by what differs. Each token sees those on the way from the root of its tree to it, nothing else, and its
+position is its depth. So rows share a line without seeing each other, and little is spent on padding. Only the columns
+that predict an answer's token reach the output layer, some at a time, and if they are many their logits are computed
+again in the backward pass instead of being kept.
 
 Shapes: B rows, A answer tokens of a row (all its answers, padded), L lines of T tokens, N answer tokens in all, D width
 of the model, V vocabulary, K numbers that were noted of an answer token before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -30,8 +30,8 @@ from amends.io.errors import InputError
 from amends.lm.load import autocast
 from amends.lm.pairs import Encoded
 
-PROMPT, PADDING, SHARED = -1, -2, -3
-LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "row", "segment"), ("answer", "target", "source")
+PADDING = -2
+LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "end"), ("answer", "target", "source")
 FULL, SLIDING = "full_attention", "sliding_attention"
 LINE_TOKENS = 384
 """Most tokens of a line that has more than one row: longer ones repeat less and spend more on attention."""
@@ -49,8 +49,8 @@ class PackedRow(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt and of all answers."""
-        return len(self.prompt) + sum(map(len, self.answers))
+        """Tokens that go through the model: common beginnings once, and of each answer all but the last."""
+        return len(self.prompt) + sum(len(answer) - shared for answer, shared in _tree(a[:-1] for a in self.answers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +141,9 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict : of the lines, each (L, T): input_ids; position_ids; row, the number of the token's row, -2 where it has none;
-        segment: -1 prompt, k = answer k, -2 padding, -3 shared by all rows. Of the answer tokens, each (B, A): answer,
-        as in `AnswerLogprobs`; target, its token id; source, the flat place in the lines of the token that predicts it.
+    dict : of the lines, each (L, T): input_ids; position_ids; end, the column behind the last that sees this one. Of
+        the answer tokens, each (B, A): answer, as in `AnswerLogprobs`; target, its token id; source, the flat place in
+        the lines of the token that predicts it.
 
     Raises
     ------
@@ -151,34 +151,52 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
     """
     if empty := [i for i, row in enumerate(rows) if not row.prompt]:
         raise ValueError(f"rows {empty} have an empty prompt: the first answer token cannot be predicted from nothing.")
-    shared = _shared([row.prompt for row in rows])
-    lengths = [row.num_tokens - len(shared) for row in rows]
-    lines = _lines(lengths, LINE_TOKENS - len(shared))
-    width = len(shared) + max(sum(lengths[i] for i in line) for line in lines)
+    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))  # alphabetically between: all
+    lines = _lines([row.num_tokens - shared for row in rows], LINE_TOKENS - shared)
     columns: dict[str, list[list[int]]] = {name: [[] for _ in lines] for name in LINE_TENSORS}
     answers: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in ANSWER_TENSORS}
+    places: list[dict[tuple[int, int], list[int]]] = []
     for number, line in enumerate(lines):
-        ids, positions, owners, segments = (columns[name][number] for name in LINE_TENSORS)
-        ids += shared
-        positions += range(len(shared))
-        owners += [PADDING] * len(shared)
-        segments += [SHARED] * len(shared)
+        ids, positions, ends = (columns[name][number] for name in LINE_TENSORS)
+        texts = {(i, k): rows[i].prompt + answer[:-1] for i in line for k, answer in enumerate(rows[i].answers)}
+        order = sorted(texts, key=texts.__getitem__)
+        path: list[int] = []
+        places.append({})
+        for which, (text, alike) in zip(order, _tree(texts[w] for w in order), strict=True):
+            for column in path[alike:]:
+                ends[column] = len(ids)
+            path = path[:alike] + list(range(len(ids), len(ids) + len(text) - alike))
+            ids += text[alike:]
+            positions += range(alike, len(text))
+            ends += [0] * (len(text) - alike)
+            places[-1][which] = path
+        for column in path:
+            ends[column] = len(ids)
+    width = max(map(len, columns["input_ids"]))
+    for number, line in enumerate(lines):
+        columns["end"][number] += range(len(columns["end"][number]) + 1, width + 1)  # padding sees itself
         for i in line:
-            prompt = rows[i].prompt[len(shared) :]
-            last_of_prompt = number * width + len(ids) + len(prompt) - 1
-            for k, part in enumerate([prompt, *rows[i].answers], start=PROMPT):
-                if k != PROMPT:
-                    start = number * width + len(ids)
-                    answers["answer"][i] += [k] * len(part)
-                    answers["target"][i] += part
-                    answers["source"][i] += [last_of_prompt, *range(start, start + len(part) - 1)]
-                first = len(shared) if k == PROMPT else len(rows[i].prompt)
-                ids += part
-                positions += range(first, first + len(part))
-                owners += [i] * len(part)
-                segments += [k] * len(part)
-    fill = {"input_ids": pad_id, "row": PADDING, "segment": PADDING, "answer": PADDING}
+            for k, answer in enumerate(rows[i].answers):
+                answers["answer"][i] += [k] * len(answer)
+                answers["target"][i] += answer
+                first = len(rows[i].prompt) - 1
+                answers["source"][i] += [number * width + column for column in places[number][i, k][first:]]
+    fill = {"input_ids": pad_id, "answer": PADDING}
     return {name: _padded(values, fill.get(name, 0)) for name, values in (columns | answers).items()}
+
+
+def _tree(texts: Iterable[list[int]]) -> Iterator[tuple[list[int], int]]:
+    """Give texts in alphabetical order, each with the number of tokens that it begins with like the one before."""
+    before: list[int] = []
+    for text in sorted(texts):
+        yield text, _num_alike(before, text)
+        before = text
+
+
+def _num_alike(one: list[int], other: list[int]) -> int:
+    """Count the tokens that two texts begin with alike."""
+    most = min(len(one), len(other))
+    return most if one[:most] == other[:most] else next(i for i in range(most) if one[i] != other[i])
 
 
 def _padded(values: Sequence[list[int]], fill: int) -> Tensor:
@@ -186,23 +204,14 @@ def _padded(values: Sequence[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in values])
 
 
-def _shared(prompts: Sequence[list[int]]) -> list[int]:
-    """Longest beginning that all prompts share, less than any of them; none for a single one."""
-    if len(prompts) == 1:
-        return []
-    first, last = min(prompts), max(prompts)  # in the order of words of a dictionary the others lie between
-    most = min(map(len, prompts)) - 1
-    return first[: next((i for i in range(most) if first[i] != last[i]), most)]
-
-
 def _lines(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Put rows, the longest first, each into the emptiest of as few lines as hold `most` tokens (or the longest row).
 
     So lines come out about as long as each other: all are padded to the longest.
     """
-    capacity = max(most, *lengths) if len(lengths) > 1 else lengths[0]
+    capacity = max(most, 1, *lengths)
     longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    for num_lines in range(-(-sum(lengths) // capacity), len(lengths) + 1):
+    for num_lines in range(max(1, -(-sum(lengths) // capacity)), len(lengths) + 1):
         lines: list[list[int]] = [[] for _ in range(num_lines)]
         filled = [0] * num_lines
         for i in longest_first:
@@ -214,18 +223,10 @@ def _lines(lengths: Sequence[int], most: int) -> list[list[int]]:
     return lines
 
 
-def block_mask(row_LT: Tensor, segment_LT: Tensor) -> Tensor:
-    """Who sees whom: bool (L, 1, T, T), True where the line's token may look at the column's.
-
-    Causal; all see what is shared; within a row all see its prompt, and an answer sees only itself; padding sees only
-    itself, so that no softmax is empty.
-    """
-    num_tokens = segment_LT.shape[1]
-    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=segment_LT.device).tril()
-    query, key = segment_LT[:, :, None], segment_LT[:, None, :]
-    same_row = row_LT[:, :, None] == row_LT[:, None, :]
-    allowed = causal & (query != PADDING) & ((key == SHARED) | (same_row & ((key == PROMPT) | (key == query))))
-    return (allowed | torch.eye(num_tokens, dtype=torch.bool, device=segment_LT.device))[:, None]
+def block_mask(end_LT: Tensor) -> Tensor:
+    """Who sees whom: bool (L, 1, T, T), True where the line's token may look at the column's."""
+    column_T = torch.arange(end_LT.shape[1], device=end_LT.device)
+    return ((column_T <= column_T[:, None]) & (column_T[:, None] < end_LT[:, None, :]))[:, None]
 
 
 def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | None = None) -> AnswerLogprobs:
@@ -246,7 +247,7 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
     inner: Any = extract_model_from_parallel(model)
     config = inner.config.get_text_config()
     head = inner.get_output_embeddings()
-    allowed_L1TT = block_mask(batch["row"], batch["segment"])
+    allowed_L1TT = block_mask(batch["end"])
     with _hidden_states(inner, layer) as caught:
         logits_L1V = model(
             input_ids=batch["input_ids"],

@@ -178,7 +178,8 @@ def run_unlearning(
                 failure = error
         seconds["in all"] = round(time.time() - started, 1)
         logged = [entry for entry in trainer.state.log_history if "mean_loss" in entry]
-        history = [{"step": e["step"]} | {k: v for k, v in e.items() if k != "mean_loss"} for e in logged]
+        # Sorted, for what comes from a checkpoint has another order.
+        history = [{"step": e["step"]} | {k: e[k] for k in sorted(e) if k != "mean_loss"} for e in logged]
         result = Result(model_after, tokenizer, history, evaluations, trainer.stopped, request.out)
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(

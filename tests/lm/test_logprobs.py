@@ -17,8 +17,6 @@ from amends.lm import logprobs
 from amends.lm.load import add_lora
 from amends.lm.logprobs import (
     PADDING,
-    PROMPT,
-    SHARED,
     AnswerLogprobs,
     PackedRow,
     answer_logprobs,
@@ -55,9 +53,9 @@ def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer]
 
 
-def causal(segment: Tensor) -> Tensor:
+def causal(end: Tensor) -> Tensor:
     """A mask that parts nothing."""
-    return torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril().expand(len(segment), 1, -1, -1)
+    return torch.ones(end.shape[1], end.shape[1], dtype=torch.bool).tril().expand(len(end), 1, -1, -1)
 
 
 def packed(model: Any, rows: list[PackedRow]) -> AnswerLogprobs:
@@ -96,7 +94,7 @@ def test_flex_attention_says_the_same(family: str, monkeypatch: pytest.MonkeyPat
     rows = some_rows(count=40)  # several blocks of 128 tokens
     expected = packed(tiny(family, "eager"), rows).logp_BA
     torch.testing.assert_close(packed(tiny(family, "flex_attention"), rows).logp_BA, expected, atol=1e-5, rtol=0)
-    monkeypatch.setattr(logprobs, "block_mask", lambda row, segment: causal(segment))
+    monkeypatch.setattr(logprobs, "block_mask", causal)
     assert (packed(tiny(family, "flex_attention"), rows).logp_BA - expected).abs().max() > 1e-2
 
 
@@ -114,7 +112,7 @@ def test_flex_attention_has_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_without_the_block_mask_the_same_comparison_fails(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "block_mask", lambda row, segment: causal(segment))
+    monkeypatch.setattr(logprobs, "block_mask", causal)
     assert largest_difference(tiny(family), some_rows()) > 1e-2
 
 
@@ -367,37 +365,38 @@ def test_a_uniform_model_gives_one_over_the_vocabulary() -> None:
 
 
 def test_pack_lays_rows_out_as_written_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "LINE_TOKENS", 8)
-    batch = pack([PackedRow([1, 2], [[4]]), PackedRow([5, 6], [[7, 8], [9]]), PackedRow([3], [[3]] * 3)], pad_id=0)
+    monkeypatch.setattr(logprobs, "LINE_TOKENS", 6)
+    batch = pack(
+        [PackedRow([1, 2], [[4]]), PackedRow([5, 6], [[7, 8], [9, 3]]), PackedRow([3], [[3, 2]] * 3)], pad_id=0
+    )
     assert {name: values.tolist() for name, values in batch.items()} == {
-        "input_ids": [[5, 6, 7, 8, 9, 0, 0], [3, 3, 3, 3, 1, 2, 4]],
-        "position_ids": [[0, 1, 2, 3, 2, 0, 0], [0, 1, 1, 1, 0, 1, 2]],
-        "row": [[1, 1, 1, 1, 1, PADDING, PADDING], [2, 2, 2, 2, 0, 0, 0]],
-        "segment": [[PROMPT, PROMPT, 0, 0, 1, PADDING, PADDING], [PROMPT, 0, 1, 2, PROMPT, PROMPT, 0]],
-        "answer": [[0, PADDING, PADDING], [0, 0, 1], [0, 1, 2]],
-        "target": [[4, 0, 0], [7, 8, 9], [3, 3, 3]],
-        "source": [[12, 0, 0], [1, 2, 1], [7, 7, 7]],
+        "input_ids": [[5, 6, 7, 9], [1, 2, 3, 3]],
+        "position_ids": [[0, 1, 2, 2], [0, 1, 0, 1]],
+        "end": [[4, 4, 3, 4], [2, 2, 4, 4]],
+        "answer": [[0, *[PADDING] * 5], [0, 0, 1, 1, PADDING, PADDING], [0, 0, 1, 1, 2, 2]],
+        "target": [[4, 0, 0, 0, 0, 0], [7, 8, 9, 3, 0, 0], [3, 2, 3, 2, 3, 2]],
+        "source": [[5, 0, 0, 0, 0, 0], [1, 2, 1, 3, 0, 0], [6, 7, 6, 7, 6, 7]],
     }
 
 
-def test_what_all_prompts_begin_with_stands_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_alike_stands_once_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "LINE_TOKENS", 8)
-    rows = [PackedRow([1, 2, 3], [[4]]), PackedRow([1, 2, 5], [[7, 8], [9]]), PackedRow([1, 2, 3, 6], [[3]])]
+    rows = [PackedRow([1, 2, 3], [[4]]), PackedRow([1, 2, 5], [[7, 8], [7, 9, 6]]), PackedRow([1, 2, 3, 6], [[3]])]
     batch = pack(rows, pad_id=0)
     assert {name: values.tolist() for name, values in batch.items()} == {
-        "input_ids": [[1, 2, 5, 7, 8, 9, 0], [1, 2, 3, 6, 3, 3, 4]],
-        "position_ids": [[0, 1, 2, 3, 4, 3, 0], [0, 1, 2, 3, 4, 2, 3]],
-        "row": [[PADDING, PADDING, 1, 1, 1, 1, PADDING], [PADDING, PADDING, 2, 2, 2, 0, 0]],
-        "segment": [[SHARED, SHARED, PROMPT, 0, 0, 1, PADDING], [SHARED, SHARED, PROMPT, PROMPT, 0, PROMPT, 0]],
-        "answer": [[0, PADDING, PADDING], [0, 0, 1], [0, PADDING, PADDING]],
-        "target": [[4, 0, 0], [7, 8, 9], [3, 0, 0]],
-        "source": [[12, 0, 0], [2, 3, 2], [10, 0, 0]],
+        "input_ids": [[1, 2, 3, 6, 5, 7, 9]],
+        "position_ids": [[0, 1, 2, 3, 2, 3, 4]],
+        "end": [[7, 7, 4, 4, 7, 7, 7]],
+        "answer": [[0, *[PADDING] * 4], [0, 0, 1, 1, 1], [0, *[PADDING] * 4]],
+        "target": [[4, 0, 0, 0, 0], [7, 8, 7, 9, 6], [3, 0, 0, 0, 0]],
+        "source": [[2, 0, 0, 0, 0], [4, 5, 4, 5, 6], [3, 0, 0, 0, 0]],
     }
+    assert sum(row.num_tokens for row in rows) == 3 + 5 + 4
 
 
-def test_prompts_that_are_all_alike_keep_a_token_of_their_own() -> None:
-    rows = [PackedRow([1, 2], [[4]]), PackedRow([1, 2], [[5, 6]]), PackedRow([1, 2, 2], [[4]])]
-    assert (pack(rows, 0)["segment"] == SHARED).sum() == 1
+def test_rows_that_are_alike_and_answers_that_go_on_from_others_are_told_apart() -> None:
+    rows = [PackedRow([1, 2], [[4], [4, 5], [4, 5, 6]]), PackedRow([1, 2], [[4, 5]]), PackedRow([1, 2, 4], [[5], [5]])]
+    assert pack(rows, 0)["input_ids"].tolist() == [[1, 2, 4, 5]]
     assert largest_difference(LLAMA, rows) < 1e-5
 
 
@@ -410,10 +409,11 @@ def test_every_row_stands_in_one_line_that_holds_it(lengths: list[int]) -> None:
     assert max(filled) - min(filled) <= max(lengths)
 
 
-def test_the_mask_lets_an_answer_see_what_is_shared_its_prompt_and_itself() -> None:
-    row = torch.tensor([[PADDING, 0, 0, 0, 0, 1, 1, PADDING]])
-    segment = torch.tensor([[SHARED, PROMPT, 0, 0, 1, PROMPT, 0, PADDING]])
-    assert block_mask(row, segment)[0, 0].int().tolist() == [
+def test_the_mask_lets_a_token_see_what_is_on_its_way_and_itself() -> None:
+    end = torch.tensor(
+        [[7, 5, 4, 4, 5, 7, 7, 8]]
+    )  # 0 is common, 1 a prompt with answers 2-3 and 4, 5-6 another, 7 padding
+    assert block_mask(end)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0, 0],
