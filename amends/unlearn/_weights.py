@@ -62,7 +62,7 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
     The output layer is left as it is, as common 4-bit kernels do; it often shares its weights with the embedding.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = inner_of(model)
     head = inner.get_output_embeddings()
     return {
         plain_name(name): module
@@ -190,20 +190,24 @@ def shares(model: nn.Module) -> dict[str, LowRank]:
         return {}
     check_lora(model)
     found = {}
-    inner: Any = model.get_base_model()
-    for name, module in inner.named_modules():
+    for name, module in inner_of(model).named_modules():
         if isinstance(module, LoraLinear):
-            (adapter,) = module.active_adapters
-            a, b = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
-            turned = isinstance(module.base_layer, Conv1D)
-            found[f"{plain_name(name)}.weight"] = LowRank(a, b, float(module.scaling[adapter]), turned)
+            layer: Any = module
+            (adapter,) = layer.active_adapters
+            a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+            turned = isinstance(layer.base_layer, Conv1D)
+            found[f"{plain_name(name)}.weight"] = LowRank(a, b, float(layer.scaling[adapter]), turned)
     return found
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights of a model, or of the one below an adapter, by name."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {plain_name(name): w.detach() for name, w in inner.named_parameters() if ".lora_" not in name}
+    return {plain_name(name): w.detach() for name, w in inner_of(model).named_parameters() if ".lora_" not in name}
+
+
+def inner_of(model: Any) -> Any:
+    """Give the model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def acting(weight: Tensor, share: LowRank | None) -> Tensor:
