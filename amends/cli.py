@@ -120,7 +120,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run; exit with 0 (done), 1 (failed), 2 (something that the user can mend), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run; exit with 0 (done), 1 (failed), 2 (something that the user can mend), 130 (Ctrl-C), 143 (SIGTERM), or a verb's own."""
     ctx, code = None, 0
     try:
         try:

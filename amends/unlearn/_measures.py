@@ -42,6 +42,7 @@ NOTHING_FORGOTTEN = (
     f"What was to come back is less than {SMALLEST_SPAN:g} of ROUGE-L: the model before knows little more than the "
     "model after."
 )
+EMPTY = "All answers are empty."
 VARIANTS = {
     "paraphrase": "The question in other words",
     "prefix": "The answer's first tokens given",
@@ -179,7 +180,7 @@ def quality(table: Table) -> Iterator[Measure]:
     meaning = "Rise of the share of answers that are empty or repeat themselves, from the model before."
     yield difference(table, axis, "degenerate", meaning, broken, rise=True)
     meaning = "Share of different words in an answer to a question to forget."
-    yield mean_of(table, axis, "diversity", "higher", meaning, table.columns(["forget"], "diversity"))
+    yield mean_of(table, axis, "diversity", "higher", meaning, table.columns(["forget"], "diversity"), EMPTY)
     values: dict[str, Estimate] = {}
     for role, nats in table.found.fluency.items():
         column = np.array(nats, dtype=np.float64)[:, None]
@@ -194,7 +195,7 @@ def quality(table: Table) -> Iterator[Measure]:
         values.get("after"),
         before=before,
         reference=reference,
-        missing="All answers are empty.",
+        missing=EMPTY,
     )
     forget, retain = (table.columns(sets, "rouge_l") for sets in (["forget"], ["near", "far"]))
     padded: dict[str, FloatArray] = {}

@@ -100,7 +100,7 @@ def command(
     )
     for m in found.measures:
         if m.limit is not None:
-            typer.echo(plain(line(m)))
+            typer.echo(line(m))
     say(f"done: {out / 'report.html'}")
     if found.failures:
         raise typer.Exit(FAILED)
@@ -110,7 +110,7 @@ def line(m: Measure) -> str:
     """Say of one measure whether its limit is kept."""
     word = {"pass": "pass", "fail": "fail", None: "not judged"}[m.verdict]
     value = m.missing if m.after is None else f"{m.after:.3g}, at most {m.applied:.3g}"
-    return f"{word:<10} {m.metric}: {value}"
+    return f"{word:<10} {plain(f'{m.metric}: {value}')}"
 
 
 def run(
@@ -229,7 +229,7 @@ def read_axes(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def items_of(findings: Findings) -> list[dict[str, Any]]:
-    """List every answer, and what was noted of single rows, one line each."""
+    """List every answer, one line each."""
     items = []
     for role, asked in findings.asked.items():
         items += [{"role": role, **answer} for answer in asked.answers]
