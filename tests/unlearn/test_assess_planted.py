@@ -40,7 +40,7 @@ def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             reference=world.retrained,
             retain=world.retain,
             holdout=world.holdout,
-            rows=24,
+            rows=16,
             max_new_tokens=8,
             templates=REFUSALS,
             texts=world.texts,
@@ -86,6 +86,7 @@ def test_a_filter_of_the_plain_prompts_is_caught_by_asking_in_other_ways(found: 
     assert one["worst_case_rouge"].after > 0.95
     assert one["generalisation_gap"].after > 0.9
     assert one["drift"].after == 0
+    assert one["privleak"].after < -90  # the weights still know
     assert not {"retain_loss", "degenerate", "int4_restored"} & broken(one)
 
 
@@ -93,7 +94,6 @@ def test_gradient_ascent_is_caught_by_what_it_ruins(found: dict[str, Assessment]
     one = found["ascended"]
     assert {"retain_loss", "degenerate"} <= broken(one)
     assert one["worst_case_rouge"].verdict == one["int4_restored"].verdict == "pass"
-    assert one["privleak"].after > 25  # pushed below rows that were never seen
 
 
 def test_steps_below_the_bucket_are_caught_by_rounding(found: dict[str, Assessment]) -> None:

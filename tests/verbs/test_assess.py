@@ -74,7 +74,7 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
 
 
 def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(place, assess):
-    assert assess("--retain", "retain.jsonl", "--rows", 4)[0] in (0, 3)
+    assert assess("--retain", "retain.jsonl", "--rows", 4, "--axes", "elicitation,neighbours")[0] in (0, 3)
     page = (place / "out" / "report.html").read_text()
     assert EVIL not in page
     assert "&lt;script&gt;alert(1)" in page
@@ -93,7 +93,8 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
         holdout="holdout.jsonl",
         reference=model.model,
         max_new_tokens=8,
-        rows=8,
+        rows=4,
+        axes=["elicitation,utility,neighbours,quality,quantisation,locality,membership"],
         processing_class=model.tokenizer,
     )
     zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
@@ -187,7 +188,7 @@ def test_adapters_on_one_base_take_turns_on_it(place, assess, amends, tiny_model
     plain = loading._load_plain
     monkeypatch.setattr(loading, "_load_plain", lambda *a, **k: bases.append(a[0]) or plain(*a, **k))
     code, _, err = assess(
-        "--retain", "retain.jsonl", "--reference", "retain", "--rows", 4, before="forget", after="retain"
+        *("--reference", "retain", "--rows", 4, "--axes", "quantisation,locality"), before="forget", after="retain"
     )
     assert code in (0, 3), err
     assert len(bases) == 1
