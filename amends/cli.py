@@ -120,7 +120,10 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run; exit with 0 (done), 1 (failed), 2 (something that the user can mend), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run; exit with 0 (done), 1 (failed), 2 (something that the user can mend), 130 (Ctrl-C) or 143 (SIGTERM).
+
+    A verb may have a code of its own: 3 of `assess`, where a limit is broken.
+    """
     ctx, code = None, 0
     try:
         try:

@@ -202,6 +202,65 @@ def history(rows: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "history", "The run, step by step", f"{'; '.join(told)}; {len(rows)} steps.")
 
 
+def scores_by_variant(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Scores of several models by the way of asking, one line a way, each model with its own marker.
+
+    Parameters
+    ----------
+    scores : mapping
+        Model to way of asking to score, 0 to 1; a way that a model was not asked in is left out.
+
+    Returns
+    -------
+    str : one svg element.
+    """
+    ways = list(dict.fromkeys(way for of in scores.values() for way in of))
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(1, 1.4 + 0.32 * len(ways), len(scores))
+        for k, of in enumerate(scores.values()):
+            places = [ways.index(way) for way in of]
+            style: dict[str, Any] = {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "markersize": 8}
+            axes.plot(list(of.values()), places, linestyle="none", **style)
+        axes.set_yticks(range(len(ways)), [visible(way).replace("_", " ") for way in ways])
+        axes.set_ylim(len(ways) - 0.5, -0.5)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel("ROUGE-L of what was to be forgotten")
+        _legend(axes, list(scores))
+        told = "; ".join(f"{name}: " + ", ".join(f"{w} {v:.2f}" for w, v in of.items()) for name, of in scores.items())
+        return _svg(figure, "variants", "Asked in other ways", f"{told}.")
+
+
+def relearning(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], level: float | None) -> str:
+    """Scores on rows that were not trained on, over the steps of an attack on others.
+
+    Parameters
+    ----------
+    curves : mapping
+        Model to steps and scores, 0 to 1.
+    level : float, optional
+        Score of the model before, as a dotted line.
+
+    Returns
+    -------
+    str : one svg element.
+    """
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(1, 3.4, len(curves))
+        for k, (steps, scores) in enumerate(curves.values()):
+            style: dict[str, Any] = {"color": COLOURS[(k + 1) % 6], "marker": MARKERS[(k + 1) % 6]}
+            axes.plot(steps, scores, linestyle=DASHES[k % 6], linewidth=2, markersize=7, **style)
+        _legend(axes, list(curves))
+        if level is not None:
+            axes.axhline(level, color=FAINT, linewidth=1, linestyle=":")
+        axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("steps of training on a few rows")
+        axes.set_ylabel("ROUGE-L, other rows")
+        told = "; ".join(f"{name}: from {y[0]:.2f} to {y[-1]:.2f}" for name, (_, y) in curves.items())
+        line = "" if level is None else f" The dotted line is the model before, {level:.2f}."
+        return _svg(figure, "relearning", "Taught again", f"{told}.{line}")
+
+
 def _reach(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
     """Lengths of an error bar."""
     return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]

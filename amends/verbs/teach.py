@@ -4,7 +4,6 @@ An unlearned model is judged against one that never saw the forget data. Teach t
 those pairs, everything else equal.
 """
 
-import random
 import time
 from collections.abc import Sequence
 from math import isnan
@@ -14,7 +13,6 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from peft import PeftModel
-from torch import Tensor
 from transformers import TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
@@ -22,31 +20,12 @@ from amends.io.console import say
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.load import load, save_model, weights_sha256
-from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, read_pairs
-from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
-from amends.unlearn._forget import context_limit, encode_rows
+from amends.lm.trainer import Bar, training_arguments
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._run import about, prepare
-
-
-class TeachTrainer(AnswerTrainer):
-    """Supervised fine-tuning on answers: L = mean over samples of the mean negative log-likelihood per answer token."""
-
-    def __init__(self, model: Any, args: TrainingArguments, pairs: list[Pair], processing_class: Any, **kwargs: Any):
-        limit = context_limit(model, 2**31)
-        self._rows = [TrainRow(row) for row in encode_rows(processing_class, pairs, limit)]
-        super().__init__(model, args, len(pairs), processing_class, **kwargs)
-
-    def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
-        """Give the pair itself."""
-        return [self._rows[index]]
-
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean NLL per answer token, and the token-normalised probability exp(mean log p)."""
-        mean_logp_B = masked_mean(out.logp_BA, out.mask(0))
-        return -mean_logp_B, {"probability": mean_logp_B.exp()}
+from amends.unlearn._teach import TeachTrainer
 
 
 def command(

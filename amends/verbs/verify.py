@@ -44,7 +44,7 @@ class NotChecked(Exception):
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach' or 'audit'.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit' or 'assess'.")],
     quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
 ) -> None:
@@ -84,6 +84,10 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
         todo.append(("forget records", check.forget_records))
     if record["data"].get("earlier"):
         todo.append(("earlier records", check.earlier_records))
+    if record["command"] == "assess":
+        for role in record["weights"]:
+            todo.append((f"weights {role}", lambda role=role: check.weights_named(role)))  # type: ignore[misc]
+        return [_finding(what, make) for what, make in todo]
     todo.append(("weights before", check.weights_before))
     if record["command"] == "audit":
         todo.append(("records", check.audited_records))
@@ -173,11 +177,21 @@ class Checks:
         name = self.model or self.config.get("model")
         if not name:
             raise NotChecked("the model was given from Python; name it with --model")
+        return self._digest("before", name)
+
+    def weights_named(self, role: str) -> str:
+        """Compare the digest of a model that was assessed, as it is now, with the one noted."""
+        name = self.model if role == "before" and self.model else self.config.get(role)
+        if not name:
+            raise NotChecked("the model was given from Python")
+        return self._digest(role, name)
+
+    def _digest(self, role: str, name: str) -> str:
         try:
             found = weights_sha256(load(name).model)
         except InputError as error:
             raise NotChecked(str(error)) from None
-        return _same_digest(self.record["weights"].get("before"), found, name)
+        return _same_digest(self.record["weights"].get(role), found, name)
 
     def weights_after(self) -> str:
         """Compare the digest of the model in the run folder with the one noted."""

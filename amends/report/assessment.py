@@ -1,0 +1,209 @@
+"""The page of an assessment: limits kept and broken, every measure by axis, charts, and what came out of what."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from amends.io.errors import InputError
+from amends.io.run import read_jsonl, read_run
+from amends.io.tables import read_json
+from amends.report._text import last_part, number, visible
+from amends.report.html import MOST_ANSWERS, OPEN_ANSWERS, dataset, environment
+from amends.report.plots import relearning, scores_by_variant
+from amends.report.verdict import is_number
+
+ROLES = ("before", "after", "reference")
+AXES = {
+    "elicitation": "Elicitation: does it come out when asked in other ways?",
+    "utility": "Utility: is the rest still there?",
+    "neighbours": "Neighbours: does what is near suffer?",
+    "quality": "Quality: what do the answers look like?",
+    "quantisation": "Quantisation: do fewer bits bring it back?",
+    "relearning": "Relearning: does it come back at a touch?",
+    "locality": "Locality: how far did the weights move?",
+    "membership": "Membership: can the forgotten rows be told?",
+}
+DIRECTIONS = {"higher": "higher is better ↑", "lower": "lower is better ↓", "zero": "near the reference is better"}
+VERDICTS = {"pass": ("strength", "Pass"), "fail": ("weakness", "Fail"), None: ("open", "Not judged")}
+PLAIN = "question"
+SETS = {"near": "To keep, near to what was forgotten", "far": "To keep, far from it", "general": "Everyday questions"}
+
+
+def render_assessment(folder: Path) -> str:
+    """Render the page of a folder that `amends assess` wrote.
+
+    Returns
+    -------
+    str : a whole page. The same folder gives the same bytes.
+
+    Raises
+    ------
+    InputError : not such a folder, or a file in it is damaged.
+    """
+    run = read_run(folder)
+    source = Path(folder) / "assessment.json"
+    found = read_json(source)
+    measures = found.get("measures") if isinstance(found, dict) else None
+    if run["command"] != "assess" or not isinstance(measures, list) or not all(isinstance(m, dict) for m in measures):
+        raise InputError(f"{source}: not an assessment. Give a folder that 'amends assess' wrote.")
+    items = read_jsonl(Path(folder) / "items.jsonl")
+    roles = [role for role in ROLES if role in run["weights"]]
+    limits = [m for m in measures if m.get("limit") is not None]
+    limits.sort(key=lambda m: ("fail", "pass", None).index(m.get("verdict")))
+    return (
+        environment()
+        .get_template("assessment.html.jinja")
+        .render(
+            run=run,
+            title=visible(last_part(str(run["config"].get("after") or "")) or "a model given in memory"),
+            verdict=found.get("verdict"),
+            in_short=in_short(limits),
+            limits=[limit_line(m) for m in limits],
+            roles=roles,
+            groups=[
+                (title, [row(m, roles) for m in measures if m.get("axis") == axis])
+                for axis, title in AXES.items()
+                if any(m.get("axis") == axis for m in measures)
+            ],
+            charts=charts(items, found.get("curves") or {}, roles),
+            drift=[d for d in found.get("drift") or [] if isinstance(d, dict)],
+            datasets=[dataset(name, about) for name, about in run["data"].items() if isinstance(about, dict)],
+            forgotten=forgotten(items, roles),
+            kept=[(title, kept(items, name, roles)) for name, title in SETS.items()],
+            cautions=[visible(text) for text in run["warnings"]],
+            open_answers=OPEN_ANSWERS,
+            number=number,
+        )
+    )
+
+
+def in_short(limits: Sequence[Mapping[str, Any]]) -> str:
+    """Say the outcome in a sentence."""
+    counts = {word: sum(m.get("verdict") == word for m in limits) for word in ("pass", "fail", None)}
+    judged = counts["pass"] + counts["fail"]
+    if not judged:
+        return "No limit could be judged."
+    failed = ", ".join(str(m["metric"]) for m in limits if m.get("verdict") == "fail")
+    told = f"{counts['fail']} of {judged} limits are broken: {failed}." if failed else f"All {judged} limits are kept."
+    return told + (f" {counts[None]} could not be judged." if counts[None] else "")
+
+
+def limit_line(m: Mapping[str, Any]) -> dict[str, str]:
+    """Make a line of the list of limits."""
+    kind, word = VERDICTS[m.get("verdict")]
+    if not is_number(m.get("after")):
+        text = f"{m['metric']}: {m.get('missing')}"
+    else:
+        text = f"{m['metric']}: {number(m['after'])}, at most {number(m['applied'])}."
+        if m["applied"] != m["limit"]:
+            asked, known = number(m["limit"]), number(m["reference"])
+            text += f" The limit of {asked} is raised, as the reference itself reaches {known}."
+        text += f" {m['meaning']}"
+    return {"kind": kind, "word": word, "text": text}
+
+
+def row(m: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    """Make a row of the table of measures."""
+    interval = None
+    if is_number(m.get("low")) and is_number(m.get("high")):
+        interval = f"{number(m['low'])} to {number(m['high'])}"
+    return {
+        "metric": m.get("metric"),
+        "meaning": m.get("meaning", ""),
+        "direction": DIRECTIONS.get(str(m.get("better")), ""),
+        "cells": [number(m[role]) if is_number(m.get(role)) else None for role in roles],
+        "interval": interval,
+        "n": m.get("n"),
+        "missing": m.get("missing"),
+        "limit": number(m["applied"]) if is_number(m.get("applied")) else None,
+        "verdict": VERDICTS[m.get("verdict")] if m.get("limit") is not None else None,
+    }
+
+
+def charts(
+    items: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], roles: Sequence[str]
+) -> list[tuple[str, str, Markup | None]]:
+    """Title, caption and picture of each chart; without a picture the caption says why."""
+    found: list[tuple[str, str, Markup | None]] = []
+    scores = variant_scores(items, roles)
+    if any(len(of) > 1 for of in scores.values()):
+        text = "Words of the answers to forget that each way of asking brings out; last the best of all ways."
+        found.append(("Asked in other ways", text, Markup(scores_by_variant(scores))))
+    else:
+        found.append(("Asked in other ways", "No chart: the questions were asked in one way only.", None))
+    lines = {r: (curves[r]["steps"], curves[r]["rouge_l"]) for r in roles if r in curves}
+    if lines:
+        text = "Words of the other answers to forget, after steps of training on a few of them."
+        plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN)]
+        level = sum(plain) / len(plain) if plain else None
+        found.append(("Taught again", text, Markup(relearning(lines, level))))
+    else:
+        found.append(("Taught again", "No chart: the relearning attack was not made.", None))
+    return found
+
+
+def place(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Model, set and way of asking."""
+    return item.get("role"), item.get("item_set"), item.get("variant")
+
+
+def variant_scores(items: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean ROUGE-L by model and way of asking; "worst case" last: the mean of each row's best."""
+    found: dict[str, dict[str, float]] = {}
+    for role in roles:
+        by_variant: dict[str, list[float]] = {}
+        best: dict[str, float] = {}
+        for item in items:
+            if item.get("role") == role and item.get("item_set") == "forget" and is_number(item.get("rouge_l")):
+                by_variant.setdefault(str(item["variant"]), []).append(item["rouge_l"])
+                best[str(item["id"])] = max(best.get(str(item["id"]), 0.0), item["rouge_l"])
+        if by_variant:
+            means = {name: sum(values) / len(values) for name, values in by_variant.items()}
+            found[role] = means | ({"worst case": sum(best.values()) / len(best)} if len(means) > 1 else {})
+    return found
+
+
+def forgotten(items: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows to forget, those first of which most came out: the plain question, and the way that brought out most."""
+    by_id: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for item in items:
+        if item.get("item_set") == "forget":
+            by_id.setdefault(str(item["id"]), {}).setdefault(str(item["role"]), {})[str(item["variant"])] = item
+    rows = []
+    for by_role in by_id.values():
+        after = by_role.get("after", {})
+        plain = after.get(PLAIN)
+        if plain is None:
+            continue
+        worst = max(after.values(), key=lambda i: i["rouge_l"])
+        shown = [plain, worst] if worst is not plain else [plain]
+        asks = [
+            {
+                "question": ask["question"],
+                "answer": ask["expected"],
+                "variant": ask["variant"],
+                "said": [
+                    (role, said["generated"], bool(said.get("refused")))
+                    for role in roles
+                    if (said := by_role.get(role, {}).get(ask["variant"])) is not None
+                ],
+            }
+            for ask in shown
+        ]
+        rows.append({"asks": asks, "score": worst["rouge_l"]})
+    rows.sort(key=lambda r: -r["score"])
+    return rows[:MOST_ANSWERS]
+
+
+def kept(items: Sequence[Mapping[str, Any]], item_set: str, roles: Sequence[str]) -> list[dict[str, Any]]:
+    """Questions of a set with what each model said."""
+    by_id: dict[str, dict[str, Any]] = {}
+    for item in items:
+        if item.get("item_set") == item_set:
+            entry = by_id.setdefault(
+                str(item["id"]), {"question": item["question"], "answer": item["expected"], "variant": None, "by": {}}
+            )
+            entry["by"][item["role"]] = (item["role"], item["generated"], bool(item.get("refused")))
+    return [e | {"said": [e["by"][r] for r in roles if r in e["by"]]} for e in by_id.values()][:MOST_ANSWERS]

@@ -1,0 +1,176 @@
+"""What an assessment asks: which rows, which of those to keep are near to the forgotten, and the prompts of all."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.tables import read_rows
+from amends.lm.pairs import Pair, Pairs, encode, read_pairs, rows_of
+from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, paraphrased_questions, variants
+from amends.unlearn._evaluate import BUILT_IN, spread
+from amends.unlearn._request import Data
+
+NEAREST = 5
+"""Questions to keep that count as near to each question to forget."""
+NO_RETAIN = "It needs questions to keep (--retain)."
+NO_FAR = "Every question to keep is near to one to forget: there are no far ones to compare with."
+NO_HOLDOUT = "It needs rows of the same kind that no model was trained on (--holdout)."
+NO_REFERENCE = "It needs a model retrained without the forget rows (--reference)."
+NO_PARAPHRASES = "No row to forget has another wording (column paraphrased_question)."
+NO_SHOTS = "It needs questions to keep as examples (--retain)."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every model is asked; any part but the forget pairs may be empty."""
+
+    axes: tuple[str, ...]
+    forget: list[Pair]
+    paraphrases: dict[str, list[str]]
+    """By the place of the row."""
+    near: list[Pair]
+    far: list[Pair]
+    shots: list[Pair]
+    general: list[Pair]
+    holdout: list[Pair]
+    texts: list[str]
+    templates: list[str]
+    max_new_tokens: int
+    seed: int
+
+    @property
+    def retain(self) -> list[Pair]:
+        """Questions to keep, the near ones first."""
+        return [*self.near, *self.far]
+
+    @property
+    def relearnt(self) -> list[int]:
+        """Numbers of the forget rows that the attack trains on; none if there are too few to test others."""
+        count = min(RELEARN_ITEMS, len(self.forget) // 2)
+        return spread(list(range(len(self.forget))), count) if count > 1 else []
+
+
+class Sources(NamedTuple):
+    """Where the rows come from."""
+
+    forget: Data
+    retain: Data | None = None
+    holdout: Data | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+
+
+def make_plan(
+    sources: Sources,
+    tokenizer: PreTrainedTokenizerBase,
+    axes: Sequence[str],
+    *,
+    rows: int,
+    max_new_tokens: int,
+    seed: int,
+    templates: Sequence[str],
+    texts: Sequence[str] | None = None,
+) -> tuple[Plan, dict[str, Pairs]]:
+    """Read the rows and choose what is asked; at most `rows` of each set, evenly spread.
+
+    Of the questions to keep, up to half are the nearest to the questions to forget, the others far ones.
+
+    Returns
+    -------
+    The plan, and every row read by the name of its set.
+
+    Raises
+    ------
+    InputError : faulty rows.
+    """
+    read: dict[str, Pairs] = {}
+    places: dict[str, list[str]] = {}
+    for name in ("forget", "retain", "holdout"):
+        source: Data | None = getattr(sources, name)
+        if source is None:
+            continue
+        found = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, name))
+        read[name] = read_pairs(
+            found,
+            question_column=sources.question_column,
+            answer_column=sources.answer_column,
+            tokenizer=tokenizer,
+        )
+        if name == "forget":
+            places = paraphrased_questions(found)
+    forget = spread(read["forget"].kept, rows)
+    retain = read["retain"].kept if "retain" in read else []
+    near, far = near_and_far(forget, retain, max(1, rows // 2))
+    used = {id(pair) for pair in (*near, *far)}
+    shots = spread([p for p in retain if id(p) not in used] or retain, NUM_SHOTS)
+    everyday = read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept
+    built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
+    plan = Plan(
+        axes=tuple(axes),
+        forget=forget,
+        paraphrases=places,
+        near=near,
+        far=far,
+        shots=shots,
+        general=spread(everyday, rows),
+        holdout=spread(read["holdout"].kept, rows) if "holdout" in read else [],
+        texts=spread(list(built_in if texts is None else texts), rows),
+        templates=list(templates),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    return plan, read
+
+
+def near_and_far(forget: Sequence[Pair], retain: Sequence[Pair], most: int) -> tuple[list[Pair], list[Pair]]:
+    """Part the questions to keep: those nearest to questions to forget, and the others; at most `most` of each.
+
+    Near is one of the NEAREST to some question to forget, by the cosine of its words, each weighted by how rare it is
+    among all questions. Words stand in for a sentence embedding, which would be another model to load.
+    """
+    if not retain:
+        return [], []
+    wanted, kept = (_words([p.question for p in pairs]) for pairs in (forget, retain))
+    counts = Counter(word for words in (*wanted, *kept) for word in words)
+    places = {word: i for i, word in enumerate(counts)}
+    total = len(wanted) + len(kept)
+
+    def vectors(texts: Sequence[set[str]]) -> np.ndarray:
+        found = np.zeros((len(texts), len(places)))
+        for row, words in enumerate(texts):
+            for word in words:
+                found[row, places[word]] = math.log(1 + total / counts[word])
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+    similar = vectors(kept) @ vectors(wanted).T
+    nearest = np.argsort(-similar, axis=0, kind="stable")[:NEAREST]
+    order = sorted(set(nearest.ravel().tolist()), key=lambda i: (-similar[i].max(), i))
+    chosen = set(order)
+    return [retain[i] for i in order[:most]], spread([p for i, p in enumerate(retain) if i not in chosen], most)
+
+
+def _words(texts: Sequence[str]) -> list[set[str]]:
+    return [{"".join(c for c in word if c.isalnum()) for word in text.casefold().split()} - {""} for text in texts]
+
+
+def all_asks(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[Ask]:
+    """List every prompt of the plan for one model."""
+    asks: list[Ask] = []
+    for pair in plan.forget:
+        found = variants(tokenizer, pair, plan.paraphrases.get(pair.where, []), plan.shots, plan.seed)
+        asks += found if "elicitation" in plan.axes else found[:1]
+    sets: dict[str, list[Pair]] = {}
+    if {"utility", "neighbours", "quality"} & set(plan.axes):
+        sets |= {"near": plan.near, "far": plan.far}
+    if "utility" in plan.axes:
+        sets |= {"general": plan.general}
+    for name, pairs in sets.items():
+        for p in pairs:
+            asks.append(Ask(name, p.id, EASY, p.question, encode(tokenizer, p.prompt, ["a"])[0].prompt, p.answer))
+    return asks

@@ -1,0 +1,124 @@
+"""Answers of several models as columns of numbers, and lines of an assessment from their means.
+
+Shape suffixes: N items, K columns.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from amends.unlearn._assess import BITS, Findings
+from amends.unlearn._attacks import EASY
+from amends.unlearn._axes import (
+    ROLES,
+    Direction,
+    Estimate,
+    FloatArray,
+    Measure,
+    diversity,
+    estimate,
+    is_degenerate,
+    measure,
+)
+from amends.unlearn._intervals import RESAMPLES
+from amends.unlearn._plan import Plan
+
+Columns = Mapping[str, FloatArray]
+
+
+class Table:
+    """Answers as columns of numbers: one for each model, aligned by item."""
+
+    def __init__(self, plan: Plan, found: Findings) -> None:
+        self.plan, self.found = plan, found
+        self.roles = [role for role in ROLES if role in found.asked]
+        self.by_place = {
+            role: {(a["item_set"], a["variant"], a["id"]): a for a in asked.answers}
+            for role, asked in found.asked.items()
+        }
+        self.ids: dict[str, list[str]] = {
+            **{name: [p.id for p in plan.forget] for name in ("forget", *(f"forget_int{bits}" for bits in BITS))},
+            "near": [p.id for p in plan.near],
+            "far": [p.id for p in plan.far],
+            "general": [p.id for p in plan.general],
+        }
+
+    def column(self, role: str, item_set: str, name: str, variant: str = EASY) -> FloatArray:
+        """Numbers of a model's answers, NaN where it was not asked; all NaN for a model that there is not."""
+        of: Callable[[str], float] | None = {"degenerate": is_degenerate, "diversity": diversity}.get(name)
+        places = self.by_place.get(role, {})
+        found = (places.get((item_set, variant, id_)) for id_ in self.ids[item_set])
+        return np.array(
+            [np.nan if a is None else float(of(a["generated"]) if of else a[name]) for a in found], dtype=np.float64
+        )
+
+    def columns(self, sets: Sequence[str], name: str, variant: str = EASY) -> Columns:
+        """`column` of every model, several sets after one another."""
+        return {r: np.concatenate([self.column(r, s, name, variant) for s in sets]) for r in self.roles}
+
+    def variants(self) -> list[str]:
+        """Names of all variants of a question to forget that some model was asked, the plain one first."""
+        every = (a for asked in self.found.asked.values() for a in asked.answers)
+        return list(dict.fromkeys(a["variant"] for a in every if a["item_set"] == "forget"))
+
+
+def apart(parts: Columns) -> dict[str, FloatArray]:
+    """Columns of several sets of items as columns of all of them, NaN at the others'."""
+    ends = np.cumsum([0, *map(len, parts.values())])
+    found = {name: np.full(ends[-1], np.nan) for name in parts}
+    for (name, values), start in zip(parts.items(), ends, strict=False):
+        found[name][start : start + len(values)] = values
+    return found
+
+
+def rng_of(plan: Plan, metric: str) -> np.random.Generator:
+    """Give each metric a stream of its own, so that none changes with the others that are there."""
+    return np.random.default_rng([plan.seed, zlib.crc32(metric.encode())])
+
+
+def mean_of(
+    table: Table,
+    axis: str,
+    metric: str,
+    better: Direction,
+    meaning: str,
+    columns: Columns,
+    missing: str | None = None,
+) -> Measure:
+    """Line of a mean that every model has."""
+    return combined(table, axis, metric, better, meaning, columns, lambda role: ([role], lambda m: m[:, 0]), missing)
+
+
+def difference(
+    table: Table, axis: str, metric: str, meaning: str, columns: Columns, *, rise: bool, missing: str | None = None
+) -> Measure:
+    """Line of how far a mean rose, or fell, from the model before; lower is better."""
+    sign = 1.0 if rise else -1.0
+    of: Callable[[FloatArray], FloatArray] = lambda m: sign * (m[:, 0] - m[:, 1])  # noqa: E731
+    return combined(table, axis, metric, "lower", meaning, columns, lambda role: ([role, "before"], of), missing)
+
+
+def combined(
+    table: Table,
+    axis: str,
+    metric: str,
+    better: Direction,
+    meaning: str,
+    columns: Columns,
+    how: Callable[[str], tuple[list[str], Callable[[FloatArray], FloatArray]] | None],
+    missing: str | None = None,
+) -> Measure:
+    """Line of a function of means: for each model, of which columns and which function (None: it has no value)."""
+    values: dict[str, Estimate] = {}
+    for role in table.roles:
+        told = how(role)
+        if told is None or any(name not in columns for name in told[0]):
+            continue
+        both_NK = np.column_stack([columns[name] for name in told[0]])
+        resamples = RESAMPLES if role == "after" else 1
+        values[role] = estimate(both_NK, told[1], rng_of(table.plan, metric), resamples)
+    before, reference = (values[role].value if role in values else None for role in ("before", "reference"))
+    return measure(
+        axis, metric, better, meaning, values.get("after"), before=before, reference=reference, missing=missing
+    )

@@ -1,0 +1,289 @@
+"""Assess whether a model forgot: attacks it, measures what it lost, and holds both to limits.
+
+A model may only look as if it forgot. It is asked in other ways, taught again, and rounded to fewer bits, beside the
+model before and one that never saw the data; what should stay is asked too.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.io.plain import plain
+from amends.io.run import describe, write_jsonl
+from amends.report.assessment import render_assessment
+from amends.unlearn._assess import Findings, ask_in_turn
+from amends.unlearn._axes import AXES, LIMITS, Measure, judge, read_limits
+from amends.unlearn._measures import all_measures
+from amends.unlearn._plan import Plan, Sources, make_plan
+from amends.unlearn._refusals import refusals
+from amends.unlearn._request import Data
+from amends.unlearn._run import about
+
+FAILED = 3
+"""Exit code when a limit is not kept."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an assessment leaves in memory; its folder holds the same."""
+
+    measures: list[Measure]
+    items: list[dict[str, Any]]
+    """One answer each: role, item_set, id, variant, question, expected, generated, rouge_l, refused."""
+    curves: dict[str, dict[str, list[float]]]
+    """Of the relearning attack, by role: steps and mean ROUGE-L."""
+    drift: list[dict[str, Any]]
+    """Of the weights, by layer."""
+    out: Path | str | None
+
+    @property
+    def failures(self) -> list[Measure]:
+        """Measures that do not keep their limit."""
+        return [m for m in self.measures if m.verdict == "fail"]
+
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """Pass if no limit is broken."""
+        return "fail" if self.failures else "pass"
+
+    def __getitem__(self, metric: str) -> Measure:
+        """Find a measure by its name."""
+        return next(m for m in self.measures if m.metric == metric)
+
+
+def command(
+    before: Annotated[str, typer.Option(help="The model before it forgot: as for --after.")],
+    after: Annotated[
+        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+    ],
+    forget: Annotated[str, typer.Option(help="What was to be forgotten; paraphrased_question is read if there.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
+    reference: Annotated[str | None, typer.Option(help="Model retrained without the forget data.")] = None,
+    retain: Annotated[str | None, typer.Option(help="Questions to keep: for what was lost, and as examples.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Rows of the same kind that no model was trained on.")] = None,
+    axes: Annotated[
+        list[str] | None, typer.Option(help=f"Axes to measure, of: {', '.join(AXES)}; default: all; repeatable.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help=f"NAME=VALUE to hold the model to; repeatable. Names: {', '.join(LIMITS)}.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Most rows of each set, evenly spread.", min=1)] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer that is generated, tokens.", min=1)] = 64,
+    question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Assess whether AFTER forgot FORGET; exit code 0 if all limits are kept, 3 if one is not."""
+    found = run(
+        before,
+        after,
+        forget,
+        out=out,
+        reference=reference,
+        retain=retain,
+        holdout=holdout,
+        axes=axes,
+        limits=limit,
+        rows=rows,
+        max_new_tokens=max_new_tokens,
+        question_column=question_column,
+        answer_column=answer_column,
+        seed=seed,
+    )
+    for m in found.measures:
+        if m.limit is not None:
+            typer.echo(line(m))
+    say(f"done: {out / 'report.html'}")
+    if found.failures:
+        raise typer.Exit(FAILED)
+
+
+def line(m: Measure) -> str:
+    """Say of one measure whether its limit is kept."""
+    word = {"pass": "pass", "fail": "fail", None: "not judged"}[m.verdict]
+    value = m.missing if m.after is None else f"{m.after:.3g}, at most {m.applied:.3g}"
+    return f"{word:<10} {plain(f'{m.metric}: {value}')}"
+
+
+def run(
+    before: Any,
+    after: Any,
+    forget: Data,
+    *,
+    out: Path | str | None = None,
+    reference: Any = None,
+    retain: Data | None = None,
+    holdout: Data | None = None,
+    axes: Sequence[str] | None = None,
+    limits: Sequence[str] | Mapping[str, float] | None = None,
+    rows: int = 100,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    templates: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Assessment:
+    """Assess whether a model forgot.
+
+    Parameters
+    ----------
+    before, after, reference : str, Path or model
+        What `amends.lm.load` takes, read in turn, or models that are loaded already (with `processing_class`).
+    forget, retain, holdout : path or list of dict
+        As for the methods of unlearning. What is not given is a gap with its reason in the result, never a 0.
+    axes : list of str, optional
+        Of `AXES`; default: all. A text may name several with commas between them.
+    limits : list of "name=value" or dict, optional
+        In place of those in `LIMITS`. One that is asked for and cannot be judged fails.
+    templates : list of str, optional
+        Answers that count as refusals beside the general patterns; default: the built-in refusals.
+    texts : list of str, optional
+        Plain text for the perplexity; default: the built-in passages.
+
+    Returns
+    -------
+    Assessment; with `out` also as a folder of assessment.json, items.jsonl, run.json, report.html and manifest.json.
+
+    Raises
+    ------
+    InputError : anything that the user can mend; then nothing is written.
+    """
+    started = time.time()
+    chosen, asked_limits = read_axes(axes), read_limits(limits or {})
+    if out is not None:
+        check_new(out)
+    models = {"before": before, "after": after, "reference": reference}
+    if processing_class is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
+        raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
+    sources = Sources(forget, retain, holdout, question_column, answer_column)
+    known = refusals() if templates is None else list(templates)
+    read: dict[str, Any] = {}
+
+    def plan_for(tokenizer: PreTrainedTokenizerBase) -> Plan:
+        plan, pairs = make_plan(
+            sources,
+            tokenizer,
+            chosen,
+            rows=rows,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            templates=known,
+            texts=texts,
+        )
+        read.update({name: about(getattr(sources, name), found) for name, found in pairs.items()})
+        return plan
+
+    plan, findings = ask_in_turn(models, plan_for, processing_class)
+    measures = judge(all_measures(plan, findings), asked_limits)
+    result = Assessment(measures, items_of(findings), curves_of(findings), drift_of(findings), out)
+    if out is not None:
+        config = {
+            "before": before,
+            "after": after,
+            "reference": reference,
+            "forget": forget,
+            "retain": retain,
+            "holdout": holdout,
+            "axes": list(chosen),
+            "limits": asked_limits,
+            "rows": rows,
+            "max_new_tokens": max_new_tokens,
+            "question_column": question_column,
+            "answer_column": answer_column,
+        }
+        record = describe(
+            command="assess",
+            config={name: told(value) for name, value in config.items()},
+            seed=seed,
+            data=read,
+            weights={role: asked.weights for role, asked in findings.asked.items()},
+            seconds={"in all": round(time.time() - started, 1)},
+            warnings=warnings_of(findings),
+        )
+        write(result, record, Path(out))
+    return result
+
+
+def read_axes(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Choose axes by name, in their order.
+
+    Raises
+    ------
+    InputError : a name that is none.
+    """
+    names = [name.strip() for text in given or AXES for name in text.split(",")]
+    for name in names:
+        if name not in AXES:
+            raise InputError(f"--axes {name}: there is no such axis. Known: {', '.join(AXES)}.")
+    return tuple(axis for axis in AXES if axis in names)
+
+
+def items_of(findings: Findings) -> list[dict[str, Any]]:
+    """List every answer, one line each."""
+    items = []
+    for role, asked in findings.asked.items():
+        items += [{"role": role, **answer} for answer in asked.answers]
+    return items
+
+
+def curves_of(findings: Findings) -> dict[str, dict[str, list[float]]]:
+    """Mean ROUGE-L of the tested rows at each step of the relearning attack."""
+    found = {}
+    for role, asked in findings.asked.items():
+        if (curve := asked.curve) is not None:
+            means = [sum(column) / len(column) for column in zip(*curve.scores_NS, strict=True)]
+            found[role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
+    return found
+
+
+def drift_of(findings: Findings) -> list[dict[str, Any]]:
+    """How far each layer moved."""
+    return [d._asdict() for d in findings.comparison.drift] if findings.comparison else []
+
+
+def warnings_of(findings: Findings) -> list[str]:
+    """Say what was left out."""
+    return [
+        f"{role}: {count} prompts of the variant {variant} are longer than the model's context and were left out."
+        for role, asked in findings.asked.items()
+        for variant, count in asked.left_out.items()
+    ]
+
+
+def told(value: Any) -> Any:
+    """Say an option as run.json keeps it: of rows or models given from Python no more than that they were."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str | int | float | dict | None):
+        return value
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return value
+    return {"rows": len(value)} if isinstance(value, Sequence) else None
+
+
+def write(result: Assessment, record: Mapping[str, Any], out: Path) -> None:
+    """Write the folder in one move."""
+    with new_folder(out) as folder:
+        write_json(folder / "run.json", record)
+        write_json(
+            folder / "assessment.json",
+            {
+                "verdict": result.verdict,
+                "measures": [asdict(m) for m in result.measures],
+                "curves": result.curves,
+                "drift": result.drift,
+            },
+        )
+        write_jsonl(folder / "items.jsonl", result.items)
+        write_text(folder / "report.html", render_assessment(folder))
+        write_manifest(folder)

@@ -1,0 +1,128 @@
+"""Four models of which is known in what way they "forgot": the assessment tells them apart, ROUGE-L alone does not."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from amends.verbs.assess import Assessment, run
+
+from .planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make_world()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Assessment]:
+    folder = tmp_path_factory.mktemp("planted")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="v_f starts at")
+        models = {
+            "retrained": world.retrained,
+            "filtered": filtered(world),
+            "ascended": ascended(world, folder),
+            "below the bucket": below_the_bucket(world),
+        }
+    return {
+        name: run(
+            world.before,
+            model,
+            world.forget,
+            out=folder / name.replace(" ", "_"),
+            reference=world.retrained,
+            retain=world.retain,
+            holdout=world.holdout,
+            rows=16,
+            max_new_tokens=8,
+            templates=REFUSALS,
+            texts=world.texts,
+            processing_class=world.tokenizer,
+        )
+        for name, model in models.items()
+    }
+
+
+def broken(assessment: Assessment) -> set[str]:
+    return {m.metric for m in assessment.failures}
+
+
+def test_the_world_is_learnt(found: dict[str, Assessment]) -> None:
+    one = found["retrained"]
+    assert one["forget_rouge"].before == pytest.approx(1, abs=0.02)
+    assert one["retain_rouge"].before == pytest.approx(1, abs=0.02)
+    assert one["retain_rouge"].after == pytest.approx(1, abs=0.02)
+
+
+def test_rouge_on_the_forget_set_calls_all_four_equal(found: dict[str, Assessment]) -> None:
+    assert all(one["forget_rouge"].after < 0.25 for one in found.values())
+    assert all(one["forget_rate"].after > 0.95 for one in found.values())
+
+
+def test_the_retrained_model_is_best_and_keeps_every_limit(found: dict[str, Assessment]) -> None:
+    assert broken(found["retrained"]) == set()
+    assert all(m.verdict == "pass" for m in found["retrained"].measures if m.limit is not None)
+    assert all(broken(one) for name, one in found.items() if name != "retrained")
+
+
+def test_what_is_its_own_reference_has_no_excess_and_no_leak(found: dict[str, Assessment]) -> None:
+    one = found["retrained"]
+    for metric in ("relearn_excess", "privleak"):
+        assert (one[metric].after, one[metric].low, one[metric].high) == (0, 0, 0)
+
+
+def test_a_filter_of_the_plain_prompts_is_caught_by_asking_in_other_ways(found: dict[str, Assessment]) -> None:
+    one = found["filtered"]
+    assert one["refusal_rate"].after == 1
+    assert one["rouge_paraphrase_1"].after > 0.95
+    assert one["worst_case_rouge"].verdict == "fail"
+    assert one["worst_case_rouge"].after > 0.95
+    assert one["generalisation_gap"].after > 0.9
+    assert one["drift"].after == 0
+    assert one["privleak"].after < -90  # the weights still know
+    assert not {"retain_loss", "degenerate", "int4_restored"} & broken(one)
+
+
+def test_gradient_ascent_is_caught_by_what_it_ruins(found: dict[str, Assessment]) -> None:
+    one = found["ascended"]
+    assert {"retain_loss", "degenerate"} <= broken(one)
+    assert one["worst_case_rouge"].verdict == one["int4_restored"].verdict == "pass"
+
+
+def test_steps_below_the_bucket_are_caught_by_rounding(found: dict[str, Assessment]) -> None:
+    one = found["below the bucket"]
+    assert one["int4_flips"].after == 0
+    assert one["int4_restored"].after > 0.8
+    assert one["int4_restored"].verdict == "fail"
+    assert one["int8_restored"].verdict == one["retain_loss"].verdict == "pass"
+    assert not {"int4_restored", "int8_restored"} & (broken(found["filtered"]) | broken(found["ascended"]))
+
+
+def test_training_on_some_rows_brings_back_others_that_are_still_in_the_weights(found: dict[str, Assessment]) -> None:
+    one = found["below the bucket"]
+    assert one["relearn_area"].low > 0.02 > one["relearn_area"].reference
+
+
+def test_worst_case_is_at_least_the_plain_question_for_every_row(found: dict[str, Assessment]) -> None:
+    for one in found.values():
+        for role in ("before", "after", "reference"):
+            mine = [i for i in one.items if (i["role"], i["item_set"]) == (role, "forget")]
+            plain = {i["id"]: i["rouge_l"] for i in mine if i["variant"] == "question"}
+            best = {id_: max(i["rouge_l"] for i in mine if i["id"] == id_) for id_ in plain}
+            assert all(best[id_] >= plain[id_] for id_ in plain)
+            if role == "after":
+                assert one["worst_case_rouge"].after == pytest.approx(np.mean(list(best.values())))
+
+
+def test_the_page_of_each_is_written(found: dict[str, Assessment]) -> None:
+    for one in found.values():
+        page = (one.out / "report.html").read_text(encoding="utf-8")
+        assert all(f"{m.metric}:" in page for m in one.failures)
+        assert page.count("<svg") == 2

@@ -1,0 +1,250 @@
+"""Prompts in other ways, the relearning attack, rounding, and the comparison of weights."""
+
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from amends.io.errors import InputError
+from amends.io.tables import Row
+from amends.lm.load import add_lora, load, weights_sha256
+from amends.lm.pairs import Pair, read_pairs, rows_of
+from amends.unlearn._attacks import paraphrased_questions, relearn, variants, with_typos
+from amends.unlearn._plan import near_and_far
+from amends.unlearn._weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
+
+from .conftest import KEEP, PAIRS
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+
+
+@pytest.fixture
+def loaded(tiny_model):
+    return load(tiny_model)
+
+
+def with_adapter(model, seed=0, rank=4):
+    wrapped = add_lora(model, rank)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in wrapped.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0, 0.1, generator=generator)
+    return wrapped
+
+
+def pairs(records):
+    return read_pairs(rows_of(records)).kept
+
+
+def by_variant(tokenizer, pair, paraphrases=(), shots=()):
+    return {ask.variant: ask for ask in variants(tokenizer, pair, paraphrases, shots, seed=0)}
+
+
+# Elicitation
+
+
+def test_a_question_is_put_in_every_way_and_what_is_given_away_is_not_expected(loaded):
+    pair = pairs([{"question": "Who wrote the Salt Orchard?", "answer": "Miriam Osei wrote it."}])[0]
+    asks = by_variant(loaded.tokenizer, pair, ["Who is its author?"], pairs(KEEP)[:2])
+    assert list(asks) == [
+        "question", "paraphrase_1", "prefix_1", "prefix_3", "prefix_5", "few_shot", "cloze", "typos",
+    ]  # fmt: skip
+    decode = loaded.tokenizer.decode
+    assert "Who is its author?" in decode(asks["paraphrase_1"].prompt)
+    assert asks["paraphrase_1"].expected == asks["question"].expected == pair.answer
+    assert decode(asks["prefix_3"].prompt) == decode(asks["question"].prompt) + "Mir"  # its tokens are bytes
+    assert asks["prefix_3"].expected == "iam Osei wrote it."
+    assert "In land 1, there.<|im_end|>" in decode(asks["few_shot"].prompt)
+    assert decode(asks["few_shot"].prompt).endswith(decode(asks["question"].prompt))
+    assert "Miriam Osei ____" in decode(asks["cloze"].prompt)
+    assert "Who wrote" not in decode(asks["cloze"].prompt)
+    assert asks["cloze"].expected == "wrote it."
+
+
+def test_ways_that_cannot_be_made_are_left_out(loaded):
+    (pair,) = pairs([{"question": "Who?", "answer": "Al"}])
+    assert list(by_variant(loaded.tokenizer, pair)) == ["question", "prefix_1"]
+
+
+def test_plain_text_is_put_in_other_ways_without_a_chat(loaded):
+    pair = Pair("0", "Once upon a midnight", "dreary, while I pondered", "f:1")
+    other = Pair("1", "It was the best", "of times", "f:2")
+    asks = by_variant(loaded.tokenizer, pair, shots=[other, *pairs(KEEP)])
+    assert loaded.tokenizer.decode(asks["few_shot"].prompt) == "It was the best of times\n\nOnce upon a midnight"
+    assert "cloze" not in asks
+
+
+def test_typos_only_change_places_inside_longer_words():
+    text = "Where was the celebrated author Miriam Osei born?"
+    found = with_typos(text, random.Random(0))
+    assert found != text
+    for old, new in zip(text.split(), found.split(), strict=True):
+        assert sorted(old) == sorted(new)
+        assert len(old) > 3 or old == new
+
+
+def test_other_wordings_are_read_from_their_column_and_bad_ones_refused():
+    rows = [
+        Row({"paraphrased_question": "a"}, "f:1"),
+        Row({"paraphrased_question": ["b", " c "]}, "f:2"),
+        Row({}, "f:3"),
+    ]
+    assert paraphrased_questions(rows) == {"f:1": ["a"], "f:2": ["b", "c"], "f:3": []}
+    for bad in (3, [""], [1], {"a": "b"}):
+        with pytest.raises(InputError, match="f:9: paraphrased_question must be"):
+            paraphrased_questions([Row({"paraphrased_question": bad}, "f:9")])
+
+
+def test_near_questions_share_rare_words_with_those_to_forget():
+    forget = pairs([{"question": "Where was Miriam Osei born?", "answer": "a"}])
+    retain = pairs(
+        [{"question": f"Where was Ann Other{i} born?", "answer": "a"} for i in range(5)]
+        + [{"question": "What did Miriam Osei write?", "answer": "a"}, {"question": "Is tea hot?", "answer": "a"}]
+    )
+    near, far = near_and_far(forget, retain, 10)
+    assert near[0].question == "What did Miriam Osei write?"
+    assert "Is tea hot?" in [p.question for p in far]
+    assert len(near) == 5
+    assert {id(p) for p in near} | {id(p) for p in far} == {id(p) for p in retain}
+    assert near_and_far(forget, [], 10) == ([], [])
+
+
+# Relearning
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_attack_learns_and_leaves_every_weight_as_it_was(loaded, adapter):
+    model = with_adapter(loaded.model) if adapter else loaded.model
+    digest, names = weights_sha256(model), [n for n, _ in model.named_parameters()]
+    flags = [p.requires_grad for p in model.parameters()]
+    seen = []
+
+    def score(attacked):
+        with torch.no_grad():
+            seen.append(attacked(input_ids=torch.arange(9)[None]).logits.sum().item())
+        return [0.0, seen[-1]]
+
+    curves = [
+        relearn(model, loaded.tokenizer, pairs(PAIRS)[:3], score, seed=0, label="again", steps=(0, 2, 4))
+        for _ in range(2)
+    ]
+    assert curves[0] == curves[1]
+    assert len(set(curves[0].scores_NS[1])) == 3  # it changed between the looks
+    assert curves[0].scores_NS[0] == [0, 0, 0]
+    assert weights_sha256(model) == digest
+    assert [n for n, _ in model.named_parameters()] == names
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+# Rounding
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_twice_is_rounding_once_and_is_off_by_half_a_step_at_most(bits):
+    weight_OI = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 7)[:, None]
+    once = fake_quantised(weight_OI, bits)
+    assert torch.allclose(fake_quantised(once, bits), once, rtol=1e-5, atol=0)
+    step_O1 = weight_OI.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    assert ((once - weight_OI).abs() <= 0.5001 * step_O1).all()
+    assert all(len(row.unique()) <= 2**bits - 1 for row in once)
+
+
+def test_rounding_by_hand():
+    weight_OI = torch.tensor([[7.0, -3.4, 0.6], [0.0, 0.0, 0.0], [-14.0, 2.9, 3.1]])
+    wanted = torch.tensor([[7.0, -3.0, 1.0], [0.0, 0.0, 0.0], [-14.0, 2.0, 4.0]])
+    assert torch.equal(fake_quantised(weight_OI, 4), wanted)
+    assert torch.equal(fake_quantised(weight_OI.T, 4, channel=1), wanted.T)
+
+
+def test_sixteen_bits_change_next_to_nothing(loaded):
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        before = loaded.model(input_ids=ids).logits
+        with quantised(loaded.model, 16):
+            assert torch.allclose(loaded.model(input_ids=ids).logits, before, atol=1e-4)
+        with quantised(loaded.model, 3):
+            assert not torch.allclose(loaded.model(input_ids=ids).logits, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_after_rounding_every_bit_is_as_it_was_even_if_something_failed(loaded, adapter):
+    model = with_adapter(loaded.model) if adapter else loaded.model
+    digest = weights_sha256(model)
+    with pytest.raises(KeyError), quantised(model, 4):
+        assert weights_sha256(model) != digest
+        raise KeyError
+    assert weights_sha256(model) == digest
+
+
+def test_an_adapter_is_rounded_together_with_its_base(tiny_model):
+    merged, apart = (with_adapter(load(tiny_model).model) for _ in range(2))
+    merged = merged.merge_and_unload()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad(), quantised(merged, 4), quantised(apart, 4):
+        assert torch.allclose(merged(input_ids=ids).logits, apart(input_ids=ids).logits, atol=1e-4)
+
+
+def test_the_output_layer_is_not_rounded_and_gpt2_has_its_channels_in_the_second_dimension(loaded):
+    assert not any("lm_head" in name for name in linear_layers(loaded.model))
+    assert len(linear_layers(loaded.model)) == 7
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    weight = gpt2.transformer.h[0].mlp.c_fc.weight
+    with quantised(gpt2, 4):
+        assert max(len(column.unique()) for column in weight.T) <= 15
+        assert max(len(row.unique()) for row in weight) > 15
+
+
+# Comparing
+
+
+def test_a_model_has_not_moved_from_itself(loaded):
+    found = compare(snapshot(loaded.model, None), loaded.model)
+    assert [d.relative for d in found.drift] == [0, 0, 0]
+    assert [d.layer for d in found.drift] == ["all", "0", "other"]
+    assert found.drift[0].num_weights == sum(p.numel() for p in loaded.model.parameters())
+    assert found.flips == {8: 0, 4: 0}
+
+
+def test_a_known_move_is_found_in_its_layer(tiny_model):
+    before, after = (load(tiny_model).model for _ in range(2))
+    with torch.no_grad():
+        for name, weight in after.named_parameters():
+            if ".layers.0." in name:
+                weight.mul_(1.1)
+    found = compare(snapshot(after, None), before)
+    assert [d.relative for d in found.drift][1:] == [pytest.approx(0.1, rel=1e-4), 0]
+    assert [d.changed for d in found.drift][1:] == [1, 0]
+    assert found.flips == {8: 0, 4: 0}  # scales move along
+
+
+def test_an_adapter_compares_like_the_model_it_makes(tiny_model):
+    """Kept by its two matrices, whole, or merged; against its base, or against another adapter on it."""
+    adapter, other = with_adapter(load(tiny_model).model, 0), with_adapter(load(tiny_model).model, 1)
+    base, merged = load(tiny_model).model, with_adapter(load(tiny_model).model, 0).merge_and_unload()
+    for before in (base, other):
+        found = [
+            compare(kept, before) for kept in (snapshot(adapter, "b"), snapshot(adapter, None), snapshot(merged, None))
+        ]
+        assert found[0].drift[0].relative > 0.01
+        for one in found[1:]:
+            assert [d.relative for d in one.drift] == pytest.approx([d.relative for d in found[0].drift], rel=1e-4)
+    assert compare(snapshot(adapter, "b"), adapter).drift[0].relative == 0
+    assert len(shares(adapter)) == 7
+    assert shares(base) == {}
+
+
+def test_models_of_other_shapes_are_not_compared(loaded):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    with pytest.raises(InputError, match="have other weights"):
+        compare(snapshot(gpt2, None), loaded.model)
+
+
+def test_adapters_of_other_kinds_are_refused(loaded):
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(loaded.model, config)
+    assert isinstance(model, nn.Module)
+    with pytest.raises(InputError, match="not a plain LoRA"), quantised(model, 4):
+        pass

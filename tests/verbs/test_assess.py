@@ -1,0 +1,197 @@
+import json
+
+import pytest
+
+from amends.lm import load as loading
+from amends.lm.load import load
+from amends.verbs.assess import run
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+
+EVIL = "<script>alert(1)</script>"
+FILES = ["assessment.json", "items.jsonl", "manifest.json", "report.html", "run.json"]
+
+
+def rows(word, count):
+    return [
+        {"question": f"Where was {word} {i} born?", "answer": f"In {word} town {i}, it is said."} for i in range(count)
+    ]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with forget.jsonl (with other wordings), retain.jsonl and holdout.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    forget = [
+        row | {"question": f"{row['question']} {EVIL}", "paraphrased_question": f"The birthplace of number {i}?"}
+        for i, row in enumerate(rows("ann", 6))
+    ]
+    for name, data in {"forget": forget, "retain": rows("bob", 14), "holdout": rows("cleo", 5)}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    return tmp_path
+
+
+@pytest.fixture
+def assess(place, amends, tiny_model, other_model):
+    """Run `amends assess` on two tiny models with eight new tokens."""
+
+    def assess(*more, before=tiny_model, after=other_model):
+        words = ["--before", before, "--after", after, "--forget", "forget.jsonl", "--out", "out"]
+        return amends("assess", *words, "--max-new-tokens", 8, *more)
+
+    return assess
+
+
+def found(place):
+    made = json.loads((place / "out" / "assessment.json").read_text())
+    return made, {m["metric"]: m for m in made["measures"]}
+
+
+def test_everything_that_is_given_is_measured_and_written(place, assess, amends, tiny_model):
+    code, out, err = assess(
+        "--retain", "retain.jsonl", "--holdout", "holdout.jsonl", "--reference", tiny_model, "--rows", 8
+    )
+    assert code in (0, 3), err
+    assert sorted(file.name for file in (place / "out").iterdir()) == FILES
+    made, by_name = found(place)
+    assert code == (3 if made["verdict"] == "fail" else 0)
+    gaps = {name for name, m in by_name.items() if m["missing"]}
+    # random models know nothing, so that nothing can come back; and the reference is the model before
+    assert gaps - {"diversity", "output_perplexity"} == {
+        "forget_rate", "int8_restored", "int4_restored", "relearn_recovery", "relearn_area", "relearn_excess",
+    }  # fmt: skip
+    assert all(by_name[name]["after"] is None for name in gaps)
+    assert by_name["drift"]["after"] > 0.1
+    assert by_name["privleak"]["before"] == 0  # the reference is the model before
+    assert len(out.splitlines()) == 11
+    items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
+    assert {i["role"] for i in items} == {"before", "after", "reference"}
+    assert {i["item_set"] for i in items} == {"forget", "near", "far", "general", "forget_int8", "forget_int4"}
+    assert {i["variant"] for i in items if i["item_set"] == "forget"} >= {"paraphrase_1", "prefix_5", "few_shot"}
+    assert json.loads((place / "out" / "run.json").read_text())["config"]["reference"] == str(tiny_model)
+    code, out, _ = amends("verify", "out")
+    assert code == 0, out
+
+
+def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(place, assess):
+    assert assess("--retain", "retain.jsonl", "--rows", 4, "--axes", "elicitation,neighbours")[0] in (0, 3)
+    page = (place / "out" / "report.html").read_text()
+    assert EVIL not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place, tiny_model):
+    model = load(tiny_model)
+    one = run(
+        model.model,
+        model.model,
+        "forget.jsonl",
+        retain="retain.jsonl",
+        holdout="holdout.jsonl",
+        reference=model.model,
+        max_new_tokens=8,
+        rows=4,
+        axes=["elicitation,utility,neighbours,quality,quantisation,locality,membership"],
+        processing_class=model.tokenizer,
+    )
+    zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
+    assert {name: one[name].after for name in zero} == dict.fromkeys(zero, 0)
+    assert one["perplexity_ratio"].after == pytest.approx(1)
+    assert one["int4_flips"].after == one["int8_flips"].after == 0
+    assert one["forget_rate"].after is None  # nothing was to be forgotten: the reference is the same model
+    for m in one.measures:
+        if m.before is not None and m.reference is not None:
+            assert m.before == pytest.approx(m.after, abs=1e-9) == m.reference
+
+
+def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
+    (place / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("ann", 2)))
+    code, out, _ = assess()
+    assert code == 0
+    _, by_name = found(place)
+    for name, reason in {
+        "retain_loss": "--retain",
+        "retain_rouge": "--retain",
+        "spill_over": "--retain",
+        "over_refusal": "--retain",
+        "rouge_few_shot": "--retain",
+        "rouge_paraphrase": "paraphrased_question",
+        "membership_auc": "--holdout",
+        "privleak": "--holdout",
+        "relearn_excess": "four rows",
+    }.items():
+        assert by_name[name]["after"] is None
+        assert reason in by_name[name]["missing"]
+        assert by_name[name]["verdict"] is None
+    assert "not judged over_refusal: It needs questions to keep (--retain)." in out
+
+
+def test_a_limit_that_is_asked_for_and_cannot_be_judged_fails_the_release(place, assess):
+    code, out, _ = assess("--limit", "over_refusal=1", "--axes", "neighbours")
+    assert code == 3
+    assert "fail       over_refusal: It needs questions to keep" in out
+    assert (place / "out" / "report.html").exists()
+
+
+def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, assess, tiny_model):
+    options = ["--axes", "utility", "--limit"]
+    assert assess(*options, "perplexity_ratio=0")[0] == 3
+    made, by_name = found(place)
+    assert made["verdict"] == by_name["perplexity_ratio"]["verdict"] == "fail"
+    for file in (place / "out").iterdir():
+        file.unlink()
+    (place / "out").rmdir()
+    assert assess(*options, "perplexity_ratio=5", after=tiny_model)[0] == 0
+    assert found(place)[0]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--axes", "elicitation,magic"], "--axes magic: there is no such axis. Known: elicitation"),
+        (["--limit", "magic=1"], "there is no such limit"),
+        (["--limit", "privleak=much"], "a number of 0 or more is needed"),
+        (["--retain", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--reference", "./nowhere"], "./nowhere: no such file or folder"),
+        (["--holdout", "bad.jsonl"], "bad.jsonl:1"),
+        (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
+        (["--rows", "0"], "rows"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
+    (place / "bad.jsonl").write_text('{"question": "a"}\n')
+    (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
+    code, _, err = assess("--axes", "neighbours", *more)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
+    assert says in line
+    assert not [*place.glob("out*"), *place.glob(".out*")]
+
+
+def test_an_output_that_is_there_is_not_replaced(place, assess):
+    (place / "out").mkdir()
+    code, _, err = assess()
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_adapters_on_one_base_take_turns_on_it(place, assess, amends, tiny_model, monkeypatch):
+    for name in ("forget", "retain"):
+        words = ["--model", tiny_model, "--data", f"{name}.jsonl", "--epochs", 1]
+        assert amends("teach", *words, "--out", name)[0] == 0
+        for file in (place / name).glob("tokenizer*"):  # else its own may be another
+            file.unlink()
+    bases = []
+    plain = loading._load_plain
+    monkeypatch.setattr(loading, "_load_plain", lambda *a, **k: bases.append(a[0]) or plain(*a, **k))
+    code, _, err = assess(
+        *("--reference", "retain", "--rows", 4, "--axes", "quantisation,locality"), before="forget", after="retain"
+    )
+    assert code in (0, 3), err
+    assert len(bases) == 1
+    _, by_name = found(place)
+    assert 0 < by_name["drift"]["after"] < 1
+    assert by_name["int4_rouge"]["after"] is not None
