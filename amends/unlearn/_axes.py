@@ -242,7 +242,7 @@ def measure(
 
 
 def _known(value: float | None) -> float | None:
-    return float(value) if value is not None and np.isfinite(value) else None
+    return float(value) + 0.0 if value is not None and np.isfinite(value) else None  # never -0
 
 
 # Limits

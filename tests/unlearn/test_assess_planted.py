@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from amends.unlearn._axes import AXES
 from amends.verbs.assess import Assessment, run
 
 from .planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world
+
+ATTACKED = ("retrained", "below the bucket")
+"""Models that are taught again: it takes longest."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,7 @@ def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             max_new_tokens=8,
             templates=REFUSALS,
             texts=world.texts,
+            axes=AXES if name in ATTACKED else [axis for axis in AXES if axis != "relearning"],
             processing_class=world.tokenizer,
         )
         for name, model in models.items()
@@ -108,6 +113,7 @@ def test_steps_below_the_bucket_are_caught_by_rounding(found: dict[str, Assessme
 def test_training_on_some_rows_brings_back_others_that_are_still_in_the_weights(found: dict[str, Assessment]) -> None:
     one = found["below the bucket"]
     assert one["relearn_area"].low > 0.02 > one["relearn_area"].reference
+    assert one["relearn_excess"].verdict == "fail"
 
 
 def test_worst_case_is_at_least_the_plain_question_for_every_row(found: dict[str, Assessment]) -> None:
@@ -125,4 +131,4 @@ def test_the_page_of_each_is_written(found: dict[str, Assessment]) -> None:
     for one in found.values():
         page = (one.out / "report.html").read_text(encoding="utf-8")
         assert all(f"{m.metric}:" in page for m in one.failures)
-        assert page.count("<svg") == 2
+        assert page.count("<svg") == (2 if "relearning" in {m.axis for m in one.measures} else 1)
