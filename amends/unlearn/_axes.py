@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from amends.io.errors import InputError
+from amends.unlearn import _memorised as memorised
 from amends.unlearn._intervals import RESAMPLES, Interval, interval_of, resampled_means
 
 FloatArray = NDArray[np.float64]
@@ -93,23 +93,10 @@ def worst_case(scores_NV: ArrayLike) -> FloatArray:
     return np.where(np.isfinite(best_N), best_N, np.nan)
 
 
-def auc(forget_F: ArrayLike, holdout_H: ArrayLike) -> float:
-    """Probability that a forget item's mean NLL is above a holdout item's, ties half; NaN if one of them is empty.
-
-    .5: cannot be told apart. Below it: still likelier than text that was never seen. Mann-Whitney's U by ranks.
-    """
-    forget_F, holdout_H = np.asarray(forget_F, dtype=np.float64), np.asarray(holdout_H, dtype=np.float64)
-    num_forget, num_holdout = forget_F.size, holdout_H.size
-    if not (num_forget and num_holdout):
-        return float("nan")
-    ranks = rankdata(np.concatenate([forget_F, holdout_H]))[:num_forget]
-    return float((ranks.sum() - num_forget * (num_forget + 1) / 2) / (num_forget * num_holdout))
-
-
 def auc_resampled(
     forget_F: ArrayLike, holdout_H: ArrayLike, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> FloatArray:
-    """`auc` of bootstrap samples of both sets, (R,)."""
+    """`amends.maths.memorisation.auc` of bootstrap samples of both sets, (R,)."""
     forget_F, holdout_H = np.asarray(forget_F, dtype=np.float64), np.asarray(holdout_H, dtype=np.float64)
     if not (forget_F.size and holdout_H.size):
         return np.full(resamples, np.nan)
@@ -123,11 +110,9 @@ def priv_leak(auc_after: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArra
     """PrivLeak = 100 (AUC_u - AUC_r) / AUC_r, per cent; NaN where AUC_r is 0.
 
     Negative: the forget rows are still likelier than rows that were never seen. Positive: pushed below them, which
-    shows too. Source: Shi et al., MUSE, arXiv 2407.06460, in the orientation of `auc`.
+    shows too. Source: Shi et al., MUSE, arXiv 2407.06460, in the orientation of `auc` (forget rows, holdout rows).
     """
-    auc_after, auc_reference = np.asarray(auc_after, dtype=np.float64), np.asarray(auc_reference, dtype=np.float64)
-    known = auc_reference > 0
-    return np.where(known, 100 * (auc_after - auc_reference) / np.where(known, auc_reference, 1), np.nan)
+    return memorised.priv_leak(1 - np.asarray(auc_after), 1 - np.asarray(auc_reference))
 
 
 def is_degenerate(text: str) -> bool:

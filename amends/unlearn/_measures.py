@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from amends.maths.memorisation import auc
 from amends.unlearn._assess import BITS, Asked, Findings
 from amends.unlearn._attacks import EASY
 from amends.unlearn._axes import (
@@ -16,7 +17,6 @@ from amends.unlearn._axes import (
     FloatArray,
     Measure,
     area,
-    auc,
     auc_resampled,
     estimate,
     forget_rate,

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from amends.io.errors import InputError
+from amends.maths.memorisation import auc
 from amends.unlearn._axes import (
     LIMITS,
     area,
-    auc,
     auc_resampled,
     estimate,
     forget_rate,
