@@ -1,5 +1,6 @@
 """Gradient ascent, the baseline."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_its_gradient_is_the_negative_of_the_likelihoods(tiny_model: Path, tmp_p
 def test_its_loss_is_the_mean_log_likelihood(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path)
     with torch.no_grad():
-        out = answer_logprobs(trainer.model, pack([trainer.forget_row(0, None)], 0))  # type: ignore[arg-type]
+        out = answer_logprobs(trainer.model, pack([trainer.forget_row(0, random.Random(0)).packed], 0))
     losses, values = trainer.forget_losses(out)
     torch.testing.assert_close(losses, masked_mean(out.logp_BA, out.mask(0)))
     torch.testing.assert_close(values["v_f"], masked_mean(out.logp_BA.exp(), out.mask(0)))
