@@ -65,7 +65,7 @@ def test_a_run_folder_has_every_file_and_plain_peft_gives_the_digest(tmp_path, t
     }
     assert check_manifest(out) == []
     record = read_run(out)
-    assert record.keys() == FIELDS.keys()
+    assert record.keys() == FIELDS.keys() | {"method"}
     assert record["data"]["forget"]["kept"] == 4
     assert record["start"].keys() == {"v_f", "v_e"}
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
