@@ -103,7 +103,7 @@ def main() -> None:
     difference = (losses["a"] - losses["c"]).abs().item()
     trunk = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n and "lm_head" not in n)
     width, vocabulary = reference.get_output_embeddings().weight.shape[::-1]
-    tokens = sum(row.num_tokens for row in rows)
+    tokens = int(pack(rows, pad)["end"][:, 0].sum())  # all rows begin alike: all of a line stand behind its first token
     answers = sum(len(answer) for row in rows for answer in row.answers)
     # LoRA: forward and the gradient of the activations, 2 FLOP a weight each; base weights get no gradient.
     flop = 4 * trunk * tokens + 4 * width * vocabulary * answers
