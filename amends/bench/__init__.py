@@ -1,0 +1,1 @@
+"""Measure methods and models on published benchmarks."""
