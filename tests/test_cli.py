@@ -56,6 +56,7 @@ def house(tmp_path, monkeypatch):
     (home / "verbs" / "look.py").write_text('"""Look at things."""\ndef command() -> None:\n    print("looked")\n')
     monkeypatch.setattr(cli, "HOME", home)
     monkeypatch.setattr(cli, "PACKAGE", "house")
+    monkeypatch.setattr(cli, "JOBS", ("unlearn",))
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "house"]:
