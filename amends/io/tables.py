@@ -48,8 +48,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     Parameters
     ----------
     path : str or Path
-        .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects, or
-        {"data": [...]}. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
+        .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects,
+        {"data": [...]}, or one object a line. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
         column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM.
         A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
 
@@ -292,6 +292,10 @@ def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
     text = _whole(path, name)
+    first, _, rest = text.lstrip().partition("\n")
+    if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
+        yield from _jsonl_rows(path, name)  # as the Hub's data sets often have it
+        return
     found = _parse(text, name) if text.strip() else []
     if isinstance(found, dict) and set(found) == {"data"}:
         found = found["data"]

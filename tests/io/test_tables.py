@@ -102,6 +102,15 @@ def message(path) -> str:
     return str(caught.value)
 
 
+def test_a_json_file_with_an_object_a_line_is_read_by_lines(tmp_path):
+    file = tmp_path / "full.json"
+    file.write_text('{"a": 1}\n\n{"a": 2}\n', encoding="utf-8")
+    assert [(row.data, row.where) for row in read_rows(file)] == [({"a": 1}, f"{file}:1"), ({"a": 2}, f"{file}:3")]
+    file.write_text('{"a": 1}\n{"a": 2\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"full\.json:2: not JSON"):
+        list(read_rows(file))
+
+
 @pytest.mark.parametrize(("name", "content", "expected"), FAULTS, ids=[f"{f[0]}-{f[2][:60]}" for f in FAULTS])
 def test_a_fault_is_named_with_its_place_and_the_way_out(here, name, content, expected):
     Path(name).write_bytes(content)
