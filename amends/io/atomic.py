@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amends.io.errors import InputError
+from amends.io.errors import Held, InputError
 from amends.io.tables import read_json
 
 MANIFEST = "manifest.json"
@@ -70,7 +70,7 @@ def lock(path: str | Path) -> Iterator[None]:
 
     Raises
     ------
-    InputError : another process, or one on another host, holds it.
+    Held : another process, or one on another host, holds it.
     """
     place = _absolute(path)
     if place in _held:
@@ -271,7 +271,7 @@ def _take(file: Path, place: Path, path: str | Path) -> None:
             break
         _remove_stale(file, owner, _sibling(place, f"tmp-{owner.split()[0]}"))
     process, _, host = owner.partition(" ")
-    raise InputError(
+    raise Held(
         f"{path}: another process{f' ({process} on {host})' if host else ''} is writing there. Wait for it or give "
         f"another name; if it no longer runs, remove {file}."
     )

@@ -9,6 +9,14 @@ class InputError(ValueError):
     """
 
 
+class Held(InputError):
+    """Another process is writing to the same place."""
+
+
+class NoResult(InputError):
+    """A method came to no result on these data: its training diverged, or the model gives it nothing to work with."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal was heard, and the work was left in good order: the message says at which place.
 

@@ -49,9 +49,10 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ----------
     path : str or Path
         .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects,
-        {"data": [...]}, or one object a line. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
-        column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM.
-        A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
+        {"data": [...]}, or one object a line. .csv: comma, double quotes, a header; all values are text. .parquet.
+        .txt: one row with the column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8,
+        with or without BOM. A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or
+        64 GB.
 
     Returns
     -------

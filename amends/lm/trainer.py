@@ -23,7 +23,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from amends.io.atomic import lock, write_json
 from amends.io.console import console, say
-from amends.io.errors import InputError, Stopped
+from amends.io.errors import InputError, NoResult, Stopped
 from amends.lm.checkpoint import (
     REQUEST,
     STATE,
@@ -300,7 +300,7 @@ class StopOnNonFinite(TrainerCallback):
     on_epoch_end = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Raise InputError with the step and the last good checkpoint."""
+        """Raise NoResult with the step and the last good checkpoint."""
         for name in ("mean_loss", "grad_norm"):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(float(value)):
@@ -308,7 +308,7 @@ class StopOnNonFinite(TrainerCallback):
                 good = next(
                     (path for path in checkpoints(args.output_dir) if saves and not fault(path, args.world_size)), None
                 )
-                raise InputError(
+                raise NoResult(
                     f"{name} is {value} at step {state.global_step}: training stopped and "
                     + (f"the last good checkpoint is {good}. " if good else "nothing was saved. ")
                     + "Lower --learning-rate, or train in float32."

@@ -58,6 +58,14 @@ class Point(NamedTuple):
     quality_interval: tuple[float, float] | None = None
 
 
+class Span(NamedTuple):
+    """A value with its interval, if there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 def quality_against_utility(
     points: Sequence[Point], *, up: str = "forget quality, p", across: str = "model utility (kept →)", log: bool = True
 ) -> str:
@@ -228,6 +236,44 @@ def scores_by_variant(scores: Mapping[str, Mapping[str, float]]) -> str:
         _legend(axes, list(scores))
         told = "; ".join(f"{name}: " + ", ".join(f"{w} {v:.2f}" for w, v in of.items()) for name, of in scores.items())
         return _svg(figure, "variants", "Asked in other ways", f"{told}.")
+
+
+def spans(panels: Mapping[str, Mapping[str, Span]], levels: Mapping[str, float]) -> str:
+    """Values of many entries with their intervals, an entry a line, in panels side by side.
+
+    Parameters
+    ----------
+    panels : mapping
+        Name of the measure to entry to `Span`, shares of 1; an entry that lacks a measure has no mark there.
+    levels : mapping
+        By measure, a value to compare with, drawn as a dotted line.
+
+    Returns
+    -------
+    str : one svg element.
+    """
+    entries = list(dict.fromkeys(entry for of in panels.values() for entry in of))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 2.6 * len(panels), 1.0 + 0.3 * len(entries)))
+        figure.set_layout_engine("constrained")
+        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for k, (axes, (name, of)) in enumerate(zip(row, panels.items(), strict=True)):
+            for entry, span in of.items():
+                reach = _reach(span.value, None if span.low is None or span.high is None else (span.low, span.high))
+                axes.errorbar(
+                    [span.value], [entries.index(entry)], xerr=reach, fmt="o", capsize=3, color=COLOURS[k % 6]
+                )
+            if name in levels:
+                axes.axvline(levels[name], color=FAINT, linewidth=1, linestyle=":")
+            axes.set_xlim(-0.03, 1.03)
+            axes.set_xlabel(name)
+        row[0].set_yticks(range(len(entries)), [visible(entry) for entry in entries])
+        row[0].set_ylim(len(entries) - 0.5, -0.5)
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{e} {s.value:.2f}" for e, s in of.items()) for name, of in panels.items()
+        )
+        line = " The dotted line is the retrained reference." if levels else ""
+        return _svg(figure, "spans", "Every method, with intervals", f"{told}.{line}")
 
 
 def relearning(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], level: float | None) -> str:

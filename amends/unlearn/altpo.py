@@ -7,7 +7,7 @@ arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, w
 from collections.abc import Sequence
 from typing import Any
 
-from amends.io.errors import InputError
+from amends.io.errors import NoResult
 from amends.lm.generate import generate
 from amends.lm.pairs import Pair, encode, turn_end
 from amends.unlearn._method import method
@@ -32,7 +32,7 @@ class AltPOTrainer(DPOTrainer):
 
         Raises
         ------
-        InputError : it gave none to a question.
+        NoResult : it gave none to a question.
         """
         found: list[list[str]] = [[] for _ in self.pairs]
         for round_ in range(ROUNDS):
@@ -46,7 +46,7 @@ class AltPOTrainer(DPOTrainer):
                 if answer and share < TOO_ALIKE:
                     found[i].append(answer)
         if empty := [pair.where for pair, texts in zip(self.pairs, found, strict=True) if not texts]:
-            raise InputError(
+            raise NoResult(
                 f"{empty[0]}: the model writes no other answer to this question ({len(empty)} of {len(found)} rows). "
                 "Use dpo, with --templates of your own."
             )

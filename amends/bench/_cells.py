@@ -1,0 +1,295 @@
+"""One cell of the table: a method forgets one split with one seed; and the search for its settings before it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amends.bench._entries import RETAIN, Entry, Settings, options
+from amends.bench._world import Split, World
+from amends.io.atomic import lock, sha256_json, write_json
+from amends.io.console import say
+from amends.io.errors import Held, InputError, NoResult
+from amends.io.run import versions, write_jsonl
+from amends.io.tables import read_json, read_rows
+from amends.lm.load import load, precision, weights_sha256
+from amends.lm.pairs import read_pairs, rows_of
+from amends.unlearn._evaluate import Suite, evaluate, spread, with_reference
+from amends.unlearn._refusals import refusals
+from amends.unlearn._request import Request
+from amends.unlearn._run import Result, suite_of
+from amends.verbs import teach
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells have in common."""
+
+    data: str
+    model: str | None
+    taught: str | None
+    """Model that was taught everything; None to teach `model`."""
+    references: dict[str, str]
+    """By split, models that were taught all but what it forgets; those that are missing are taught."""
+    teach_epochs: float = 5
+    teach_rate: float = 2e-3
+    lora_rank: int = 16
+    rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
+    """Learning rates that are searched."""
+    epochs: float = 5
+    """Passes over the forget data of a searched cell and of each trial."""
+    layers: str | None = None
+    """Layers that a searched cell trains, where the method does not name its own."""
+    eval_rows: int = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the table."""
+
+    entry: Entry
+    split: str
+    settings: Settings
+    seed: int
+
+    def file(self, out: Path) -> Path:
+        """Where it is kept."""
+        return out / "cells" / self.split / self.settings / f"{self.entry}-{self.seed}.json"
+
+    def __str__(self) -> str:
+        return f"{self.entry}, {self.split}, {self.settings}, seed {self.seed}"
+
+
+class Bench:
+    """The models and files that cells are made from, in a folder; each is made when it is first needed."""
+
+    def __init__(self, plan: Plan, world: World, out: Path) -> None:
+        self.plan, self.world, self.out = plan, world, out
+
+    @cached_property
+    def taught(self) -> str:
+        """Path of the model that was taught everything."""
+        return self.plan.taught or self._teach("taught", self.world.taught)
+
+    def reference(self, split: Split) -> str:
+        """Path of the model that was taught all but what a split forgets."""
+        return self.plan.references.get(split.name) or self._teach(f"reference-{split.name}", split.retain)
+
+    def _teach(self, name: str, rows: list[dict[str, Any]]) -> str:
+        folder = self.out / "models" / name
+        with lock(folder):
+            if not folder.exists():
+                if self.plan.model is None:
+                    raise InputError(f"--model: needed to teach the model {name}. Give it, or a model that is taught.")
+                told = [{column: row[column] for column in ("question", "answer")} for row in rows]
+                teach.command(
+                    [self._rows(name, told)],
+                    folder,
+                    self.plan.model,
+                    epochs=self.plan.teach_epochs,
+                    learning_rate=self.plan.teach_rate,
+                    lora_rank=self.plan.lora_rank,
+                )
+        return str(folder)
+
+    def _rows(self, name: str, rows: list[dict[str, Any]]) -> str:
+        file = self.out / "data" / f"{name}.jsonl"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(file, rows)
+        return str(file)
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Make a cell: search its settings if they are not given, forget, evaluate.
+
+        Returns
+        -------
+        dict : what stands in the cell's file. "failed" is the reason where training broke down, and null otherwise.
+        """
+        split = self.world.splits[cell.split]
+        record = {
+            "entry": str(cell.entry),
+            "split": cell.split,
+            "settings": cell.settings,
+            "seed": cell.seed,
+            "rows": len(split.forget),
+        }
+        own: dict[str, Any] = {}
+        if cell.settings == "searched":
+            trials = self.search(cell.entry, split)
+            own = {"learning_rate": best(trials), **self._budget(cell.entry)}
+            record["trials"] = trials
+        self.compared_with(split)
+        asked = self._asked(split) | {"reference": self.reference(split), "evaluations": self._evaluations(split)}
+        started = time.time()
+        try:
+            result = self._forget(cell.entry, cell.settings, split, cell.seed, own | asked)
+        except NoResult as error:
+            return record | {"failed": str(error)}
+        return record | {
+            "failed": None,
+            "options": {k: v for k, v in (options(cell.entry, cell.settings) | own).items() if v is not None},
+            "summary": result.evaluations["after"]["summary"],
+            "steps": len(result.history),
+            "stopped": result.stopped,
+            "weights": weights_sha256(result.model),
+            "seconds": round(time.time() - started, 1),
+            "versions": versions(),
+            "precision": precision(),
+        }
+
+    def search(self, entry: Entry, split: Split) -> list[dict[str, Any]]:
+        """Try each rate on the tuning request of a split; trials that are there are not made again.
+
+        Returns
+        -------
+        list of dict : learning_rate, forget_rouge_l, retain_rouge_l and distance of each; see `distance`.
+        """
+        tuning = split.tuning()
+        level = self.compared_with(split)["reference"]["forget_rouge_l"]["value"]
+        found = []
+        for rate in self.plan.rates:
+            file = self.out / "search" / split.name / f"{entry}-{rate:g}.json"
+            if not file.exists():
+                say(f"searching: {entry}, {split.name}, rate {rate:g}")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, self._try(entry, tuning, rate, level))
+            found.append(read_json(file))
+        return found
+
+    def _try(self, entry: Entry, tuning: Split, rate: float, level: float) -> dict[str, Any]:
+        own = {"learning_rate": rate, "eval_rows": 0, **self._budget(entry)}
+        try:
+            result = self._forget(entry, "searched", tuning, 0, own)
+        except NoResult as error:
+            return {"learning_rate": rate, "failed": str(error), "distance": None}
+        forget, asked = (read_pairs(rows_of(rows)).kept for rows in (tuning.forget, tuning.asked))
+        suite = Suite({"forget": forget, "retain": spread(asked, self.plan.eval_rows)}, templates=tuple(refusals()))
+        said = evaluate(result.model, result.tokenizer, suite, role="trial", name=str(entry))["summary"]
+        forgotten, kept = (said[f"{name}_rouge_l"]["value"] for name in ("forget", "retain"))
+        return {
+            "learning_rate": rate,
+            "failed": None,
+            "forget_rouge_l": forgotten,
+            "retain_rouge_l": kept,
+            "distance": distance(forgotten, kept, level),
+            "steps": len(result.history),
+        }
+
+    def _budget(self, entry: Entry) -> dict[str, Any]:
+        """Give the steps and layers of a searched cell, the same for all methods."""
+        own = signature(self._method(entry)).parameters["layers"].default
+        return {"epochs": self.plan.epochs, "layers": own or self.plan.layers}
+
+    def _method(self, entry: Entry) -> Callable[..., Result]:
+        run: Callable[..., Result] = import_module(f"amends.unlearn.{entry.method}").run
+        return run
+
+    def _forget(self, entry: Entry, settings: Settings, split: Split, seed: int, given: dict[str, Any]) -> Result:
+        if entry.keep == RETAIN:
+            given = given | {"retain": self._rows(f"{split.name}-keep", split.keep)}
+        file = self._rows(f"{split.name}-forget", split.forget)
+        return self._method(entry)(self.taught, file, seed=seed, **options(entry, settings) | given)
+
+    def _asked(self, split: Split) -> dict[str, Any]:
+        """Options for what every model of a split is asked."""
+        asked = self._rows(f"{split.name}-asked", spread(split.asked, self.plan.eval_rows))
+        sets = {name: self._rows(name, rows) for name, rows in self.world.questions.items()}
+        return {"retain_eval": asked, "eval_rows": self.plan.eval_rows, **sets}
+
+    def _evaluations(self, split: Split) -> Path:
+        """Folder of what the model before and the reference answer, which no cell need ask again."""
+        folder = self.out / "evaluations" / split.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def compared_with(self, split: Split) -> dict[str, dict[str, Any]]:
+        """Summaries of the model before and of the reference, which are evaluated once for all cells of a split."""
+        request = Request(forget=self._rows(f"{split.name}-forget", split.forget), **self._asked(split))
+        found = {}
+        for role in ("reference", "before"):
+            file = self._evaluations(split) / f"{role}.json"
+            if not file.exists():
+                model = self.reference(split) if role == "reference" else self.taught
+                say(f"evaluating {role} of {split.name}")
+                suite = suite_of(request, read_pairs(read_rows(request.forget)), refusals())  # type: ignore[arg-type]
+                loaded = load(model)
+                write_json(file, evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name))
+            found[role] = read_json(file)
+        return {role: with_reference(e, found["reference"])["summary"] for role, e in found.items()}
+
+
+def distance(forget: float, retain: float, level: float) -> float:
+    """How far a model is from one that never saw the data: 0 where it keeps all and knows no more than that one.
+
+    Parameters
+    ----------
+    forget, retain : float
+        Mean ROUGE-L recall on the rows to forget and on those to keep, 0 to 1.
+    level : float
+        ROUGE-L recall of a retrained model on rows it never saw: below it nothing is gained.
+    """
+    return math.hypot(max(0.0, forget - level), 1 - retain)
+
+
+def best(trials: list[dict[str, Any]]) -> float:
+    """Rate of the trial with the least distance; the lower one of equals; the lowest if all failed."""
+    ranked = sorted(trials, key=lambda t: (np.inf if t["distance"] is None else t["distance"], t["learning_rate"]))
+    return float(ranked[0]["learning_rate"])
+
+
+def claim_folder(out: Path, plan: Plan, world: World) -> None:
+    """Write down what the cells of a folder have in common, or check that it is the same as what is there.
+
+    Raises
+    ------
+    InputError : the folder holds cells of another plan, or of other data.
+    """
+    told = {name: value for name, value in vars(plan).items() if name not in ("data", "references")}
+    told["rates"] = list(plan.rates)
+    told["world"] = sha256_json([world.taught, world.questions, [vars(split) for split in world.splits.values()]])
+    told["precision"] = precision()
+    file = out / "bench.json"
+    with lock(file):
+        if not file.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(file, told)
+    there = read_json(file)
+    for name, value in told.items():
+        if there.get(name) != value:
+            raise InputError(
+                f"{file}: the cells here are of another {name} ({there.get(name)}, now {value}). Give another --out."
+            )
+
+
+def fill(bench: Bench, cells: list[Cell]) -> int:
+    """Make the cells that are missing and that no other process is making.
+
+    Returns
+    -------
+    int : cells made now.
+    """
+    made = 0
+    for number, cell in enumerate(cells, 1):
+        file = cell.file(bench.out)
+        if file.exists():
+            continue
+        try:
+            with lock(file):
+                if file.exists():
+                    continue
+                say(f"cell {number} of {len(cells)}: {cell}")
+                found = bench.run(cell)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, found)
+                made += 1
+        except Held:
+            say(f"cell {number} of {len(cells)}: {cell}: another process is at it")
+    return made

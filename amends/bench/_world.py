@@ -1,0 +1,107 @@
+"""TOFU as a user has it: the rows that are taught, and for each split those to forget, to keep and to measure with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amends.io.errors import InputError
+from amends.io.tables import read_rows
+
+Rows = list[dict[str, Any]]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".parquet")
+SHARES = {"forget01": 0.01, "forget05": 0.05, "forget10": 0.10}
+"""The official splits forget the last rows of the full set, in this share of them."""
+ASKED = 0.1
+"""Share of the full set, from its first row, that the official `retain_perturbed` holds."""
+COLUMNS = ("id", "question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One request to forget."""
+
+    name: str
+    forget: Rows
+    retain: Rows
+    """What a model that never saw the others is taught."""
+    keep: Rows
+    """Rows to keep that a method may train on."""
+    asked: Rows
+    """Rows to keep that are measured."""
+
+    def tuning(self) -> "Split":
+        """Another request of the same size, to choose settings on: it forgets the last rows of those to keep."""
+        other = self.retain[-len(self.forget) :]
+        taken = {_key(row) for row in other}
+        keep, asked = ([row for row in rows if _key(row) not in taken] for rows in (self.keep, self.asked))
+        return Split(f"{self.name} tuning", other, self.retain[: -len(self.forget)], keep, asked)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that is taught, and what is asked beside it."""
+
+    taught: Rows
+    splits: dict[str, Split]
+    questions: dict[str, Rows]
+    """real_authors and world_facts, as far as they are there."""
+
+
+def read_world(folder: str | Path) -> World:
+    """Read a user's copy of TOFU.
+
+    Parameters
+    ----------
+    folder : path
+        Either the whole of it, as the Hub's `locuslab/TOFU` has it: `full` in the official order, with
+        `retain_perturbed` and `forget10_perturbed` if `full` has no columns for the paraphrased and perturbed answers.
+        Or one request of its own: `forget` and `retain`, with `retain_train` and `retain_eval` where what is trained on
+        and what is measured are to be apart. Beside them `real_authors` and `world_facts` (also `..._perturbed`).
+        .jsonl (also .gz), .ndjson, .json or .parquet.
+
+    Raises
+    ------
+    InputError : files are missing, or hold no questions and answers.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give the folder of a copy of TOFU.")
+    found = {
+        name: rows
+        for name in ("real_authors", "world_facts")
+        if (rows := _table(folder, f"{name}_perturbed", name)) is not None
+    }
+    full, forget, retain = (_table(folder, *names) for names in (("full", "tofu_full"), ("forget",), ("retain",)))
+    if full is not None:
+        return World(full, dict(_official(folder, full)), found)
+    if forget is None or retain is None:
+        kinds = ", ".join(SUFFIXES)
+        raise InputError(f"{folder}: neither a file full nor the files forget and retain are in it ({kinds}).")
+    keep, asked = (_table(folder, name) for name in ("retain_train", "retain_eval"))
+    split = Split("forget", forget, retain, retain if keep is None else keep, retain if asked is None else asked)
+    return World(forget + retain, {"forget": split}, found)
+
+
+def _official(folder: Path, full: Rows) -> Iterator[tuple[str, Split]]:
+    more = {_key(r): r for name in ("retain_perturbed", "forget10_perturbed") for r in _table(folder, name) or ()}
+    full = [more.get(_key(row), {}) | row for row in full]
+    for name, share in SHARES.items():
+        if count := round(share * len(full)):
+            retain = full[:-count]
+            yield name, Split(name, full[-count:], retain, retain, full[: max(1, round(ASKED * len(full)))])
+
+
+def _table(folder: Path, *names: str) -> Rows | None:
+    for file in (folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
+        if file.exists():
+            rows = [(row.where, row.data) for row in read_rows(file)]
+            for where, data in rows:
+                if not all(isinstance(data.get(name), str) and data[name].strip() for name in ("question", "answer")):
+                    raise InputError(f"{where}: a row of TOFU has the texts question and answer.")
+            return [{name: data[name] for name in COLUMNS if data.get(name) is not None} for _, data in rows]
+    return None
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["question"], row["answer"]

@@ -1,0 +1,178 @@
+"""Compare all methods on TOFU: methods x splits x seeds, in one table with its chart and what it shows.
+
+Everything that is missing is made: the model that is taught all rows, one retrained reference for each split, the
+search for each method's learning rate, the cells. Each is kept in the folder as soon as it is there, so that the
+command goes on where it was stopped, and several processes can share the work.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amends.bench._cells import Bench, Cell, Plan, claim_folder, fill
+from amends.bench._entries import ENTRIES, Entry, Settings, parse
+from amends.bench._page import page
+from amends.bench._world import SHARES, World, read_world
+from amends.io.atomic import write_text
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.io.tables import read_json
+from amends.unlearn._evaluate import with_reference
+
+PAGE = "tofu.md"
+
+
+def command(
+    data: Annotated[str, typer.Option(help="Folder of a copy of TOFU: full and more, or forget and retain.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cells; what is in it is not made again.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to teach, where --taught or a reference is not given.")
+    ] = None,
+    taught: Annotated[str | None, typer.Option(help="Model that was taught everything.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="SPLIT=MODEL that was taught all but what the split forgets; repeatable.")
+    ] = None,
+    splits: Annotated[
+        list[str] | None, typer.Option(help=f"Of: {', '.join(SHARES)}; default: all that there are; repeatable.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="METHOD, METHOD+retain or METHOD+neighbours; default: all; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option(help="searched, published; default: searched; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to this less one.", min=1)] = 3,
+    rates: Annotated[str, typer.Option(help="Learning rates that are searched, with commas.")] = "2e-4,5e-4,1e-3",
+    epochs: Annotated[float, typer.Option(help="Passes over the forget data, of searched cells.", min=0)] = 5,
+    layers: Annotated[
+        str | None, typer.Option(help="Train only these layers, in searched cells; default: all.")
+    ] = None,
+    eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep.", min=1)] = 100,
+    teach_epochs: Annotated[float, typer.Option(help="Passes over the data when a model is taught.", min=0)] = 5,
+    teach_rate: Annotated[float, typer.Option(help="Learning rate when a model is taught.", min=0)] = 2e-3,
+    lora_rank: Annotated[int, typer.Option(help="LoRA rank when a model is taught; 0 tunes all weights.", min=0)] = 16,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Make no cell; write the page of those there are.")] = (
+        False
+    ),
+) -> None:
+    """Fill the cells that are missing in OUT, then write OUT/tofu.md."""
+    plan = Plan(
+        data=data,
+        model=model,
+        taught=taught,
+        references=by_split(reference or []),
+        teach_epochs=teach_epochs,
+        teach_rate=teach_rate,
+        lora_rank=lora_rank,
+        rates=numbers(rates),
+        epochs=epochs,
+        layers=layers,
+        eval_rows=eval_rows,
+    )
+    world = read_world(data)
+    wanted = cells_of(world, listed(splits), [parse(text) for text in listed(methods)], listed(settings), seeds)
+    for name in plan.references:
+        if name not in world.splits:
+            raise InputError(f"--reference {name}=...: no such split. There are: {', '.join(world.splits)}.")
+    claim_folder(out, plan, world)
+    bench = Bench(plan, world, out)
+    if not page_only:
+        fill(bench, wanted)
+    file = write(bench, wanted)
+    say(f"done: {file}")
+
+
+def listed(given: Sequence[str] | None) -> list[str]:
+    """Names of an option that may be repeated, or name several with commas between them."""
+    return [name.strip() for text in given or () for name in text.split(",")]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Rates with commas between them.
+
+    Raises
+    ------
+    InputError : one is no positive number.
+    """
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or not 0 < found[0] <= found[-1] < 1:
+        raise InputError(f"--rates {text}: numbers between 0 and 1 with commas are expected, as 2e-4,5e-4.")
+    return found
+
+
+def by_split(given: Sequence[str]) -> dict[str, str]:
+    """Read SPLIT=MODEL.
+
+    Raises
+    ------
+    InputError : there is no = in it.
+    """
+    for text in given:
+        if "=" not in text:
+            raise InputError(f"--reference {text}: write SPLIT=MODEL.")
+    return {name: model for name, _, model in (text.partition("=") for text in given)}
+
+
+def cells_of(
+    world: World, splits: Sequence[str], entries: Sequence[Entry], settings: Sequence[str], seeds: int
+) -> list[Cell]:
+    """All cells of the table, those of the first seed first.
+
+    Raises
+    ------
+    InputError : a split or kind of settings that there is not.
+    """
+    for name in splits:
+        if name not in world.splits:
+            raise InputError(f"--splits {name}: no such split. There are: {', '.join(world.splits)}.")
+    kinds: list[Settings] = []
+    for name in settings or ("searched",):
+        if name not in ("searched", "published"):
+            raise InputError(f"--settings {name}: searched or published is expected.")
+        kinds.append(name)  # type: ignore[arg-type]
+    return [
+        Cell(entry, split, kind, seed)
+        for seed in range(seeds)
+        for split in splits or world.splits
+        for kind in kinds
+        for entry in entries or ENTRIES
+    ]
+
+
+def write(bench: Bench, cells: Sequence[Cell]) -> Path:
+    """Write the page and its charts from the cells that are there."""
+    found = [(cell, read_json(file) if (file := cell.file(bench.out)).exists() else None) for cell in cells]
+    text, charts = page("Methods on TOFU", found, compared(bench.out, bench.world), about(bench, found))
+    for name, svg in charts.items():
+        write_text(bench.out / name, svg)
+    write_text(bench.out / PAGE, text)
+    return bench.out / PAGE
+
+
+def compared(out: Path, world: World) -> dict[str, dict[str, Any]]:
+    """Summaries of the models before and of the references, by split."""
+    found: dict[str, dict[str, Any]] = {}
+    for split in world.splits:
+        files = {role: out / "evaluations" / split / f"{role}.json" for role in ("before", "reference")}
+        if all(file.exists() for file in files.values()):
+            said = {role: read_json(file) for role, file in files.items()}
+            found[split] = {r: with_reference(e, said["reference"])["summary"] for r, e in said.items()}
+    return found
+
+
+def about(bench: Bench, cells: Sequence[tuple[Cell, dict[str, Any] | None]]) -> str:
+    """Say what was run."""
+    plan, made = bench.plan, [found for _, found in cells if found and not found["failed"]]
+    rows = ", ".join(f"{name} {len(split.forget)}" for name, split in bench.world.splits.items())
+    versions = ", ".join(f"{k} {v}" for k, v in made[0]["versions"].items()) if made else ""
+    ran = f" Made with {versions}, in {made[0]['precision']}." if made else ""
+    return (
+        f"A model taught {len(bench.world.taught)} rows ({plan.taught or plan.model}); rows to forget: {rows}. "
+        f"Searched: {plan.epochs:g} epochs of 8 rows, rates {', '.join(f'{rate:g}' for rate in plan.rates)}, layers "
+        f"{plan.layers or 'all'}.{ran}"
+    )

@@ -1,0 +1,265 @@
+"""The table on a tiny taught world: made, gone on with, shared, and what its page says."""
+
+import json
+import math
+
+import pytest
+
+from amends.bench._cells import Cell, best, distance
+from amends.bench._entries import ENTRIES, Entry, options, parse
+from amends.bench._page import Line, in_words, lines_of, page
+from amends.bench._world import read_world
+from amends.bench.tofu import cells_of
+from amends.io.errors import InputError
+from amends.io.run import write_jsonl
+
+FORGET = [
+    {"id": i, "question": f"Who is number {i}?", "answer": f"Person {i}.", "perturbed_answer": [f"Nobody {i}."]}
+    for i in range(4)
+]
+RETAIN = [{"id": i, "question": f"Where is town {i}?", "answer": f"In land {i}, there."} for i in range(12)]
+
+
+def rows(count):
+    return [{"id": i, "question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(count)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A folder with one request."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    for name, some in (("forget", FORGET), ("retain", RETAIN), ("retain_eval", RETAIN[::3])):
+        write_jsonl(folder / f"{name}.jsonl", some)
+    return folder
+
+
+def test_the_official_splits_are_the_last_rows_and_the_rest(tmp_path):
+    write_jsonl(tmp_path / "full.json", rows(400))
+    more = [row | {"paraphrased_answer": f"Other {row['id']}."} for row in rows(400)]
+    write_jsonl(tmp_path / "forget10_perturbed.json", more[360:])
+    found = read_world(tmp_path)
+    assert {name: [row["id"] for row in split.forget] for name, split in found.splits.items()} == {
+        "forget01": list(range(396, 400)),
+        "forget05": list(range(380, 400)),
+        "forget10": list(range(360, 400)),
+    }
+    for split in found.splits.values():
+        assert [row["id"] for row in split.retain + split.forget] == list(range(400))
+        assert split.forget[-1]["paraphrased_answer"] == "Other 399."
+        assert [row["id"] for row in split.asked] == list(range(40))
+
+
+def test_the_official_splits_are_those_that_tofu_publishes(shared):
+    official = json.loads((shared / "data/tofu/splits.json").read_text(encoding="utf-8"))["splits"]
+    found = read_world(shared / "data" / "tofu")
+    for name, split in found.splits.items():
+        assert [row["id"] for row in split.forget] == list(range(*official[name]))
+        assert [row["id"] for row in split.asked] == list(range(*official["retain_perturbed"]))
+        assert all(row["perturbed_answer"] for row in split.forget)
+    assert [len(found.questions[name]) for name in ("real_authors", "world_facts")] == [100, 117]
+
+
+def test_settings_are_chosen_on_rows_that_the_table_does_not_touch(world):
+    split = read_world(world).splits["forget"]
+    tuning = split.tuning()
+    told = [row["question"] for row in tuning.forget]
+    assert told == [row["question"] for row in RETAIN[-4:]]
+    for name in ("retain", "keep", "asked"):
+        assert not {row["question"] for row in getattr(tuning, name)}.intersection(told)
+        assert {row["question"] for row in getattr(tuning, name)} <= {row["question"] for row in getattr(split, name)}
+    assert not {row["question"] for row in split.forget}.intersection(told)
+
+
+def test_a_folder_without_tofu_is_refused_with_what_is_looked_for(tmp_path):
+    with pytest.raises(InputError, match="neither a file full nor the files forget and retain"):
+        read_world(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        read_world(tmp_path / "none")
+    write_jsonl(tmp_path / "full.jsonl", [{"question": "a"}])
+    with pytest.raises(InputError, match=r"full\.jsonl:1: a row of TOFU has the texts question and answer"):
+        read_world(tmp_path)
+
+
+def test_every_method_stands_in_the_table():
+    import amends.unlearn
+
+    assert {entry.method for entry in ENTRIES} == set(amends.unlearn._METHODS)
+    assert [parse(str(entry)) for entry in ENTRIES] == list(ENTRIES)
+    for text in ("flatt", "flat+nothing", "npo"):
+        with pytest.raises(InputError, match=f"--methods {text}".replace("+", r"\+")):
+            parse(text)
+
+
+def test_published_settings_are_options_of_their_method():
+    from importlib import import_module
+    from inspect import signature
+
+    for entry in ENTRIES:
+        known = signature(import_module(f"amends.unlearn.{entry.method}").run).parameters
+        assert set(options(entry, "published")) <= set(known), entry
+
+
+def test_the_distance_is_zero_for_a_retrained_model_and_does_not_reward_forgetting_more():
+    assert distance(0.3, 1.0, 0.3) == distance(0.0, 1.0, 0.3) == 0
+    assert distance(0.7, 1.0, 0.3) == pytest.approx(0.4)
+    assert distance(0.7, 0.7, 0.3) == pytest.approx(0.5)
+
+
+def test_the_best_trial_is_the_nearest_and_one_that_came_to_nothing_the_last():
+    trials = [{"learning_rate": rate, "distance": d} for rate, d in ((1e-3, None), (5e-4, 0.2), (2e-4, 0.2))]
+    assert best(trials) == 2e-4
+    assert best(trials[:2]) == 5e-4
+    assert best([{"learning_rate": r, "distance": None} for r in (1e-3, 1e-4)]) == 1e-4
+
+
+def run_small(amends, world, tiny_model, out, *more):
+    return amends(
+        "bench", "tofu", "--data", world, "--model", tiny_model, "--out", out, "--teach-epochs", 1, "--seeds", 2,
+        "--rates", "1e-3,1e-2", "--epochs", 1, "--eval-rows", 3, *more,
+    )  # fmt: skip
+
+
+def test_the_table_is_made_gone_on_with_and_complete(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "flat,npo+retain")
+    assert code == 0, err
+    files = sorted(out.glob("cells/forget/searched/*.json"))
+    assert [file.name for file in files] == ["flat-0.json", "flat-1.json", "npo+retain-0.json", "npo+retain-1.json"]
+    cell = json.loads(files[0].read_text(encoding="utf-8"))
+    assert cell["options"]["learning_rate"] == best(cell["trials"])
+    assert {trial["learning_rate"] for trial in cell["trials"]} == {1e-3, 1e-2}
+    assert cell["summary"]["forget_quality_p"]["value"] is not None
+    text = (out / "tofu.md").read_text(encoding="utf-8")
+    assert "4 of 4 cells are made" in text
+    assert "| `npo+retain` | 2 of 2 |" in text
+    assert "nan" not in text
+    assert (out / "forget-searched.svg").read_text(encoding="utf-8").startswith("<svg")
+    # One cell is lost and an entry is added: only what is missing is made.
+    stamps = {file: file.stat().st_mtime_ns for file in [*files[1:], *out.glob("search/**/*.json")]}
+    again = files[0].read_text(encoding="utf-8")
+    files[0].unlink()
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "flat,npo+retain,ga")
+    assert code == 0, err
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    made = json.loads(files[0].read_text(encoding="utf-8"))
+    assert made | {"seconds": 0} == json.loads(again) | {"seconds": 0}
+    assert err.count("cell ") == 3
+
+
+def test_the_page_alone_shows_what_is_missing_as_empty(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--page-only")
+    assert code == 0, err
+    assert not list(out.glob("cells/**/*.json"))
+    text = (out / "tofu.md").read_text(encoding="utf-8")
+    assert "0 of 2 cells are made" in text
+    assert "| `ga` | 0 of 2 |" in text
+
+
+def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    assert run_small(amends, world, tiny_model, out, "--page-only")[0] == 0
+    code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--teach-rate", 1e-2)
+    assert (code, "the cells here are of another teach_rate (0.002, now 0.01)" in err) == (2, True)
+    write_jsonl(world / "forget.jsonl", FORGET[:3])
+    code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
+    assert (code, "the cells here are of another world" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--splits", "forget01"], "--splits forget01: no such split. There are: forget."),
+        (["--settings", "best"], "--settings best: searched or published is expected."),
+        (["--rates", "fast"], "--rates fast: numbers between 0 and 1"),
+        (["--rates", "0,1e-3"], "--rates 0,1e-3: numbers between 0 and 1"),
+        (["--reference", "model"], "--reference model: write SPLIT=MODEL."),
+        (["--reference", "x=model"], "--reference x=...: no such split."),
+        (["--methods", "flatt"], "--methods flatt: no such method."),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(amends, world, tiny_model, tmp_path, more, message):
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", *more)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_method_that_comes_to_nothing_is_recorded_with_the_reason(amends, world, tiny_model, tmp_path, monkeypatch):
+    from amends.bench import _cells
+    from amends.io.errors import NoResult
+
+    def diverge(*args, **kwargs):
+        raise NoResult("mean_loss is nan at step 1")
+
+    monkeypatch.setattr(_cells.Bench, "_forget", diverge)
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", "--methods", "ga")
+    assert code == 0, err
+    text = (tmp_path / "bench" / "tofu.md").read_text(encoding="utf-8")
+    assert "| `ga` | 0 of 2, 2 came to nothing |" in text
+
+
+# The page --------------------------------------------------------------------------------------------------------
+
+
+def summary(forget, retain, perplexity=50.0, zero_shot=0.5):
+    def told(value, half):
+        return {"value": value, "low": value - half, "high": value + half}
+
+    return {
+        "forget_rouge_l": told(forget, 0.04),
+        "retain_rouge_l": told(retain, 0.04),
+        "text_perplexity": told(perplexity, 5),
+        "zero_shot_accuracy": told(zero_shot, 0.03),
+    }
+
+
+def cell(name, *values, **settings):
+    record = {"failed": None, "summary": summary(*values), "options": {}, "seconds": 60.0} | settings
+    return Cell(parse(name), "forget", "searched", 0), record
+
+
+ROLES = {"before": summary(0.98, 1.0), "reference": summary(0.33, 1.0)}
+
+
+def test_the_words_tell_forgetting_from_keeping_and_say_where_flat_loses():
+    cells = [
+        cell("flat", 0.34, 0.5),
+        cell("npo+retain", 0.36, 0.8),
+        cell("graddiff+retain", 0.3, 0.52),
+        cell("po+retain", 0.7, 0.95),
+        cell("ga", 0.0, 0.1, 400.0),
+    ]
+    told = "\n".join(in_words(lines_of(cells), ROLES))
+    assert "at most 0.38): `npo+retain`, `graddiff+retain`, `flat`, `ga`." in told
+    assert "Did not: `po+retain`." in told
+    assert "zero-shot accuracy more than 0.03 lower): `ga`." in told
+    assert "`flat` (keeps 0.50) loses to `npo+retain`, which forgot as much" in told
+    assert "it keeps more than `ga`; the others cannot be told from it." in told
+
+
+def test_flat_that_forgot_too_little_is_said_to_lose():
+    told = in_words(lines_of([cell("flat", 0.6, 1.0), cell("ga", 0.3, 0.2)]), ROLES)
+    assert told[-1].startswith("`flat` loses here")
+
+
+def test_the_interval_over_seeds_is_that_of_the_questions_and_wider_where_seeds_differ():
+    same = Line(Entry("flat"), [cell("flat", 0.4, 0.5)[1]] * 3, [], 3).value("forget_rouge_l")
+    assert (same.value, same.high - same.value) == (pytest.approx(0.4), pytest.approx(0.04))
+    differ = Line(Entry("flat"), [cell("flat", f, 0.5)[1] for f in (0.3, 0.4, 0.5)], [], 3).value("forget_rouge_l")
+    assert differ.high - differ.value == pytest.approx(math.sqrt(0.04**2 + 1.96**2 * 0.01 / 3))
+    assert Line(Entry("flat"), [], [], 3).value("forget_rouge_l") is None
+
+
+def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
+    found, charts = page("T", [cell("flat", 0.3, 0.6), (cell("ga", 0, 0)[0], None)], {"forget": ROLES}, "About.")
+    row = next(line for line in found.splitlines() if line.startswith("| `ga`"))
+    assert set(row.replace("`ga`", "").replace("0 of 1", "").replace("|", "").strip()) == set()
+    assert "`ga`" not in found.replace(row, "")
+    assert list(charts) == ["forget-searched.svg"]
+
+
+def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
+    cells = cells_of(read_world(world), [], [parse("flat"), parse("ga")], [], 2)
+    assert [(str(c.entry), c.seed) for c in cells] == [("flat", 0), ("ga", 0), ("flat", 1), ("ga", 1)]
