@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--cpu-seconds", action="store_true", help="compare CPU seconds: on a machine with other work")
     options = parser.parse_args()
     loaded = load(BASE)
     torch.manual_seed(0)
@@ -262,11 +263,12 @@ def main() -> None:
         costs = in_turn({"a": lambda: step("a", theirs), "b": lambda: step("b", ours)}, options.rounds)  # noqa: B023
         a, b = costs.values()
         held = reference_bytes if name in HOLD_REFERENCE else 0
-        ratio, share = a.wall_s / b.wall_s, b.peak_bytes / (a.peak_bytes + held)
+        a_s, b_s = (cost.cpu_s if options.cpu_seconds else cost.wall_s for cost in (a, b))
+        ratio, share = a_s / b_s, b.peak_bytes / (a.peak_bytes + held)
         difference = ((losses["a"] - losses["b"]).abs() / losses["a"].abs().clamp_min(1e-6)).item()
         slowest, largest, farthest = min(slowest, ratio), max(largest, share), max(farthest, difference)
         print(
-            f"{name:>9} {a.wall_s:7.2f} {b.wall_s:7.2f} {ratio:6.2f} {(a.peak_bytes + held) / 2**20:7.0f} "
+            f"{name:>9} {a_s:7.2f} {b_s:7.2f} {ratio:6.2f} {(a.peak_bytes + held) / 2**20:7.0f} "
             f"{b.peak_bytes / 2**20:7.0f} {share:6.2f} {noting[name]:9.1f} {difference:9.1e}",
             flush=True,
         )
