@@ -107,6 +107,7 @@ class AnswerTrainer(Trainer):
             raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
+        self.resumed: list[str] = []  # what a run that went on from a checkpoint should say of itself
         self._sums: dict[str, list[Tensor]] = {}
         self._staging: Path | None = None
         rows = KeyedRows(num_samples, self.draw, args.seed)
@@ -200,6 +201,9 @@ class AnswerTrainer(Trainer):
             for path, reason in skipped.items():
                 say(f"skipped {path}: {reason}")
             say(f"going on from {start}" if start else f"no checkpoint in {folder}: starting from the beginning")
+            self.resumed = [f"Skipped {path.name} when going on: {reason}" for path, reason in skipped.items()]
+            if start:
+                self.resumed.append(f"The run was interrupted and went on from {start.name}.")
         elif asked:
             start = Path(asked)
             if reason := fault(start, self.args.world_size, self.request):

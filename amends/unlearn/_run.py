@@ -191,7 +191,7 @@ def run_unlearning(
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=earlier.warnings + told,
+                warnings=earlier.warnings + trainer.resumed + told,
                 seconds=seconds,
             )
             failure = write_run(result, record, forget, own_answers, loaded.base) or failure

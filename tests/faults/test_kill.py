@@ -3,6 +3,7 @@
 Most processes here are forks of one that has imported everything (`nursery.py`); some are fresh interpreters.
 """
 
+import json
 import os
 import random
 import re
@@ -26,6 +27,8 @@ def finish(run: Run, whole: Whole) -> None:
         assert run()["code"] == 0, run.told
         assert ("going on from" in run.told) == bool(saved)
         assert sorted(path.name for path in run.folder.iterdir()) == ["log", "run"]
+        warnings = json.loads((run.out / "run.json").read_text(encoding="utf-8"))["warnings"]
+        assert any("went on from" in text for text in warnings) == bool(saved)
     assert run.result() == whole.result
 
 
