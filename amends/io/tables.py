@@ -49,9 +49,10 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ----------
     path : str or Path
         .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects, or
-        {"data": [...]}. .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
-        column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM.
-        A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
+        {"data": [...]}; in a list of texts each is a row with the column "text". .csv: comma, double quotes, a header;
+        all values are text. .parquet. .txt: one row with the column "text". A folder written by
+        `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM. A .gz or .parquet file must not hold
+        more than `MAX_RATIO` (200) times its own size, or 64 GB.
 
     Returns
     -------
@@ -297,6 +298,8 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
         found = found["data"]
     if not isinstance(found, list):
         raise InputError(f'{name}: expected a list of objects or {{"data": [...]}}, not {_kind(found)}. Write a list.')
+    if all(isinstance(value, str) for value in found):
+        found = [{"text": value} for value in found]
     for number, value in enumerate(found, 1):
         where = f"{name}: row {number}"
         row = Row(_object(value, where), where)
