@@ -26,32 +26,29 @@ class Split(NamedTuple):
     path: str
 
 
-def find_split(folder: str | Path, places: Sequence[str], names: Sequence[str]) -> list[Path]:
+def find_split(folder: str | Path, names: Sequence[str]) -> list[Path]:
     """Find the files of a split; none of them where there is none.
 
     Parameters
     ----------
     folder : path of the copy
-    places : list of str
-        Folders in it that are looked into, in this order; "" is the copy itself.
     names : list of str
-        Names that the split may have. Where several kinds of file are there, they hold the same: one kind is taken.
+        Names that the split may have, in this order, with the folders in the copy and without the ending:
+        "knowmem/forget_qa". Where several kinds of file are there, they hold the same: one kind is taken.
     """
-    for place in places:
-        inner = Path(folder) / place
-        if not inner.is_dir():
-            continue
-        for name in names:
-            if any((inner / name / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
-                return [inner / name]
-            for ending in _PREFERRED:
-                pattern = re.compile(re.escape(name) + r"(-\d{5}-of-\d{5})?" + re.escape(ending), re.IGNORECASE)
-                if found := sorted(file for file in inner.iterdir() if pattern.fullmatch(file.name)):
-                    return found
+    for name in names:
+        whole = Path(folder) / name
+        if any((whole / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+            return [whole]
+        there = sorted(whole.parent.iterdir()) if whole.parent.is_dir() else []
+        for ending in _PREFERRED:
+            pattern = re.compile(re.escape(whole.name) + r"(-\d{5}-of-\d{5})?" + re.escape(ending), re.IGNORECASE)
+            if found := [file for file in there if pattern.fullmatch(file.name)]:
+                return found
     return []
 
 
-def read_split(folder: str | Path, places: Sequence[str], names: Sequence[str], otherwise: str) -> Split:
+def read_split(folder: str | Path, names: Sequence[str], otherwise: str) -> Split:
     """Read a split.
 
     Raises
@@ -60,11 +57,10 @@ def read_split(folder: str | Path, places: Sequence[str], names: Sequence[str], 
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder of your copy.")
-    files = find_split(folder, places, names)
+    files = find_split(folder, names)
     if not files:
-        looked = " or ".join(str(Path(place) / name) for place in places for name in names)
         raise InputError(
-            f"{folder}: {Path(places[0]) / names[0]} is missing. Looked for {looked}, with an ending of "
+            f"{folder}: {names[0]} is missing. Looked for {' or '.join(names)}, with an ending of "
             f"{', '.join(_PREFERRED)}, in one file or in shards (-00000-of-00001). {otherwise}"
         )
     return Split([row for file in files for row in read_rows(file)], str(files[0]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, read_split, taken, text_of, told
@@ -110,7 +111,8 @@ def read_muse(folder: str | Path, parts: Sequence[str] = PARTS, rows: int = 100)
 def split_of(folder: str | Path, subset: str, split: str) -> Split:
     """Read one split of a subset, by the names that the two layouts have for it."""
     otherwise = f"Put the file there, or leave the part out: --parts with others than {subset}."
-    return read_split(folder, (subset, f"data/{subset}"), _NAMES.get(split, (split,)), otherwise)
+    names = [f"{place}{subset}/{name}" for place in ("", "data/") for name in _NAMES.get(split, (split,))]
+    return read_split(folder, names, otherwise)
 
 
 def passage(row: Row, number: str) -> Passage:
@@ -137,3 +139,8 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> s
 def until_stop(text: str) -> str:
     """Leave out what stands behind the end of an answer."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def rouge_f1(expected: str, said: str) -> float:
+    """ROUGE-L F1, 0 to 1, with rouge-score and no stemmer, as MUSE's code has it."""
+    return float(RougeScorer(["rougeL"], use_stemmer=False).score(expected, said)["rougeL"].fmeasure)

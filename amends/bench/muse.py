@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.progress import Progress
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._models import check_models, gaps, measure_each, table
@@ -28,6 +27,7 @@ from amends.bench._muse import (
     Text,
     first_tokens,
     read_muse,
+    rouge_f1,
     until_stop,
 )
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest
@@ -228,11 +228,10 @@ def continuations(
         strip=False,
         label=label,
     )
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
     found = []
     for one, right, text in zip(asked, expected, texts, strict=True):
         said = until_stop(text) if isinstance(one, Question) else text
-        score = scorer.score(right, said)["rougeL"].fmeasure
+        score = rouge_f1(right, said)
         found.append({"id": one.id, "prompt": one.prompt, "expected": right, "generated": said, "rouge_l": score})
     return found
 
