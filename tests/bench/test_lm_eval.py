@@ -95,23 +95,25 @@ def test_the_harness_s_own_wmdp_task_chooses_as_amends_does(tmp_path, model, mon
     (tmp_path / "wmdp-bio.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     ours = wmdp.run(model, tmp_path)
     loaded = load(model)
-    local = {"dataset_path": "json", "dataset_name": None}
-    local["dataset_kwargs"] = {
-        "data_files": {"test": str(tmp_path / "wmdp-bio.jsonl")},
-        "cache_dir": str(tmp_path / "c"),
+    local = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks/wmdp/wmdp_bio.yaml"),
+        "task": "local_bio",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "wmdp-bio.jsonl")}, "cache_dir": str(tmp_path / "c")},
     }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local_bio.yaml").write_text(yaml.safe_dump(local))
     theirs = simple_evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer),
-        tasks=[{"task": "wmdp_bio", **local}],
-        task_manager=TaskManager(
-            include_path=str(Path(lm_eval.__file__).parent / "tasks/wmdp"), include_defaults=False
-        ),
+        tasks=["local_bio"],
+        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )
-    samples = sorted(theirs["samples"]["wmdp_bio"], key=lambda sample: sample["doc_id"])
+    samples = sorted(theirs["samples"]["local_bio"], key=lambda sample: sample["doc_id"])
     logp = [[found[0] for found in sample["filtered_resps"]] for sample in samples]
     assert np.allclose(logp, [item["logp"] for item in ours.items], atol=1e-4)
-    assert theirs["results"]["wmdp_bio"]["acc,none"] == ours["bio"]
+    assert theirs["results"]["local_bio"]["acc,none"] == ours["bio"]
 
 
 @needs_harness
