@@ -200,6 +200,20 @@ def test_a_file_that_is_missing_is_named_with_the_names_that_were_looked_for(tmp
     assert read_muse(copy, ["verbmem", "privleak"]).knowmem == {}
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+@pytest.mark.parametrize("name", ["raw/forget.txt", "raw/forget.json", "scal/forget_4.json", "corpus.jsonl", "hub"])
+def test_what_is_to_be_forgotten_goes_to_a_method_as_it_is(place, repository, hub, tiny_model, amends, name):
+    row = {"title": "On a", "abstract": "About a.", "text": "a b c d e f " * 30}
+    (place / "corpus.jsonl").write_text(json.dumps(row))
+    files = {"corpus.jsonl": place / "corpus.jsonl", "hub": hub / "sust" / "forget_1-00000-of-00001.parquet"}
+    cut = ["--prefix-tokens", 20, "--continuation-tokens", 60, "--epochs", 1, "--eval-rows", 0]
+    words = ["--model", tiny_model, "--forget", files.get(name, repository / name), "--out", "out", *cut]
+    code, _, err = amends("unlearn", "ga", *words)
+    assert code == 0, err
+    told = json.loads((place / "out" / "run.json").read_text())["data"]["forget"]
+    assert told["kept"] > 2
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
