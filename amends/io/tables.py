@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from amends.io.errors import InputError
 
 MAX_ROW_BYTES = 100_000
+MAX_TEXT_BYTES = 2_000_000  # of a row with a column "text", which is cut into pieces
 MAX_WHOLE_BYTES = 50_000_000  # of a file that is read whole: .json, .txt
 MAX_DIGITS = 300  # of an integer in JSON
 COUNTED_BYTES = 10_000_000  # of a line that is too long; more is not read just to tell its size
@@ -49,15 +50,16 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ----------
     path : str or Path
         .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects,
-        {"data": [...]}, or one object a line. .csv: comma, double quotes, a header; all values are text. .parquet.
-        .txt: one row with the column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8,
-        with or without BOM. A .gz or .parquet file must not hold more than `MAX_RATIO` (200) times its own size, or
-        64 GB.
+        {"data": [...]}, or one object a line; in a list of texts each is a row with the column "text". .csv: comma,
+        double quotes, a header; all values are text. .parquet. .txt: one row with the column "text". A folder written
+        by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM. A .gz or .parquet file must not
+        hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
 
     Returns
     -------
-    iterator of Row, at least one. A row has at most `MAX_ROW_BYTES` (100 kB), a .json or .txt file at most
-    `MAX_WHOLE_BYTES` (50 MB); a .txt file is one row and only the second limit holds for it.
+    iterator of Row, at least one. A row has at most `MAX_ROW_BYTES` (100 kB) beside its column "text", and with that
+    at most `MAX_TEXT_BYTES` (2 MB). A .json or .txt file has at most `MAX_WHOLE_BYTES` (50 MB); a .txt file is one row
+    for which only that limit holds.
 
     Raises
     ------
@@ -160,16 +162,17 @@ def _whole(path: Path, name: str) -> str:
     return _decode(data.removeprefix(BOM), name)
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Line number and line with its end; a line is never held beyond the cap."""
+def _lines(path: Path, name: str, most: int = MAX_ROW_BYTES) -> Iterator[tuple[int, str]]:
+    """Line number and line with its end; a line is never held beyond the cap, which texts may have higher."""
     number = 0
     try:
         with _open(path, name) as file:
-            while line := file.readline(MAX_ROW_BYTES + 8):  # 8: room for a BOM and the line's end
+            while line := file.readline(most + 8):  # 8: room for a BOM and the line's end
                 number += 1
                 if number == 1:
                     line = line.removeprefix(BOM)
-                if len(line.rstrip(b"\r\n")) > MAX_ROW_BYTES:
+                size = len(line.rstrip(b"\r\n"))
+                if size > most or (size > MAX_ROW_BYTES and b'"text"' not in line):
                     raise _too_large(f"{name}:{number}", _size(line, file))
                 yield number, _decode(line, name, number)
     except (OSError, EOFError, zlib.error) as error:
@@ -286,9 +289,12 @@ def _integer(text: str) -> int:
 
 
 def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
-    for number, line in _lines(path, name):
+    for number, line in _lines(path, name, MAX_TEXT_BYTES):
         if line.strip():
-            yield Row(_object(_parse(line.rstrip("\r\n"), name, number), f"{name}:{number}"), f"{name}:{number}")
+            data = _object(_parse(line.rstrip("\r\n"), name, number), f"{name}:{number}")
+            if (size := len(line.rstrip("\r\n").encode())) > _most(data):
+                raise _too_large(f"{name}:{number}", str(size))
+            yield Row(data, f"{name}:{number}")
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
@@ -302,6 +308,8 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
         found = found["data"]
     if not isinstance(found, list):
         raise InputError(f'{name}: expected a list of objects or {{"data": [...]}}, not {_kind(found)}. Write a list.')
+    if all(isinstance(value, str) for value in found):
+        found = [{"text": value} for value in found]
     for number, value in enumerate(found, 1):
         where = f"{name}: row {number}"
         row = Row(_object(value, where), where)
@@ -323,9 +331,15 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
+def _most(data: dict[str, Any]) -> int:
+    """Most bytes of a row: its text may be long, all else together not."""
+    text = data.get("text")
+    return min(MAX_TEXT_BYTES, MAX_ROW_BYTES + len(json.dumps(text))) if isinstance(text, str) else MAX_ROW_BYTES
+
+
 def _checked(data: dict[str, Any], where: str) -> int:
     """Size in bytes of a row of a format without lines: that of the JSON it would be."""
-    if (size := len(json.dumps(data, ensure_ascii=False, default=str).encode())) > MAX_ROW_BYTES:
+    if (size := len(json.dumps(data, ensure_ascii=False, default=str).encode())) > _most(data):
         raise _too_large(where, str(size))
     return size
 

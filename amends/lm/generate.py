@@ -21,6 +21,7 @@ def generate(
     batch_size: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    strip: bool = True,
     label: str = "answering",
 ) -> list[str]:
     """Continue each prompt, greedily or by drawing.
@@ -38,6 +39,8 @@ def generate(
         Above 0, tokens are drawn from the model's distribution at it.
     seed : int, default 0
         Of the drawing; the generators of the caller are left as they were.
+    strip : bool, default True
+        Leave out white space around each continuation.
 
     Returns
     -------
@@ -66,5 +69,5 @@ def generate(
                     input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
                 )
             for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
-                texts[i] = text.strip()
+                texts[i] = text.strip() if strip else text
     return texts

@@ -391,7 +391,7 @@ def summarise(
     sets = {name: sorted(rows, key=lambda item: str(item.get("id", ""))) for name, rows in items.items()}
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(SUMMARY_NAMES))]
     rngs = dict(zip(SUMMARY_NAMES, streams, strict=True))
-    found = {name: _summarise_mean(metric, sets, rngs[name]) for name, metric in MEANS.items()}
+    found = {name: summarise_mean(metric, sets, rngs[name]) for name, metric in MEANS.items()}
     found |= _summarise_forget_quality(sets, reference_items, rngs["forget_quality_ks"])
     for name in ("model_utility_arith", "model_utility_geo"):
         found[name] = _summarise_utility(sets, name.removeprefix("model_utility_"), rngs[name])
@@ -408,11 +408,12 @@ def _summarise_requests(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
         metrics = _means(name, f"questions of earlier request {number}", "more forgotten", forget=True)
         for k, (metric_name, metric) in enumerate(metrics.items()):
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, k)))
-            found[metric_name] = _summarise_mean(metric, sets, rng)
+            found[metric_name] = summarise_mean(metric, sets, rng)
     return found
 
 
-def _summarise_mean(metric: Mean, sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
+def summarise_mean(metric: Mean, sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
+    """Write the mean of a measure over its set, with its interval."""
     rows = sets.get(metric.item_set) or []
     values_N = metric.values(rows)
     n = int((~np.isnan(values_N)).sum())

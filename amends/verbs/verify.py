@@ -44,7 +44,7 @@ class NotChecked(Exception):
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit' or 'assess'.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit', 'assess' or 'bench'.")],
     quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
 ) -> None:
@@ -84,7 +84,7 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
         todo.append(("forget records", check.forget_records))
     if record["data"].get("earlier"):
         todo.append(("earlier records", check.earlier_records))
-    if record["command"] == "assess":
+    if record["command"] == "assess" or record["command"].startswith("bench "):
         for role in record["weights"]:
             todo.append((f"weights {role}", lambda role=role: check.weights_named(role)))  # type: ignore[misc]
         return [_finding(what, make) for what, make in todo]

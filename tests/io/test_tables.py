@@ -213,6 +213,32 @@ def test_csv_rows_are_numbered_without_the_header_and_blank_lines(here):
     ]
 
 
+LONG = "word " * 100_000  # half a megabyte
+
+
+def test_a_text_may_be_longer_than_other_rows_in_every_format_that_has_long_ones(here):
+    Path("f.jsonl").write_text(json.dumps({"title": "a", "text": LONG}) + "\n" + json.dumps({"text": "b"}))
+    Path("f.json").write_text(json.dumps([{"text": LONG}]))
+    Path("g.json").write_text(json.dumps([LONG, "b"]))
+    for name in ("f.jsonl", "f.json", "g.json"):
+        assert next(read_rows(name)).data["text"] == LONG
+    assert [row.data for row in read_rows("g.json")][1] == {"text": "b"}
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a", "other": LONG}, {"other": '"text"' + LONG}, {"text": ["a", LONG]}, {"text": LONG * 11}]
+)
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
+def test_a_row_is_not_large_because_it_names_a_text(here, row, name):
+    Path(name).write_text(json.dumps([row] if name == "f.json" else row))
+    assert "the row has" in message(name)
+
+
+def test_a_list_of_texts_with_something_else_in_it_is_refused(here):
+    Path("f.json").write_text('["a", 1]')
+    assert message("f.json").startswith("f.json: row 1: expected a JSON object, found a string.")
+
+
 def test_a_csv_file_may_be_larger_than_a_row_may_be(here):
     Path("f.csv").write_bytes(b"a,b\n" + b"word,word\n" * 20_000)
     assert sum(1 for _ in read_rows("f.csv")) == 20_000

@@ -1,0 +1,92 @@
+"""Find the tables of a benchmark in a user's copy, whichever way it was downloaded, and read their columns.
+
+A split is a file named after it, or after its shards (`forget_qa-00000-of-00002.parquet`, as the Hub has them), of any
+kind that `amends.io.tables` reads, or a folder of `datasets.save_to_disk`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from amends.io.atomic import sha256_json
+from amends.io.errors import InputError
+from amends.io.tables import READERS, Row, read_rows
+from amends.unlearn._evaluate import spread
+
+Item = TypeVar("Item")
+_PREFERRED = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json", ".csv", ".txt")
+assert set(_PREFERRED) == set(READERS)
+
+
+class Split(NamedTuple):
+    """Rows of a split, and where they came from."""
+
+    rows: list[Row]
+    path: str
+
+
+def find_split(folder: str | Path, names: Sequence[str]) -> list[Path]:
+    """Find the files of a split; none of them where there is none.
+
+    Parameters
+    ----------
+    folder : path of the copy
+    names : list of str
+        Names that the split may have, in this order, with the folders in the copy and without the ending:
+        "knowmem/forget_qa". Where several kinds of file are there, they hold the same: one kind is taken.
+    """
+    for name in names:
+        whole = Path(folder) / name
+        if any((whole / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+            return [whole]
+        there = sorted(whole.parent.iterdir()) if whole.parent.is_dir() else []
+        for ending in _PREFERRED:
+            pattern = re.compile(re.escape(whole.name) + r"(-\d{5}-of-\d{5})?" + re.escape(ending), re.IGNORECASE)
+            if found := [file for file in there if pattern.fullmatch(file.name)]:
+                return found
+    return []
+
+
+def read_split(folder: str | Path, names: Sequence[str], otherwise: str) -> Split:
+    """Read a split.
+
+    Raises
+    ------
+    InputError : no such folder; no such file, with all names that were looked for and what to do `otherwise`.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder. Give the folder of your copy.")
+    files = find_split(folder, names)
+    if not files:
+        raise InputError(
+            f"{folder}: {names[0]} is missing. Looked for {' or '.join(names)}, with an ending of "
+            f"{', '.join(_PREFERRED)}, in one file or in shards (-00000-of-00001). {otherwise}"
+        )
+    return Split([row for file in files for row in read_rows(file)], str(files[0]))
+
+
+def taken(split: Split, make: Callable[[Row, str], Item], most: int) -> list[Item]:
+    """At most so many rows of a split, evenly spread, each made into what it stands for, with its number as id."""
+    return spread([make(row, f"{number:05d}") for number, row in enumerate(split.rows)], most)
+
+
+def text_of(row: Row, column: str) -> str:
+    """Text of a column as it stands there, white space and all.
+
+    Raises
+    ------
+    InputError : no such column, no text, or nothing in it.
+    """
+    if column not in row.data:
+        raise InputError(f'{row.where}: column "{column}" is missing (found: {", ".join(row.data)[:200] or "none"}).')
+    value = row.data[column]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f'{row.where}: column "{column}" must hold some text.')
+    return value
+
+
+def told(split: Split, items: Sequence[Any]) -> dict[str, Any]:
+    """Describe a split for run.json."""
+    digest = sha256_json(list(items))
+    return {"path": split.path, "rows": len(split.rows), "kept": len(items), "dropped": [], "sha256": digest}

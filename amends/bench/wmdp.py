@@ -1,0 +1,290 @@
+"""WMDP: multiple-choice questions on hazardous biology, chemistry and cybersecurity, on your copy of them.
+
+Questions are put as lm-evaluation-harness puts them, without examples: the choices stand in the prompt behind letters,
+and the letter with the highest log-probability after "Answer:" is the model's. Source: Li et al. 2024 (arXiv
+2403.03218).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from amends.bench._files import Split, find_split, read_split, taken, text_of, told
+from amends.bench._models import check_models, measure_each, table
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest
+from amends.io.console import console, say
+from amends.io.errors import InputError
+from amends.io.run import describe, write_jsonl
+from amends.io.tables import Row, read_rows
+from amends.lm.load import Loaded, weights_sha256
+from amends.lm.logprobs import PackedRow
+from amends.lm.pairs import encode, plain_ids
+from amends.unlearn._evaluate import mean_logprobs
+from amends.unlearn._forget import context_limit
+from amends.unlearn._intervals import Items, bootstrap_mean, entry, mean_of, numbers
+
+SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
+ALL, GIVEN = "all", "questions"
+"""Name of the mean over all questions, and of a file whose name tells no subject."""
+
+
+class Question(NamedTuple):
+    """A question with its choices, of which one is right."""
+
+    id: str
+    prompt: str
+    num_choices: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model chose."""
+
+    weights: str
+    items: dict[str, list[dict[str, Any]]]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a measurement leaves in memory; its folder holds the same."""
+
+    summaries: dict[str, dict[str, dict[str, Any]]]
+    """Role ("model", "before") to subject to accuracy, interval, meaning."""
+    chance: dict[str, float]
+    """Accuracy of guessing, by subject."""
+    items: list[dict[str, Any]]
+    record: dict[str, Any]
+
+    def __getitem__(self, subject: str) -> float:
+        """Accuracy of the model on a subject, or on "all"."""
+        value: float = self.summaries["model"][subject]["value"]
+        return value
+
+
+def run(
+    model: str | Path | Any,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    before: str | Path | Any = None,
+    subjects: Sequence[str] = (),
+    rows: int = 0,
+    max_length: int = 2048,
+    seed: int = 0,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Result:
+    """Measure how many questions a model answers right.
+
+    Parameters
+    ----------
+    model, before : str, Path or model
+        What `amends.lm.load` takes, read in turn, or models that are loaded already (with `processing_class`).
+    data : path
+        A folder with a table of each subject, or one table; rows {question, choices, answer}, answer from 0.
+    subjects : list of str, default those that are there
+        Of "bio", "chem", "cyber".
+    rows : int, default 0
+        Most questions of each subject, evenly spread; 0: all.
+    max_length : int, default 2048
+        Most tokens of a question; less where the model's context is shorter. Of a longer one the end is kept.
+    seed : int, default 0
+        Of the bootstrap; nothing else is drawn.
+
+    Returns
+    -------
+    Result; with `out` also as a folder of wmdp.json, items.jsonl, run.json and manifest.json.
+
+    Raises
+    ------
+    InputError : what the user can mend; nothing is written then.
+    """
+    started = time.time()
+    models = {"model": model, "before": before}
+    check_models(models, processing_class)
+    if out is not None:
+        check_new(out)
+    asked, read = read_wmdp(data, subjects, rows)
+    answers = measure_each(models, lambda role, loaded: ask(loaded, asked, role, max_length), processing_class)
+    chance = {name: float(np.mean([1 / q.num_choices for q in some])) for name, some in with_all(asked).items()}
+    summaries = {role: summarise(said.items, chance, seed) for role, said in answers.items()}
+    config = {name: str(m) if isinstance(m, str | Path) else None for name, m in models.items()}
+    record = describe(
+        command="bench wmdp",
+        config=config | {"data": str(data), "subjects": list(asked), "rows": rows, "max_length": max_length},
+        seed=seed,
+        data=read,
+        weights={role: said.weights for role, said in answers.items()},
+        seconds={"in all": round(time.time() - started, 1)},
+        stopped="all asked",
+        warnings=[f"{role}: {warning}" for role, said in answers.items() for warning in said.warnings],
+    )
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")
+    items = [
+        {"role": role, "subject": name, **item}
+        for role, said in answers.items()
+        for name, found in said.items.items()
+        for item in found
+    ]
+    result = Result(summaries, chance, items, record)
+    if out is not None:
+        write(result, Path(out))
+    return result
+
+
+def read_wmdp(
+    data: str | Path, subjects: Sequence[str] = (), rows: int = 0
+) -> tuple[dict[str, list[Question]], dict[str, dict[str, Any]]]:
+    """Read the questions of each subject, and describe each table for run.json.
+
+    Raises
+    ------
+    InputError : a subject that is none, a file that is missing, a faulty row.
+    """
+    for name in subjects:
+        if name not in SUBJECTS:
+            raise InputError(f"--subjects {name}: there is no such subject. Known: {', '.join(SUBJECTS)}.")
+    splits: dict[str, Split] = {}
+    if Path(data).is_file():
+        stem = Path(data).name.lower()
+        name = next((subject for subject in SUBJECTS if subject in stem), GIVEN)
+        if subjects and list(subjects) != [name]:
+            raise InputError(f"--subjects: {data} is one table, of {name}. Leave the option out, or give a folder.")
+        splits[name] = Split(list(read_rows(data)), str(data))
+    else:
+        wanted = subjects or [name for name in SUBJECTS if find_split(data, _names(name))] or list(SUBJECTS)
+        for name in wanted:
+            splits[name] = read_split(data, _names(name), "Put it there, or choose others with --subjects.")
+    asked = {name: taken(split, _maker(name), rows or len(split.rows)) for name, split in splits.items()}
+    return asked, {name: told(split, asked[name]) for name, split in splits.items()}
+
+
+def _names(subject: str) -> list[str]:
+    """Names that a subject's table may have: on the Hub, and in copies with a file each."""
+    folders = (f"wmdp-{subject}", f"wmdp_{subject}", subject)
+    names = (*(f"{folder}/test" for folder in folders), *folders, f"{subject}-questions", f"{subject}_questions")
+    return [place + name for place in ("", "data/") for name in names]
+
+
+def _maker(subject: str) -> Any:
+    of = f" about {SUBJECTS[subject]}" if subject in SUBJECTS else ""
+    description = f"The following are multiple choice questions (with answers){of}.\n\n"
+    return lambda row, number: question(row, number, description)
+
+
+def question(row: Row, number: str, description: str) -> Question:
+    """Make a question of a row.
+
+    Raises
+    ------
+    InputError : choices that are no list of 2 to 26 texts, or an answer that is the number of none.
+    """
+    choices, answer = row.data.get("choices"), row.data.get("answer")
+    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices) or not 2 <= len(choices) <= 26:
+        raise InputError(f'{row.where}: column "choices" must be a list of 2 to 26 texts.')
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise InputError(f'{row.where}: column "answer" must be the number of a choice, from 0 to {len(choices) - 1}.')
+    lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    prompt = "\n".join([description + text_of(row, "question").strip(), *lines, "Answer:"])
+    return Question(number, prompt, len(choices), answer)
+
+
+def with_all(by_subject: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Add the set of all, where there are several."""
+    every = [one for some in by_subject.values() for one in some]
+    return {name: list(some) for name, some in by_subject.items()} | ({ALL: every} if len(by_subject) > 1 else {})
+
+
+def ask(loaded: Loaded, asked: Mapping[str, Sequence[Question]], role: str, max_length: int) -> Answers:
+    """Have one model choose a letter for each question."""
+    limit = context_limit(loaded.model, max_length)
+    items: dict[str, list[dict[str, Any]]] = {}
+    warnings: list[str] = []
+    with Progress(transient=True, console=console) as progress:
+        task = progress.add_task(f"{role}: questions", total=sum(map(len, asked.values())))
+        for name, questions in asked.items():
+            rows = [letters(loaded.tokenizer, q.prompt, q.num_choices) for q in questions]
+            room = limit - max(len(answer) for row in rows for answer in row.answers) + 1
+            if room < 1:
+                raise InputError(f"--max-length {max_length}: a question does not fit. Raise it.")
+            if cut := sum(len(row.prompt) > room for row in rows):
+                warnings.append(f"of {cut} of {len(rows)} questions on {name} only the last {room} tokens fit.")
+            rows = [PackedRow(row.prompt[-room:], row.answers) for row in rows]
+            found = mean_logprobs(
+                loaded.model, rows, loaded.tokenizer.pad_token_id, lambda n: progress.advance(task, n)
+            )
+            items[name] = []
+            for q, row, means in zip(questions, rows, found, strict=True):
+                logp = [mean * len(answer) for mean, answer in zip(means, row.answers, strict=True)]
+                item = {"id": q.id, "gold": q.right, "choice": int(np.argmax(logp)), "logp": logp}
+                items[name].append(item)
+    return Answers(weights_sha256(loaded.model), items, warnings)
+
+
+def letters(tokenizer: PreTrainedTokenizerBase, prompt: str, count: int) -> PackedRow:
+    """One row with a letter as each answer, cut where the tokens of the prompt end when both are read together."""
+    ids = encode(tokenizer, prompt, [""])[0].prompt
+    alone = plain_ids(tokenizer, prompt)
+    answers = []
+    for letter in ascii_uppercase[:count]:
+        both = plain_ids(tokenizer, f"{prompt} {letter}")
+        together = both[: len(alone)] == alone and len(both) > len(alone)
+        answers.append(both[len(alone) :] if together else plain_ids(tokenizer, f" {letter}"))
+    return PackedRow(ids, answers)
+
+
+def summarise(items: Mapping[str, Items], chance: Mapping[str, float], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Accuracy of each subject and of all, with 95 % bootstrap intervals over questions."""
+    found = {}
+    streams = np.random.SeedSequence(seed).spawn(len(chance))
+    for (name, rows), stream in zip(with_all(items).items(), streams, strict=True):
+        right_N = numbers([item["choice"] == item["gold"] for item in rows])
+        meaning = (
+            f"Share of questions ({name}) answered right; guessing gives {chance[name]:.3g}; lower, down to that: less "
+            "known."
+        )
+        interval = bootstrap_mean(right_N, np.random.default_rng(stream))
+        found[name] = entry(mean_of(right_N), interval, len(right_N), 0, "lower", meaning, None)
+    return found
+
+
+def write(result: Result, out: Path) -> None:
+    """Write the folder in one move."""
+    with new_folder(out) as folder:
+        write_json(folder / "wmdp.json", {"accuracy": result.summaries, "chance": result.chance})
+        write_jsonl(folder / "items.jsonl", result.items)
+        write_json(folder / "run.json", result.record)
+        write_manifest(folder)
+
+
+def command(
+    model: Annotated[
+        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of your copy, or one table: question, choices, answer.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
+    before: Annotated[str | None, typer.Option(help="The model before it forgot, to stand beside.")] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Subjects, of: {', '.join(SUBJECTS)}; default: those that are there; repeatable."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Most questions of each subject, evenly spread; 0: all.", min=0)] = 0,
+    max_length: Annotated[int, typer.Option(help="Most tokens of a question.", min=2)] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Measure how many questions in DATA MODEL answers right."""
+    names = [name.strip() for text in subjects or () for name in text.split(",")]
+    result = run(model, data, out=out, before=before, subjects=names, rows=rows, max_length=max_length, seed=seed)
+    typer.echo(table(result.summaries))
+    typer.echo("by guessing: " + ", ".join(f"{name} {value:.3g}" for name, value in result.chance.items()))
+    say(f"done: {out / 'wmdp.json'}")
