@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amends.bench._files import find_split, text_of
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
 
 Rows = list[dict[str, Any]]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".parquet")
 SHARES = {"forget01": 0.01, "forget05": 0.05, "forget10": 0.10}
 """The official splits forget the last rows of the full set, in this share of them."""
 ASKED = 0.1
@@ -58,7 +58,7 @@ def read_world(folder: str | Path) -> World:
         `retain_perturbed` and `forget10_perturbed` if `full` has no columns for the paraphrased and perturbed answers.
         Or one request of its own: `forget` and `retain`, with `retain_train` and `retain_eval` where what is trained on
         and what is measured are to be apart. Beside them `real_authors` and `world_facts` (also `..._perturbed`).
-        .jsonl (also .gz), .ndjson, .json or .parquet.
+        Of any kind that `amends.io.tables` reads, also in shards as the Hub has them.
 
     Raises
     ------
@@ -76,8 +76,9 @@ def read_world(folder: str | Path) -> World:
     if full is not None:
         return World(full, dict(_official(folder, full)), found)
     if forget is None or retain is None:
-        kinds = ", ".join(SUFFIXES)
-        raise InputError(f"{folder}: neither a file full nor the files forget and retain are in it ({kinds}).")
+        raise InputError(
+            f"{folder}: neither a file full nor the files forget and retain are in it (.jsonl, .json, .parquet, ...)."
+        )
     keep, asked = (_table(folder, name) for name in ("retain_train", "retain_eval"))
     split = Split("forget", forget, retain, retain if keep is None else keep, retain if asked is None else asked)
     return World(forget + retain, {"forget": split}, found)
@@ -93,14 +94,11 @@ def _official(folder: Path, full: Rows) -> Iterator[tuple[str, Split]]:
 
 
 def _table(folder: Path, *names: str) -> Rows | None:
-    for file in (folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
-        if file.exists():
-            rows = [(row.where, row.data) for row in read_rows(file)]
-            for where, data in rows:
-                if not all(isinstance(data.get(name), str) and data[name].strip() for name in ("question", "answer")):
-                    raise InputError(f"{where}: a row of TOFU has the texts question and answer.")
-            return [{name: data[name] for name in COLUMNS if data.get(name) is not None} for _, data in rows]
-    return None
+    """Read the first of these that there is."""
+    rows = [row for file in find_split(folder, names) for row in read_rows(file)]
+    for row in rows:
+        text_of(row, "question"), text_of(row, "answer")
+    return [{name: value for name in COLUMNS if (value := row.data.get(name)) is not None} for row in rows] or None
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:

@@ -77,7 +77,7 @@ def test_a_folder_without_tofu_is_refused_with_what_is_looked_for(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         read_world(tmp_path / "none")
     write_jsonl(tmp_path / "full.jsonl", [{"question": "a"}])
-    with pytest.raises(InputError, match=r"full\.jsonl:1: a row of TOFU has the texts question and answer"):
+    with pytest.raises(InputError, match=r'full\.jsonl:1: column "answer" is missing'):
         read_world(tmp_path)
 
 
