@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from amends.io.errors import InputError
+from amends.io.tables import read_rows
 from amends.lm.judge import load_judge, verdicts
 from amends.lm.load import load, weights_sha256
 from amends.lm.logprobs import packed_row
@@ -18,6 +19,9 @@ from amends.lm.pairs import Encoded, plain_ids, read_pairs, rows_of
 from amends.unlearn import ga
 from amends.unlearn._beside import Start, with_others
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
+from amends.unlearn._refusals import refusals
+from amends.unlearn._request import Request
+from amends.unlearn._run import suite_of
 from amends.unlearn._said import (
     FORGET_EVAL,
     SAID_NAMES,
@@ -118,12 +122,15 @@ def test_the_digest_of_questions_changes_only_where_something_new_is_asked(tiny_
     plain = [{name: value for name, value in row.items() if name != "right_answer"} for row in FORGET]
     digests = {suite_for(tiny, rows, like).sha256() for rows in (plain, FORGET) for like in ([], LIKE)}
     assert len(digests) == 4
-    pair = suite_for(tiny, plain, []).questions["forget"][0]
-    assert pair.right is None
-    told = {"id": "0", "prompt": pair.prompt, "answer": pair.answer, "where": "", "paraphrase": None, "wrong": ()}
-    from amends.unlearn._evaluate import _digested
 
-    assert _digested(pair) == told
+
+def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recorded() -> None:
+    folder = Path(__file__).parents[2] / "examples/tofu"
+    sets = {name: folder / f"data/{name}.jsonl" for name in ("retain_eval", "real_authors", "world_facts")}
+    forget = read_pairs(read_rows(folder / "data/forget.jsonl"))
+    suite = suite_of(Request(forget=[], eval_rows=20, **sets), forget, refusals())
+    for role in ("before", "reference"):
+        assert json.loads((folder / f"evaluations/{role}.json").read_text("utf-8"))["suite"] == suite.sha256()
 
 
 def test_every_metric_appears_where_its_columns_are(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
