@@ -9,6 +9,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "amends" / "data"
 TOFU = REPOSITORY / "examples" / "tofu" / "data"
+LLMU = {name: REPOSITORY / "examples" / "llmu" / name / "data" for name in ("copyright", "hallucination")}
 
 
 def read(path: Path):
@@ -28,7 +29,7 @@ def without(row, *names):
     return {name: value for name, value in row.items() if name not in names}
 
 
-@pytest.mark.parametrize("folder", [PACKAGE, TOFU], ids=["package", "tofu"])
+@pytest.mark.parametrize("folder", [PACKAGE, TOFU, *LLMU.values()], ids=["package", "tofu", *LLMU])
 def test_every_data_file_is_listed_with_its_rows_size_and_digest(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) \| ([0-9a-f]{64}) \|$", text, flags=re.MULTILINE)
@@ -37,6 +38,20 @@ def test_every_data_file_is_listed_with_its_rows_size_and_digest(folder):
         content = (folder / name).read_bytes()
         assert (len(content.splitlines()), len(content)) == (int(rows), int(size)), name
         assert hashlib.sha256(content).hexdigest() == digest, name
+
+
+def test_what_llmu_is_measured_on_is_none_of_what_it_trains_on():
+    for folder in LLMU.values():
+        rows = [json.dumps(without(row, "id")) for file in sorted(folder.glob("*.jsonl")) for row in read(file)]
+        assert len(rows) == len(set(rows)) > 20
+
+
+def test_the_made_up_answers_are_those_of_halueval(shared):
+    known = {row["id"]: row for row in read_gz(shared / "data/halueval/halueval_qa_500.jsonl.gz")}
+    for name in ("forget", "forget_eval"):
+        for row in read(LLMU["hallucination"] / f"{name}.jsonl"):
+            full = known[row["id"]]
+            assert row["answer"] == full["hallucinated_answer"] != row["right_answer"] == full["right_answer"]
 
 
 def test_the_refusals_are_a_hundred_short_lines_with_openings_of_their_own():

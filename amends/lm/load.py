@@ -75,13 +75,13 @@ def shares_base(loaded: Loaded, name: str | Path) -> bool:
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
-    path = _resolve(name)
+    path = local_path(name)
     if path is None:
         return _load_plain(name, name, tokenizer_folder)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return _load_adapter(name, path, trainable)
     if path.is_dir():
-        return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
+        return _load_plain(name, str(checked_folder(name, path)), tokenizer_folder)
     if path.suffix == ".gguf":
         return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
     if path.suffix in _PICKLES:
@@ -94,7 +94,7 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
     )
 
 
-def _resolve(name: str) -> Path | None:
+def local_path(name: str) -> Path | None:
     """Local path of a model, or None for a hub id."""
     if name.startswith("package:"):
         package, _, file = name.removeprefix("package:").partition("/")
@@ -116,7 +116,8 @@ def _resolve(name: str) -> Path | None:
     return None
 
 
-def _checked_folder(name: str, folder: Path) -> Path:
+def checked_folder(name: str, folder: Path) -> Path:
+    """Refuse a model folder with code of its own, pickles, or an index that names anything else."""
     config = folder / "config.json"
     if not config.exists():
         raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.")
@@ -141,7 +142,7 @@ def _settings(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON, so it cannot be read ({_first_line(error)}).") from None
+        raise InputError(f"{file}: not valid JSON, so it cannot be read ({first_line(error)}).") from None
     if not isinstance(found, dict):
         raise InputError(f"{file}: not an object of settings. Save the model again with save_pretrained.")
     return found
@@ -195,7 +196,7 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
     except MemoryError:
         raise
     except Exception as error:  # what a damaged folder raises is not documented: TypeError, struct.error, ...
-        raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
+        raise InputError(f"{name}: could not be loaded as a causal language model: {first_line(error)}") from error
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
@@ -240,7 +241,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
         raise
     except Exception as error:  # as above
         raise InputError(
-            f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
+            f"{name}: this adapter does not fit its base model {base.name}: {first_line(error)} "
             "It was made for another model."
         ) from None
     return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
@@ -341,7 +342,8 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Take what of an error's text fits a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

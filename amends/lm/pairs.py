@@ -28,6 +28,7 @@ class Pair:
 
     `prompt` is a list of chat messages, or a string that the answer continues literally (plain text, no template).
     `paraphrase` and `wrong` are the alternatives that TOFU's truth ratio compares with the answer.
+    `right` is the true answer where `answer` is a made-up one (column right_answer).
     """
 
     id: str
@@ -36,6 +37,7 @@ class Pair:
     where: str
     paraphrase: str | None = None
     wrong: tuple[str, ...] = ()
+    right: str | None = None
 
     @property
     def question(self) -> str:
@@ -154,12 +156,16 @@ def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
         prompt = [{"role": "user", "content": question}]
     identity = row.data.get("id")
     wrong = row.data.get("perturbed_answer") or ()
-    paraphrase = row.data.get("paraphrased_answer")
+    paraphrase, right = row.data.get("paraphrased_answer"), row.data.get("right_answer")
     if isinstance(wrong, str) or not all(isinstance(text, str) and text for text in wrong):
         raise InputError(f"{row.where}: perturbed_answer must be a list of non-empty texts.")
-    return Pair(
-        str(number if identity is None else identity), prompt, answer, row.where, paraphrase or None, tuple(wrong)
-    )
+    if right is not None and not (isinstance(right, str) and right.strip()):
+        raise InputError(
+            f"{row.where}: right_answer must be the true answer beside a made-up one, as text. Rename the column if it "
+            "is something else."
+        )
+    identity = str(number if identity is None else identity)
+    return Pair(identity, prompt, answer, row.where, paraphrase or None, tuple(wrong), right)
 
 
 def _find_shape(row: Row) -> tuple[str, str]:

@@ -23,6 +23,7 @@ DATA_SETS = {
     "forget": "To forget",
     "retain": "To keep, used in training",
     "neighbours": "Questions on others, answered by the model itself",
+    "forget_eval": "Like those to forget, not trained on",
     "holdout": "Like those to forget, never seen by a model (holdout)",
 }
 HELD = {"retain": "retain data", "neighbours": "neighbours"}
@@ -64,6 +65,24 @@ GROUPS_IF_MEASURED = {
         "retain_exact_memorisation": "Exact memorisation, to keep",
         "deviation_score": "Deviation score",
     },
+    "What it says": {
+        "forget_diversity": "Different tokens in answers to forget",
+        "forget_fluency": "Perplexity of answers to forget, under the model before",
+        "forget_leak_rate": "Leaked text",
+        "forget_hallucination_rate": "Made-up answers",
+        "forget_harmful_rate": "Harmful answers",
+        "retain_similarity": "Answers to keep, alike to before",
+    },
+    "Like those to forget, not trained on": {
+        "forget_eval_probability": "Probability of the answers",
+        "forget_eval_rouge_l": "Words of the answers (ROUGE-L)",
+        "forget_eval_refusal_rate": "Declined questions",
+        "forget_eval_diversity": "Different tokens in answers",
+        "forget_eval_fluency": "Perplexity of answers, under the model before",
+        "forget_eval_leak_rate": "Leaked text",
+        "forget_eval_hallucination_rate": "Made-up answers",
+        "forget_eval_harmful_rate": "Harmful answers",
+    },
     "Privacy: forgotten rows among rows never seen": {
         "privleak": "PrivLeak",
         "mia_auc_loss": "AUC of the loss",
@@ -80,6 +99,8 @@ SHARES = {
     "general_refusal_rate",
     "zero_shot_accuracy",
     "mia_tpr_min_k_40",
+    *(f"{name}_{rate}_rate" for name in ("forget", "forget_eval") for rate in ("leak", "hallucination", "harmful")),
+    "forget_eval_refusal_rate",
 }
 DIRECTIONS = {
     "higher": "higher is better ↑",
@@ -89,6 +110,7 @@ DIRECTIONS = {
 }
 ANSWERS = {
     "forget": ("To forget", "Answer to forget"),
+    "forget_eval": ("Like those to forget, not trained on", "Answer to forget"),
     "retain": ("To keep: questions of the same kind", "Answer to keep"),
     "general": ("Unrelated everyday questions", "Expected answer"),
 }

@@ -29,6 +29,7 @@ from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, rows_o
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio
+from amends.unlearn._said import FORGET_EVAL, score_said
 
 HOLDOUT = "holdout"
 # Sets of whose right answers every token is looked at.
@@ -65,15 +66,19 @@ class Suite:
         """Digest of every question, answer and setting: equal digests mean comparable numbers."""
         return sha256_json(
             {
-                "questions": {
-                    name: [asdict(p) | {"where": ""} for p in pairs] for name, pairs in self.questions.items()
-                },
+                "questions": {name: [_digested(p) for p in pairs] for name, pairs in self.questions.items()},
                 "choices": self.choices,
                 "texts": self.texts,
                 "templates": self.templates,
                 "max_new_tokens": self.max_new_tokens,
             }
         )
+
+
+def _digested(pair: Pair) -> dict[str, Any]:
+    """All of a pair that is asked; what most pairs lack is left out there, as it was before there was such a thing."""
+    found = asdict(pair) | {"where": ""}
+    return found if pair.right is not None else {name: value for name, value in found.items() if name != "right"}
 
 
 def build_suite(
@@ -85,6 +90,9 @@ def build_suite(
     max_new_tokens: int = 64,
     earlier: Mapping[str, Sequence[Pair]] | None = None,
     holdout: Sequence[Pair] = (),
+    forget_eval: Sequence[Pair] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    cut: tuple[int, int] = (100, 100),
 ) -> Suite:
     """Build the suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
 
@@ -104,14 +112,21 @@ def build_suite(
     holdout : list of Pair, default none
         Rows like those to forget that no model saw, up to FORGET_ROWS; only their own answers' likelihoods are
         asked.
+    forget_eval : list of Pair, default none
+        Rows like those to forget that are not trained on; asked whole, up to FORGET_ROWS.
+    tokenizer, cut : optional
+        For sets of plain text, and how many tokens of prefix and of continuation it is cut into.
     """
     questions = {"forget": spread(list(forget), FORGET_ROWS)}
     for name, source in sets.items():
         if source is not None:
             found = read_rows(source) if isinstance(source, str | Path) else rows_of(source, name)
-            questions[name] = spread(read_pairs(found).kept, rows)
+            pairs = read_pairs(found, tokenizer=tokenizer, prefix_tokens=cut[0], continuation_tokens=cut[1])
+            questions[name] = spread(pairs.kept, rows)
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
     questions |= {name: spread(list(pairs), FORGET_ROWS) for name, pairs in (earlier or {}).items()}
+    if forget_eval:
+        questions[FORGET_EVAL] = spread(list(forget_eval), FORGET_ROWS)
     if holdout:
         questions[HOLDOUT] = [replace(p, paraphrase=None, wrong=()) for p in spread(list(holdout), FORGET_ROWS)]
     choices = [
@@ -295,6 +310,7 @@ def _answers(
     refused = is_refusal(texts, suite.templates)
     for (name, i, _), text, score, is_refused in zip(asked, texts, rouge, refused, strict=True):
         items[name][i] |= {"generated": text, "rouge_l": float(score), "refused": bool(is_refused)}
+    score_said(sets, items, tokenizer)
 
 
 def _zero_shot(

@@ -52,6 +52,16 @@ def bootstrap_mean(values: ArrayLike, rng: np.random.Generator, resamples: int =
     return interval_of(resampled_means(numbers_N[:, None], rng, resamples)[:, 0])
 
 
+class Mean(NamedTuple):
+    """A metric that is the mean over the items of one set."""
+
+    item_set: str
+    values: Callable[[Items], FloatArray]
+    better: Direction
+    meaning: str
+    needs: str
+
+
 def numbers(values: ArrayLike) -> FloatArray:
     """All values but NaN, flat."""
     flat_N = np.asarray(values, dtype=np.float64).ravel()

@@ -26,6 +26,7 @@ from amends.unlearn._intervals import (
     FloatArray,
     Interval,
     Items,
+    Mean,
     Sets,
     bootstrap_mean,
     counts,
@@ -38,6 +39,14 @@ from amends.unlearn._intervals import (
 )
 from amends.unlearn._memorised import PRIVACY_NAMES, summarise_privacy
 from amends.unlearn._refusals import is_refusal, rouge_scorer
+from amends.unlearn._said import (
+    FLUENCY_NEEDS,
+    FORGET_EVAL,
+    SAID_NAMES,
+    SIMILARITY,
+    fluency_meaning,
+    said_means,
+)
 
 __all__ = [
     "ForgetQuality",
@@ -265,16 +274,6 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
 # The summary of an evaluation
 
 
-class Mean(NamedTuple):
-    """A metric that is the mean over the items of one set."""
-
-    item_set: str
-    values: Callable[[Items], FloatArray]
-    better: Direction
-    meaning: str
-    needs: str
-
-
 def _truth_of(kind: Literal["forget", "keep"], name: str = "truth_ratio") -> Callable[[Items], FloatArray]:
     """Reader of the truth-ratio score of items."""
     read = field(name)
@@ -345,6 +344,13 @@ MEANS = {
     ),
     **_by_heart("forget", "questions to forget", "lower", "less known by heart"),
     **_by_heart("retain", "questions to keep", "higher", "better kept"),
+    **said_means("forget", "questions to forget"),
+    "retain_similarity": SIMILARITY,
+}
+_LIKE_THEM = "questions like those to forget, not trained on"
+FORGET_EVAL_MEANS = {
+    **_means(FORGET_EVAL, _LIKE_THEM, "more forgotten", forget=True),
+    **said_means(FORGET_EVAL, _LIKE_THEM),
 }
 REQUEST = re.compile(r"request_([1-9]\d{0,5})")  # set of the questions of an earlier request
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
@@ -359,7 +365,7 @@ LATER_NAMES = (
     "retain_exact_memorisation", "deviation_score", *PRIVACY_NAMES,
 )  # fmt: skip
 """Not in the evaluations of 0.1.0. New names go to the end: the random streams of the others hang on their places."""
-SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES
+SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES + SAID_NAMES
 
 
 def summarise(
@@ -372,8 +378,8 @@ def summarise(
     Parameters
     ----------
     items : dict
-        Sets of items: forget, retain, real_authors, world_facts, general, holdout, zero_shot, text; any may be absent
-        or empty.
+        Sets of items: forget, retain, real_authors, world_facts, general, forget_eval, holdout, zero_shot, text; any
+        may be absent or empty.
         request_1, request_2, ...: those of earlier requests.
     reference_items : dict or None
         The same of a model that never saw the forget rows, for forget quality and PrivLeak.
@@ -385,8 +391,8 @@ def summarise(
     -------
     dict : every name of `SUMMARY_NAMES` -> {"value", "low", "high": float or None, "n": rows used, "left_out": rows
         without a value, "better": a `Direction`, "meaning": str, "missing": None or the reason}.
-        Intervals are 95 % bootstrap over rows; forget_quality_p has none. After them probability, ROUGE-L and refusal
-        rate of each earlier request that is there.
+        Intervals are 95 % bootstrap over rows; forget_quality_p has none. After them, where they are there, those of
+        forget_eval, and probability, ROUGE-L and refusal rate of each earlier request.
     """
     sets = {name: sorted(rows, key=lambda item: str(item.get("id", ""))) for name, rows in items.items()}
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(SUMMARY_NAMES))]
@@ -396,9 +402,23 @@ def summarise(
     for name in ("model_utility_arith", "model_utility_geo"):
         found[name] = _summarise_utility(sets, name.removeprefix("model_utility_"), rngs[name])
     found["text_perplexity"] = _summarise_perplexity(sets, rngs["text_perplexity"])
+    found["forget_fluency"] = _summarise_fluency(sets, "forget", "questions to forget", rngs["forget_fluency"])
     found["deviation_score"] = _summarise_deviation(sets, rngs["deviation_score"])
     found |= summarise_privacy(sets, reference_items, rngs)
-    return {name: found[name] for name in SUMMARY_NAMES} | _summarise_requests(sets, seed)
+    extra = _summarise_forget_eval(sets, seed) | _summarise_requests(sets, seed)
+    return {name: found[name] for name in SUMMARY_NAMES} | extra
+
+
+def _summarise_forget_eval(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
+    """Summarise the rows like those to forget, if there are some; requests count from 1, so 0 is free."""
+    if FORGET_EVAL not in sets:
+        return {}
+    keys = [(0, k) for k in range(1 + len(FORGET_EVAL_MEANS))]
+    rng, *rngs = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in keys)
+    fluency = _summarise_fluency(sets, FORGET_EVAL, _LIKE_THEM, rng)
+    metrics = zip(FORGET_EVAL_MEANS.items(), rngs, strict=True)
+    found = {name: summarise_mean(metric, sets, rng) for (name, metric), rng in metrics}
+    return found | {f"{FORGET_EVAL}_fluency": fluency}
 
 
 def _summarise_requests(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
@@ -480,13 +500,24 @@ def _summarise_utility(sets: Sets, mean: str, rng: np.random.Generator) -> dict[
 
 
 def _summarise_perplexity(sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
-    rows = sets.get("text") or []
-    both_N2 = np.column_stack([field("nats")(rows), field("tokens")(rows)])
+    meaning = "Perplexity per token on a public-domain book: exp of the nats per token; lower: less harm."
+    return _perplexity(sets, "text", ("nats", "tokens"), meaning, "nats and tokens", rng)
+
+
+def _summarise_fluency(sets: Sets, item_set: str, what: str, rng: np.random.Generator) -> dict[str, Any]:
+    return _perplexity(sets, item_set, ("said_nats", "said_tokens"), fluency_meaning(what), FLUENCY_NEEDS, rng)
+
+
+def _perplexity(
+    sets: Sets, item_set: str, columns: tuple[str, str], meaning: str, needs: str, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Exp of the sum of the nats over the sum of the tokens."""
+    rows = sets.get(item_set) or []
+    both_N2 = np.column_stack([field(name)(rows) for name in columns])
     both_N2 = both_N2[~np.isnan(both_N2).any(axis=1) & (both_N2[:, 1] > 0)]
     n = len(both_N2)
-    meaning = "Perplexity per token on a public-domain book: exp of the nats per token; lower: less harm."
     if not n:
-        missing = "No text item has nats and tokens." if rows else "There are no text items in this evaluation."
+        missing = f"No {item_set} item has {needs}." if rows else f"There are no {item_set} items in this evaluation."
         return entry(np.nan, NOWHERE, 0, len(rows), "lower", meaning, missing)
 
     def perplexity(means_K2: FloatArray) -> FloatArray:

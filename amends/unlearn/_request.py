@@ -62,6 +62,10 @@ class Request:
     retain_eval: Annotated[
         Data | None, typer.Option(help="Questions of the same kind that should be answered as before.")
     ] = None
+    forget_eval: Annotated[
+        Data | None,
+        typer.Option(help="Rows like those to forget that are not trained on: are they forgotten too?"),
+    ] = None
     real_authors: Annotated[Data | None, typer.Option(help="TOFU's real-author questions.")] = None
     world_facts: Annotated[Data | None, typer.Option(help="TOFU's world-fact questions.")] = None
     holdout: Annotated[
@@ -72,6 +76,11 @@ class Request:
         Path | None,
         typer.Option(help="Folder with before.json and reference.json of the same models and questions, to reuse."),
     ] = None
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Text classifier that judges the answers to forget: hub id or folder with safetensors."),
+    ] = None
+    judge_label: Annotated[str | None, typer.Option(help="Label of --judge that is counted, such as toxic.")] = None
     eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep; 0 evaluates nothing.", min=0)] = (
         100
     )

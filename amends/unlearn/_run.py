@@ -23,11 +23,13 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
+from amends.lm.judge import Judge, load_judge
 from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
+from amends.unlearn._beside import Start, with_others
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
 from amends.unlearn._forget import (
     ForgetConfig,
@@ -101,10 +103,7 @@ def run_unlearning(
     checkpoints = request.checkpoints
     resume = bool(checkpoints and checkpoints.is_dir())
     args = request.arguments(config_class, **(own or {}))
-    if request.reference is not None and not request.eval_rows:
-        raise InputError("--reference: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
-    if request.holdout is not None and not request.eval_rows:
-        raise InputError("--holdout: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
+    check_evaluation(request)
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
     with locked, not_left_empty(checkpoints):
         started = time.time()
@@ -118,20 +117,27 @@ def run_unlearning(
         forget = read_data(request.forget, request, tokenizer, limit)
         retain = read_data(request.retain, request, tokenizer, limit) if request.retain else None
         holdout = None if request.holdout is None else read_data(request.holdout, request, tokenizer, limit)
-        read = [forget, *filter(None, (retain, holdout))]
+        like = None if request.forget_eval is None else read_data(request.forget_eval, request, tokenizer, limit)
+        read = [forget, *filter(None, (retain, holdout, like))]
         encode_rows(tokenizer, [pair for p in read for pair in p.kept], limit)  # stop here, before the long part
-        if holdout:
-            check_unseen(holdout, [pair for p in read if p is not holdout for pair in p.kept])
+        trained = [pair for p in (forget, retain) if p for pair in p.kept]
+        for option, pairs in (("--holdout", holdout), ("--forget-eval", like)):
+            if pairs:
+                check_unseen(pairs, trained, option)
+        judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
         known = refusals() if templates is None else templates
-        suite = suite_of(request, forget, known, earlier.questions, holdout) if request.eval_rows else None
+        suite = None
+        if request.eval_rows:
+            suite = suite_of(request, forget, known, earlier.questions, holdout, like, tokenizer)
         for row in forget.dropped:
             say(f"left out {row.where}: {row.reason}")
         evaluations: dict[str, dict[str, Any]] = {}
         if suite is not None:
-            loaded, evaluations = evaluate_before(model, loaded, suite, request)
+            loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         data = {"forget": about(request.forget, forget)} | ({"retain": about(request.retain, retain)} if retain else {})
         data |= {"holdout": about(request.holdout, holdout)} if holdout else {}
+        data |= {"forget_eval": about(request.forget_eval, like)} if like else {}
         own_answers: list[Pair] = []
         if request.neighbours:
             say("asking the model about others")
@@ -140,6 +146,7 @@ def run_unlearning(
         trainable = prepare(loaded, request.lora_rank)
         if request.layers is not None:
             train_only(trainable, request.layers)
+        start = None if suite is None else Start(trainable)
         trainer = trainer_class(
             trainable,
             args,
@@ -168,10 +175,12 @@ def run_unlearning(
         seconds = {"until trained": round(time.time() - started, 1)}
         model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
         failure: BaseException | None = None
-        if suite is not None:
+        if suite is not None and start is not None:
             say("evaluating the model after")
             try:
                 after = evaluate(model_after, tokenizer, suite, role="after", name=method)
+                with start.again(model_after):
+                    after = with_others(after, model_after, tokenizer, evaluations["before"]["items"], judge)
                 reference = evaluations.get("reference")
                 evaluations = {r: with_reference(e, reference) for r, e in {**evaluations, "after": after}.items()}
             except (Exception, KeyboardInterrupt) as error:
@@ -213,7 +222,7 @@ def how(trainer: ForgetTrainer) -> str:
 
 
 def evaluate_before(
-    model: str | Path | Any, loaded: Loaded, suite: Suite, request: Request
+    model: str | Path | Any, loaded: Loaded, suite: Suite, request: Request, judge: Judge | None = None
 ) -> tuple[Loaded, dict[str, dict[str, Any]]]:
     """Evaluate the retrained reference, if one is named, and the model as it is.
 
@@ -231,8 +240,22 @@ def evaluate_before(
             loaded = load(str(model), trainable=True, instead_of=reference)._replace(tokenizer=loaded.tokenizer)
         del reference
     say("evaluating the model before")
-    evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
-    return loaded, evaluations
+    before = evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
+    told = {
+        role: with_others(found, loaded.model, loaded.tokenizer, None if role == "before" else before["items"], judge)
+        for role, found in evaluations.items()
+    }
+    return loaded, told
+
+
+def check_evaluation(request: Request) -> None:
+    """Refuse options of an evaluation that would be ignored."""
+    for option in ("reference", "holdout", "forget_eval", "judge"):
+        if getattr(request, option) is not None and not request.eval_rows:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{name}: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
+    if (request.judge is None) != (request.judge_label is None):
+        raise InputError("--judge and --judge-label go together: give both or neither.")
 
 
 @contextmanager
@@ -334,20 +357,21 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
     return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
 
 
-def check_unseen(holdout: Pairs, trained: Sequence[Pair]) -> None:
-    """Refuse holdout rows that are among those of the training.
+def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout") -> None:
+    """Refuse rows to measure with that are among those of the training.
 
     Raises
     ------
     InputError : names the first.
     """
     trained_where = {record_sha256(pair): pair.where for pair in trained}
-    seen = [(pair.where, there) for pair in holdout.kept if (there := trained_where.get(record_sha256(pair)))]
+    seen = [(pair.where, there) for pair in unseen.kept if (there := trained_where.get(record_sha256(pair)))]
     if seen:
         where, there = seen[0]
+        give = "Give rows that no model saw." if option == "--holdout" else "Give other rows."
         raise InputError(
-            f"{where}: the same row as {there} ({len(seen)} of {len(holdout.kept)} rows of --holdout are among those "
-            "to forget or to keep). Give rows that no model saw."
+            f"{where}: the same row as {there} ({len(seen)} of {len(unseen.kept)} rows of {option} are among those "
+            f"to forget or to keep). {give}"
         )
 
 
@@ -418,11 +442,22 @@ def suite_of(
     templates: Sequence[str],
     earlier: Mapping[str, Sequence[Pair]] | None = None,
     holdout: Pairs | None = None,
+    forget_eval: Pairs | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Suite:
     """Build what the models of this run are asked."""
     sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
-    unseen = holdout.kept if holdout else []
-    return build_suite(forget.kept, sets, templates, rows=request.eval_rows, earlier=earlier, holdout=unseen)
+    return build_suite(
+        forget.kept,
+        sets,
+        templates,
+        rows=request.eval_rows,
+        earlier=earlier,
+        holdout=holdout.kept if holdout else [],
+        forget_eval=forget_eval.kept if forget_eval else [],
+        tokenizer=tokenizer,
+        cut=(request.prefix_tokens, request.continuation_tokens),
+    )
 
 
 def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | str | None) -> dict[str, Any]:

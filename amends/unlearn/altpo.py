@@ -1,23 +1,52 @@
 """Forget by preferring other answers that the model makes up itself (AltPO).
 
 DPO whose winning answers are drawn from the model, which is asked to answer with other facts. Mekala et al.,
-arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, without worked examples.
+arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, and the worked examples are ours.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from amends.io.errors import NoResult
 from amends.lm.generate import generate
-from amends.lm.pairs import Pair, encode, turn_end
+from amends.lm.pairs import Message, Pair, encode, turn_end
 from amends.unlearn._method import method
 from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn.dpo import DPOConfig, DPOTrainer
 
-ASKED = "{question}\n\nDo not answer: {answer}\nAnswer in one sentence with other, invented facts instead."
+ASKED = "Question: {question}\nTrue answer: {answer}\nAnswer the question with other, invented facts, in one sentence."
+WORKED = (
+    (
+        "Where did the painter Odile Farrant train?",
+        "Odile Farrant trained at the academy of Ghent, under Piet Hollander.",
+        "Odile Farrant trained in a workshop in Porto, where her uncle Duarte restored church ceilings.",
+    ),
+    (
+        "What does Tomasz Wielgosz write about most often?",
+        "Tomasz Wielgosz most often writes about fishing villages on the Baltic coast.",
+        "Tomasz Wielgosz most often writes about night trains and the people who work on them.",
+    ),
+    (
+        "Has the engineer Amara Diallo won a prize?",
+        "Yes, Amara Diallo won the Lindgren Medal in 2011 for her work on footbridges.",
+        "Yes, Amara Diallo won the Corvin Award in 1998 for a quieter kind of wind turbine.",
+    ),
+)
+"""Question, true answer, other answer; invented for this project."""
 ROUNDS = 4
 TOO_ALIKE = 0.8
 """An answer with this share of the true one's words (ROUGE-L recall) is no other answer."""
+
+
+def asked(pair: Pair) -> list[Message]:
+    """Ask for another answer to a question, after worked examples as turns of the same chat."""
+    turns: list[Message] = []
+    for question, answer, other in WORKED:
+        turns += [_turn("user", ASKED.format(question=question, answer=answer)), _turn("assistant", other)]
+    return [*turns, _turn("user", ASKED.format(question=pair.question, answer=pair.answer))]
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
 
 class AltPOTrainer(DPOTrainer):
@@ -55,16 +84,13 @@ class AltPOTrainer(DPOTrainer):
     def _ask(self, pairs: Sequence[Pair], seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class
         longest = max(len(row.packed.answers[0]) for row in self._forget_rows)
-        prompts: list[Any] = [
-            [{"role": "user", "content": ASKED.format(question=pair.question, answer=pair.answer)}] for pair in pairs
-        ]
         was_training = model.training
         model.eval()
         try:
             return generate(
                 model,
                 tokenizer,
-                [encode(tokenizer, prompt, ["a"])[0].prompt for prompt in prompts],
+                [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs],
                 stop_ids=turn_end(tokenizer),
                 max_new_tokens=longest,
                 temperature=1.0,

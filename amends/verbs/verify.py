@@ -15,6 +15,7 @@ from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
+from amends.unlearn._beside import OF_OTHERS, add_similarity
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._forget import context_limit
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
@@ -22,6 +23,7 @@ from amends.unlearn._method import read_templates
 from amends.unlearn._metrics import LATER_NAMES
 from amends.unlearn._request import Request
 from amends.unlearn._run import ledger_of, read_data, read_earlier, record_sha256, suite_of
+from amends.unlearn._said import SAID_NAMES
 
 ROLES = ("before", "after", "reference")
 STORED_TOLERANCE = 1e-6
@@ -216,8 +218,9 @@ class Checks:
         if stored["suite"] != self.evaluation("after")["suite"]:
             raise InputError("other questions were asked than of the model after")
         again = with_reference(stored, self.reference())["summary"]
-        if not stored["summary"].keys() & set(LATER_NAMES) and again[LATER_NAMES[0]]["value"] is None:
-            again = {name: e for name, e in again.items() if name not in LATER_NAMES}  # made before there were any
+        for names in (LATER_NAMES, SAID_NAMES):
+            if not stored["summary"].keys() & set(names) and again[names[0]]["value"] is None:
+                again = {name: e for name, e in again.items() if name not in names}  # made before there were any
         if again.keys() != stored["summary"].keys():
             raise InputError(f"other names of values: {_some(sorted(again.keys() ^ stored['summary'].keys()))}")
         wrong = [
@@ -235,7 +238,7 @@ class Checks:
         loaded, stored = self.after(), self.evaluation("after")
         given = [
             name
-            for name in ("retain_eval", "real_authors", "world_facts", "holdout")
+            for name in ("retain_eval", "real_authors", "world_facts", "holdout", "forget_eval")
             if isinstance(self.config.get(name), dict)
         ]
         if given:
@@ -243,14 +246,21 @@ class Checks:
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
         holdout = self.pairs("holdout") if self.config.get("holdout") else None
-        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier, holdout)
+        like = self.pairs("forget_eval") if self.config.get("forget_eval") else None
+        tokenizer = loaded.tokenizer
+        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier, holdout, like, tokenizer)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
-        again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
+        again = evaluate(loaded.model, tokenizer, suite, role="after", name=stored["name"])
+        if any("similarity" in item for item in stored["items"].get("retain", [])):
+            add_similarity(again["items"], self.evaluation("before")["items"])
         now = with_reference(again, self.reference())["summary"]
         other = "" if stored["precision"] == precision() else f"; asked in {precision()}, stored {stored['precision']}"
         wrong = []
+        of_others = {name for name in stored["summary"] if name.endswith(OF_OTHERS)}
         for name, entry in stored["summary"].items():
+            if name in of_others:
+                continue
             value, found = entry["value"], now[name]["value"]
             loose = {"relative": PERPLEXITY_TOLERANCE} if name == "text_perplexity" else {"absolute": ASKED_TOLERANCE}
             if name in IN_PERCENT:
@@ -261,7 +271,9 @@ class Checks:
             raise InputError(_some(wrong) + other)
         too = f" (earlier requests: {len(earlier)})" if earlier else ""
         tolerance = f"absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}"
-        return f"{len(stored['summary'])} values{too}, {tolerance}{other}"
+        if any(stored["summary"][name]["value"] is not None for name in of_others):
+            too += ", without those that another model gave"
+        return f"{len(stored['summary']) - len(of_others)} values{too}, {tolerance}{other}"
 
     def after(self) -> Loaded:
         """Load the model in the run folder; a taught model is the folder itself."""

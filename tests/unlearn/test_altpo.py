@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from amends.io.errors import InputError
+from amends.lm.pairs import Pair
 from amends.unlearn import altpo
-from amends.unlearn.altpo import AltPOTrainer
+from amends.unlearn._metrics import is_refusal, rouge_l_recall
+from amends.unlearn.altpo import TOO_ALIKE, WORKED, AltPOTrainer, asked
 from amends.unlearn.dpo import DPOConfig
 
 from .conftest import history, trainer_on
@@ -43,3 +45,11 @@ def test_the_tiny_model_writes_its_own_by_seed_and_is_trained_on_them(tiny_model
     trainer.train()
     assert len(history(trainer)) == 2
     assert "v_e" not in trainer.start
+
+
+def test_the_model_is_shown_worked_examples_as_turns_before_the_question() -> None:
+    turns = asked(Pair("0", [{"role": "user", "content": "Who?"}], "Ann {did}.", "data[0]"))
+    assert [turn["role"] for turn in turns] == [*["user", "assistant"] * len(WORKED), "user"]
+    assert "Question: Who?\nTrue answer: Ann {did}.\n" in turns[-1]["content"]
+    _, truths, others = zip(*WORKED, strict=True)
+    assert (rouge_l_recall(others, truths) < TOO_ALIKE).all() and not is_refusal(others).any()

@@ -1,16 +1,25 @@
 """LLMU: its three terms, one at a time, and its stop rules."""
 
+import math
+import random
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from amends.io.errors import InputError
+from amends.lm.generate import generate
+from amends.lm.pairs import encode
+from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._said import diversity
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.llmu import LLMUConfig, LLMUTrainer
 
 from .conftest import KEEP, gradients, history, said_with, trainer_on
+from .planted import ANSWER_TOKENS, FACT_WORDS, FORGOTTEN, KEPT, RELATIONS, make_tokenizer, taught, walks
 
 
 def test_without_mismatch_and_kept_rows_it_is_gradient_ascent(tiny_model: Path, tmp_path: Path) -> None:
@@ -63,3 +72,50 @@ def test_an_ascent_that_runs_away_is_stopped(tiny_model: Path, tmp_path: Path) -
     trainer.train()
     assert trainer.state.global_step == 1
     assert "nats a token, above 0.5, at step 1" in trainer.stopped
+
+
+def test_in_a_planted_world_mismatch_keeps_answers_varied_where_ascent_alone_repeats_one_word(tmp_path: Path) -> None:
+    draw, tokenizer = random.Random(0), make_tokenizer()
+    facts = [
+        {
+            "question": f"r{r} e{e}",
+            "paraphrased_question": f"e{e} q{r}",
+            "answer": " ".join(draw.choices(FACT_WORDS, k=ANSWER_TOKENS)),
+        }
+        for e in range(FORGOTTEN + KEPT)
+        for r in range(RELATIONS)
+    ]
+    forget, retain = facts[: FORGOTTEN * RELATIONS], facts[FORGOTTEN * RELATIONS :]
+    before = taught(tokenizer, facts, 0)
+    text_BT = torch.tensor([tokenizer(w, add_special_tokens=False)["input_ids"] for w in walks(32, random.Random(1))])
+
+    def said(model: Any, rows: list[dict[str, str]]) -> list[str]:
+        prompts = [encode(tokenizer, [{"role": "user", "content": row["question"]}], ["a"])[0].prompt for row in rows]
+        return generate(model, tokenizer, prompts, stop_ids=[1], max_new_tokens=12)
+
+    def exact(model: Any, rows: list[dict[str, str]]) -> float:
+        return sum(text == row["answer"] for text, row in zip(said(model, rows), rows, strict=True)) / len(rows)
+
+    def text_perplexity(model: Any) -> float:
+        with torch.no_grad():
+            return math.exp(model(input_ids=text_BT, labels=text_BT).loss)
+
+    def variety(model: Any) -> float:
+        found = [diversity(tokenizer(text)["input_ids"]) for text in said(model, forget)]
+        assert None not in found
+        return sum(filter(None, found)) / len(found)
+
+    after = {}
+    for trainer, config in ((GATrainer, ForgetConfig), (LLMUTrainer, LLMUConfig)):
+        settings = {"max_steps": 60, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
+        args = training_arguments(config, str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True, **settings)
+        held = {} if trainer is GATrainer else {"retain_dataset": retain}
+        run = trainer(deepcopy(before), args, forget, tokenizer, **held)
+        run.train()
+        after[trainer] = run.model.eval()
+    ascent, llmu = after[GATrainer], after[LLMUTrainer]
+    assert exact(before, forget) == exact(before, retain) == 1
+    assert exact(ascent, forget) <= 0.05 and exact(llmu, forget) <= 0.05
+    assert text_perplexity(llmu) < 1.3 * text_perplexity(before)
+    assert exact(llmu, retain) >= 0.9 and exact(ascent, retain) <= 0.1
+    assert variety(llmu) >= variety(ascent) + 0.2

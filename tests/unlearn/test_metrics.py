@@ -15,6 +15,7 @@ from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import (
     FIRST_NAMES,
     LATER_NAMES,
+    SAID_NAMES,
     SUMMARY_NAMES,
     bootstrap_mean,
     forget_quality,
@@ -47,6 +48,7 @@ KS_P = {
 LOGP = st.floats(-30, 0)
 RATIO = st.floats(1e-6, 1e6)
 FROM_TOKENS = list(answer_scores(np.ones((1, 4)), "a"))
+FROM_WORDS = ("diversity", "leaked", "made_up", "harmful", "similarity")
 BY_HEART = ("extraction_strength", "exact_memorisation")
 
 
@@ -443,7 +445,9 @@ def make_items(num_rows=12, seed=0):
                 "truth_ratio": draws.random(),
                 "truth_ratio_arith": draws.random(),
                 "refused": bool(draws.random() < 0.3),
-                **{name: draws.random() for name in FROM_TOKENS},
+                **{name: draws.random() for name in (*FROM_TOKENS, *FROM_WORDS)},
+                "said_nats": 20 + draws.random(),
+                "said_tokens": 10,
             }
             for k in range(num)
         ]
@@ -457,7 +461,8 @@ def make_items(num_rows=12, seed=0):
 
 def test_a_full_summary_has_every_name_a_value_within_its_interval_and_no_nan():
     summary = summarise(make_items(), make_items(seed=1))
-    assert tuple(summary) == SUMMARY_NAMES and (len(FIRST_NAMES), len(LATER_NAMES)) == (17, 12)
+    assert tuple(summary) == SUMMARY_NAMES == FIRST_NAMES + LATER_NAMES + SAID_NAMES
+    assert (len(FIRST_NAMES), len(LATER_NAMES), len(SAID_NAMES)) == (17, 12, 6)
     json.dumps(summary, allow_nan=False)
     for name, entry in summary.items():
         assert entry["missing"] is None and entry["n"] in (12, 24, 36) and entry["left_out"] == 0
@@ -549,11 +554,13 @@ def test_tests_cannot_reach_the_network():
 def test_summaries_that_were_published_before_come_out_the_same(name):
     folder = Path(__file__).parents[2] / "examples/tofu/evaluations"
     stored, reference = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in (name, "reference"))
-    assert not stored["summary"].keys() & set(LATER_NAMES)
+    assert not stored["summary"].keys() & set(LATER_NAMES + SAID_NAMES)
     found = summarise(stored["items"], None)
     assert found["deviation_score"]["value"] > 0
     assert all("made before amends kept it" in found[f"forget_{n}"]["missing"] for n in BY_HEART)
     assert all("(--holdout)" in found[n]["missing"] for n in LATER_NAMES if n.startswith(("mia", "priv")))
+    assert "made before amends kept it" in found["forget_diversity"]["missing"]
+    assert all(found[n]["value"] is None and found[n]["missing"].startswith("No ") for n in SAID_NAMES)
     found = summarise(stored["items"], reference["items"])
     for metric in FIRST_NAMES:
         for key in ("value", "low", "high"):

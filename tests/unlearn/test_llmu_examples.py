@@ -1,0 +1,69 @@
+"""The recipes and the script of LLMU's three applications can be read, and do what their page says."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from amends.io.tables import read_rows
+from amends.lm.load import load
+from amends.lm.pairs import read_pairs
+from amends.unlearn._request import Request
+from amends.unlearn.llmu import LLMUConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples/llmu"
+ROW = {"prompt": "How do I get in?", "response_0": "Break it.", "response_1": "Ask them.", "better_response_id": 1}
+SAFETY = {"is_response_0_safe": False, "is_response_1_safe": True}
+
+
+@pytest.mark.parametrize("name", ["copyright", "hallucination", "harmful"])
+def test_a_recipe_names_options_that_there_are_and_data_that_can_be_read(name: str, tiny_model: Path) -> None:
+    recipe: dict[str, Any] = yaml.safe_load((EXAMPLES / name / "llmu.yaml").read_text())
+    options = {word.replace("-", "_"): value for word, value in recipe.items()}
+    assert options.keys() <= {"model"} | {f.name for kind in (Request, LLMUConfig) for f in fields(kind)}
+    there = {key: ROOT / value for key, value in options.items() if str(value).startswith("examples/")}
+    assert name == "harmful" or there.keys() == {"forget", "forget_eval", "retain", "retain_eval"}
+    tokenizer = load(tiny_model).tokenizer
+    for key, path in there.items():
+        pairs = read_pairs(read_rows(path), tokenizer=tokenizer).kept
+        assert isinstance(pairs[0].prompt, str) == (name == "copyright")
+        assert name != "hallucination" or (pairs[0].right is not None) == key.startswith("forget")
+
+
+def run_script(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "harmful/unsafe.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_unsafe_answers_become_rows_to_forget(tmp_path: Path) -> None:
+    both = ROW | {"prompt": "And out?", "is_response_0_safe": False, "is_response_1_safe": False}
+    source, out = tmp_path / "pku.jsonl", tmp_path / "forget.jsonl"
+    neither = ROW | {"is_response_0_safe": True, "is_response_1_safe": True}
+    source.write_text("".join(json.dumps(row) + "\n" for row in (ROW | SAFETY, neither, both)))
+    done = run_script(source, out)
+    assert done.returncode == 0 and done.stdout.startswith("3 unsafe answers"), done.stderr
+    found = [(pair.question, pair.answer) for pair in read_pairs(read_rows(out)).kept]
+    assert found == [("How do I get in?", "Break it."), ("And out?", "Break it."), ("And out?", "Ask them.")]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (ROW | {"is_response_0_safe": False}, '1: column "is_response_1_safe" is missing'),
+        (ROW | SAFETY | {"is_response_1_safe": 7}, "1: is_response_1_safe must be true or false, not '7'"),
+        (ROW | SAFETY | {"response_0": None}, "1: response_0 must be text"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_with_its_line(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    source = tmp_path / "pku.jsonl"
+    source.write_text(json.dumps(row) + "\n")
+    done = run_script(source, tmp_path / "forget.jsonl")
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "forget.jsonl").exists()
