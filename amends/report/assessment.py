@@ -17,11 +17,14 @@ from amends.report.verdict import is_number
 ROLES = ("before", "after", "reference")
 AXES = {
     "elicitation": "Elicitation: does it come out when asked in other ways?",
+    "sampling": "Sampling: does it come out when answers are drawn?",
+    "likeness": "Likeness: is it like a model that never saw it?",
     "utility": "Utility: is the rest still there?",
     "neighbours": "Neighbours: does what is near suffer?",
     "quality": "Quality: what do the answers look like?",
     "quantisation": "Quantisation: do fewer bits bring it back?",
     "relearning": "Relearning: does it come back at a touch?",
+    "inside": "Inside: does it stand in the layers?",
     "locality": "Locality: how far did the weights move?",
     "membership": "Membership: can the forgotten rows be told?",
 }

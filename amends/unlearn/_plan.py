@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.tables import read_rows
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs, rows_of
-from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, paraphrased_questions, variants
+from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
 from amends.unlearn._request import Data
 
@@ -23,6 +23,7 @@ NO_FAR = "Every question to keep is near to one to forget: there are no far ones
 NO_HOLDOUT = "It needs rows of the same kind that no model was trained on (--holdout)."
 NO_REFERENCE = "It needs a model retrained without the forget rows (--reference)."
 NO_PARAPHRASES = "No row to forget has another wording (column paraphrased_question)."
+NO_REVERSED = "No row to forget has its question turned round (columns reversed_question and reversed_answer)."
 NO_SHOTS = "It needs questions to keep as examples (--retain)."
 
 
@@ -32,7 +33,7 @@ class Plan:
 
     axes: tuple[str, ...]
     forget: list[Pair]
-    paraphrases: dict[str, list[str]]
+    wordings: dict[str, Wordings]
     """By the place of the row."""
     near: list[Pair]
     far: list[Pair]
@@ -90,7 +91,7 @@ def make_plan(
     InputError : faulty rows.
     """
     read: dict[str, Pairs] = {}
-    places: dict[str, list[str]] = {}
+    places: dict[str, Wordings] = {}
     for name in ("forget", "retain", "holdout"):
         source: Data | None = getattr(sources, name)
         if source is None:
@@ -103,7 +104,7 @@ def make_plan(
             tokenizer=tokenizer,
         )
         if name == "forget":
-            places = paraphrased_questions(found)
+            places = wordings(found)
     forget = spread(read["forget"].kept, rows)
     retain = read["retain"].kept if "retain" in read else []
     near, far = near_and_far(forget, retain, max(1, rows // 2))
@@ -114,7 +115,7 @@ def make_plan(
     plan = Plan(
         axes=tuple(axes),
         forget=forget,
-        paraphrases=places,
+        wordings=places,
         near=near,
         far=far,
         shots=shots,
@@ -163,7 +164,7 @@ def all_asks(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[Ask]:
     """List every prompt of the plan for one model."""
     asks: list[Ask] = []
     for pair in plan.forget:
-        found = variants(tokenizer, pair, plan.paraphrases.get(pair.where, []), plan.shots, plan.seed)
+        found = variants(tokenizer, pair, plan.wordings.get(pair.where, Wordings()), plan.shots, plan.seed)
         asks += found if "elicitation" in plan.axes else found[:1]
     sets: dict[str, list[Pair]] = {}
     if {"utility", "neighbours", "quality"} & set(plan.axes):

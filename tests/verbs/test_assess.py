@@ -4,6 +4,7 @@ import pytest
 
 from amends.lm import load as loading
 from amends.lm.load import load
+from amends.unlearn._axes import AXES
 from amends.verbs.assess import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
@@ -23,7 +24,14 @@ def place(tmp_path, monkeypatch):
     """A folder with forget.jsonl (with other wordings), retain.jsonl and holdout.jsonl."""
     monkeypatch.chdir(tmp_path)
     forget = [
-        row | {"question": f"{row['question']} {EVIL}", "paraphrased_question": f"The birthplace of number {i}?"}
+        row
+        | {
+            "question": f"{row['question']} {EVIL}",
+            "paraphrased_question": f"The birthplace of number {i}?",
+            "reversed_question": f"Who was born in ann town {i}?",
+            "reversed_answer": f"ann {i}",
+            "perturbed_answer": [f"In {other} town {i}, it is said." for other in ("dan", "eve")],
+        }
         for i, row in enumerate(rows("ann", 6))
     ]
     for name, data in {"forget": forget, "retain": rows("bob", 14), "holdout": rows("cleo", 5)}.items():
@@ -63,11 +71,16 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert all(by_name[name]["after"] is None for name in gaps)
     assert by_name["drift"]["after"] > 0.1
     assert by_name["privleak"]["before"] == 0  # the reference is the model before
-    assert len(out.splitlines()) == 11
+    assert len(out.splitlines()) == 12
     items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
     assert {i["role"] for i in items} == {"before", "after", "reference"}
-    assert {i["item_set"] for i in items} == {"forget", "near", "far", "general", "forget_int8", "forget_int4"}
-    assert {i["variant"] for i in items if i["item_set"] == "forget"} >= {"paraphrase_1", "prefix_5", "few_shot"}
+    sets = {"forget", "forget_sampled", "forget_int8", "forget_int4", "near", "far", "general"}
+    assert {i["item_set"] for i in items} == sets
+    assert {i["variant"] for i in items if i["item_set"] == "forget"} == {
+        "question", "paraphrase_1", "reversed", "prefix_1", "prefix_3", "prefix_5", "few_shot", "cloze", "typos",
+        "mixed",
+    }  # fmt: skip
+    assert {i["expected"] for i in items if i["variant"] == "reversed"} == {f"ann {i}" for i in range(6)}
     assert json.loads((place / "out" / "run.json").read_text())["config"]["reference"] == str(tiny_model)
     code, out, _ = amends("verify", "out")
     assert code == 0, out
@@ -94,11 +107,16 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
         reference=model.model,
         max_new_tokens=8,
         rows=4,
-        axes=["elicitation,utility,neighbours,quality,quantisation,locality,membership"],
+        axes=[axis for axis in AXES if axis != "relearning"],
         processing_class=model.tokenizer,
     )
     zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
+    zero += ("kl_reference", "rouge_distance", "truth_ratio_ks")
     assert {name: one[name].after for name in zero} == dict.fromkeys(zero, 0)
+    assert one["js_reference"].after == pytest.approx(0, abs=1e-6)
+    assert one["truth_ratio_p"].after == 1
+    assert one["membership_reference"].after == 0.5
+    assert one["leak_8"].after >= one["leak_1"].after
     assert one["perplexity_ratio"].after == pytest.approx(1)
     assert one["int4_flips"].after == one["int8_flips"].after == 0
     assert one["forget_rate"].after is None  # nothing was to be forgotten: the reference is the same model
@@ -121,7 +139,12 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "rouge_paraphrase": "paraphrased_question",
         "membership_auc": "--holdout",
         "privleak": "--holdout",
+        "rouge_reversed": "reversed_question",
         "relearn_excess": "four rows",
+        "kl_reference": "--reference",
+        "rouge_distance": "--reference",
+        "truth_ratio_ks": "--reference",
+        "membership_gradient": "--holdout",
     }.items():
         assert by_name[name]["after"] is None
         assert reason in by_name[name]["missing"]
@@ -158,12 +181,14 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--reference", "./nowhere"], "./nowhere: no such file or folder"),
         (["--holdout", "bad.jsonl"], "bad.jsonl:1"),
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
+        (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
     (place / "bad.jsonl").write_text('{"question": "a"}\n')
     (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
+    (place / "half.jsonl").write_text('{"question": "a", "answer": "b c", "reversed_question": "d"}\n')
     code, _, err = assess("--axes", "neighbours", *more)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
