@@ -94,6 +94,21 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
     )
 
 
+def plain_source(name: str) -> str:
+    """Where transformers reads a model that is no adapter and no single file from: a safe folder, or a hub id.
+
+    Raises
+    ------
+    InputError : nothing there, a file, an adapter, pickled weights, code in the folder.
+    """
+    path = _resolve(name)
+    if path is None:
+        return name
+    if not path.is_dir() or (path / "adapter_config.json").exists():
+        raise InputError(f"{name}: not a model folder. Give a hub id, or a folder with config.json and safetensors.")
+    return str(_checked_folder(name, path))
+
+
 def _resolve(name: str) -> Path | None:
     """Local path of a model, or None for a hub id."""
     if name.startswith("package:"):
@@ -141,7 +156,7 @@ def _settings(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON, so it cannot be read ({_first_line(error)}).") from None
+        raise InputError(f"{file}: not valid JSON, so it cannot be read ({first_line(error)}).") from None
     if not isinstance(found, dict):
         raise InputError(f"{file}: not an object of settings. Save the model again with save_pretrained.")
     return found
@@ -195,7 +210,7 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
     except MemoryError:
         raise
     except Exception as error:  # what a damaged folder raises is not documented: TypeError, struct.error, ...
-        raise InputError(f"{name}: could not be loaded as a causal language model: {_first_line(error)}") from error
+        raise InputError(f"{name}: could not be loaded as a causal language model: {first_line(error)}") from error
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
@@ -240,7 +255,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
         raise
     except Exception as error:  # as above
         raise InputError(
-            f"{name}: this adapter does not fit its base model {base.name}: {_first_line(error)} "
+            f"{name}: this adapter does not fit its base model {base.name}: {first_line(error)} "
             "It was made for another model."
         ) from None
     return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
@@ -341,7 +356,8 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's text, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

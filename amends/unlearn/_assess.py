@@ -5,7 +5,8 @@ with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.console import say
 from amends.io.errors import InputError
+from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, packed_row
@@ -34,6 +36,7 @@ from amends.unlearn._weights import Comparison, Snapshot, compare, quantised, sn
 
 ORDER = ("after", "reference", "before")
 BITS = (8, 4)
+SAID = ("forget", "near", "far")
 SAMPLES = 8
 """Answers that are drawn to each question to forget, at temperature 1."""
 TOO_FEW = "It needs four rows to forget or more: some are trained on, the others tested."
@@ -77,7 +80,7 @@ class Findings:
 def ask_in_turn(
     models: Mapping[str, Any], plan_for: Callable[[PreTrainedTokenizerBase], Plan], tokenizer: Any = None
 ) -> tuple[Plan, Findings]:
-    """Ask one model after the other; those that are named are loaded for their turn alone.
+    """Ask one model after the other; those that are named are loaded for their turn alone, and none is asked twice.
 
     Parameters
     ----------
@@ -99,15 +102,23 @@ def ask_in_turn(
     loaded: Loaded | None = None
     for role in (role for role in ORDER if models.get(role) is not None):
         source = models[role]
-        if isinstance(source, str | Path):
+        twin = next((earlier for earlier in found.asked if is_same(models[earlier], source)), None)
+        if twin is not None and twin == list(found.asked)[-1]:
+            pass  # it is there still
+        elif isinstance(source, str | Path):
             say(f"{role}: reading {source}")
             instead = loaded if loaded is not None and shares_base(loaded, source) else None
             loaded = None  # so that it is gone before the next one comes
             loaded = load(source, instead_of=instead)
         else:
             loaded = Loaded(source, tokenizer, _name(source), _name(source))
+        assert loaded is not None
         plan = plan or plan_for(loaded.tokenizer)
-        found.asked[role] = ask_model(loaded, plan, role, found)
+        if twin is None:
+            found.asked[role] = ask_model(loaded, plan, role, found)
+        else:
+            asked = deepcopy(found.asked[twin])
+            found.asked[role] = replace(asked, role=role, curve=None if role == "before" else asked.curve)
         if role == "after" and {"locality", "quantisation"} & set(plan.axes):
             kept = keep_weights(loaded, models["before"], found)
         if "likeness" in plan.axes and models.get("reference") is not None:
@@ -121,6 +132,12 @@ def ask_in_turn(
     if "quality" in plan.axes:
         found.fluency = {role: fluency(loaded, plan, asked) for role, asked in found.asked.items()}
     return plan, found
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two models are one: the same object, or the same name."""
+    named = isinstance(one, str | Path) and isinstance(other, str | Path)
+    return str(one) == str(other) if named else one is other
 
 
 def _name(model: Any) -> str:
@@ -309,6 +326,16 @@ def texts(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[st
     cut = [plain_ids(tokenizer, text)[: TEXT_TOKENS + 1] for text in plan.texts]
     rows = [packed_row([Encoded(ids[:1], ids[1:])]) for ids in cut if len(ids) > 1]
     return {"text": [-mean for (mean,) in mean_logprobs(model, rows, tokenizer.pad_token_id)]}
+
+
+def add_gibberish(found: Findings, classifier: Encoder, clean: int) -> None:
+    """Add to every greedy answer to a plain question that is not empty how likely it is gibberish, 1 - p(clean)."""
+    for asked in found.asked.values():
+        said = [a for a in asked.answers if a["variant"] == EASY and a["item_set"] in SAID and a["generated"].strip()]
+        if said:
+            p_NK = class_probabilities(classifier, [a["generated"] for a in said])
+            for a, p in zip(said, p_NK[:, clean].tolist(), strict=True):
+                a["gibberish"] = 1 - p
 
 
 def fluency(before: Loaded, plan: Plan, asked: Asked) -> list[float]:

@@ -23,6 +23,8 @@ from amends.unlearn._weights import inner_of
 
 LAST_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "final_layernorm")
 """Names that families give to what stands between the last layer and the output layer."""
+ROUNDING = 1e-6
+"""A divergence below this is that of single precision from itself."""
 
 
 # Beside another model
@@ -71,8 +73,11 @@ def divergences(reference: States, model: States) -> Divergences:
                 raise InputError("The reference has a vocabulary of another size, so it cannot be compared.")
             middle_NV = torch.logaddexp(theirs_NV.log_softmax(-1), mine_NV.log_softmax(-1)) - math.log(2)
             js_N = (forward_kl(middle_NV, theirs_NV) + forward_kl(middle_NV, mine_NV)) / 2
-            found.kl.append(max(0.0, float(forward_kl(mine_NV, theirs_NV).mean())))  # rounding, where they agree
-            found.js.append(max(0.0, float(js_N.mean())) / math.log(2))
+            for values, mean in (
+                (found.kl, forward_kl(mine_NV, theirs_NV).mean()),
+                (found.js, js_N.mean() / math.log(2)),
+            ):
+                values.append(float(mean) if mean > ROUNDING else 0.0)
     return found
 
 

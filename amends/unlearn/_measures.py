@@ -24,6 +24,7 @@ from amends.unlearn._axes import (
 )
 from amends.unlearn._metrics import LARGEST_LOG
 from amends.unlearn._plan import (
+    NO_CLASSIFIER,
     NO_FAR,
     NO_PARAPHRASES,
     NO_REFERENCE,
@@ -199,6 +200,10 @@ def quality(table: Table) -> Iterator[Measure]:
         reference=reference,
         missing=EMPTY,
     )
+    unclear = table.columns(["forget", "near", "far"], "gibberish")
+    known = any((~np.isnan(column)).any() for column in unclear.values())
+    meaning = "Probability that an answer is gibberish, by the classifier given: 1 - p of its class 'clean'."
+    yield mean_of(table, axis, "gibberish", "lower", meaning, unclear, EMPTY if known else NO_CLASSIFIER)
     forget, retain = (table.columns(sets, "rouge_l") for sets in (["forget"], ["near", "far"]))
     padded: dict[str, FloatArray] = {}
     for r in table.roles:

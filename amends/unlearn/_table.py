@@ -51,9 +51,8 @@ class Table:
         of: Callable[[str], float] | None = {"degenerate": is_degenerate, "diversity": diversity}.get(name)
         places = self.by_place.get(role, {})
         found = (places.get((item_set, variant, id_)) for id_ in self.ids[item_set])
-        return np.array(
-            [np.nan if a is None else float(of(a["generated"]) if of else a[name]) for a in found], dtype=np.float64
-        )
+        values = (None if a is None else of(a["generated"]) if of else a.get(name) for a in found)
+        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
     def columns(self, sets: Sequence[str], name: str, variant: str = EASY) -> Columns:
         """`column` of every model, several sets after one another."""

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -135,6 +136,17 @@ def test_near_questions_share_rare_words_with_those_to_forget():
     assert len(near) == 5
     assert {id(p) for p in near} | {id(p) for p in far} == {id(p) for p in retain}
     assert near_and_far(forget, [], 10) == ([], [])
+
+
+def test_an_embedding_that_is_given_says_what_is_near():
+    forget, *retain = pairs([{"question": str(i), "answer": "a"} for i in range(12)])
+
+    def embed(texts):
+        return np.array([[np.cos(int(text)), np.sin(int(text))] for text in texts])
+
+    near, far = near_and_far([forget], retain, 20, embed)
+    assert [p.question for p in near] == ["6", "7", "1", "5", "11"]  # by the cosine of radians
+    assert len(far) == 6
 
 
 # Relearning

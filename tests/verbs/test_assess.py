@@ -1,11 +1,16 @@
 import json
 
 import pytest
+import torch
+from transformers import BertForSequenceClassification, BertModel
 
 from amends.lm import load as loading
 from amends.lm.load import load
+from amends.unlearn import _assess
 from amends.unlearn._axes import AXES
 from amends.verbs.assess import run
+
+from ..lm.test_encoders import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -67,6 +72,7 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     # random models know nothing, so that nothing can come back; and the reference is the model before
     assert gaps - {"diversity", "output_perplexity"} == {
         "forget_rate", "int8_restored", "int4_restored", "relearn_recovery", "relearn_area", "relearn_excess",
+        "gibberish",
     }  # fmt: skip
     assert all(by_name[name]["after"] is None for name in gaps)
     assert by_name["drift"]["after"] > 0.1
@@ -97,23 +103,22 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(place, assess):
 
 
 def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place, tiny_model):
-    model = load(tiny_model)
+    model = load(tiny_model)  # three times, for one that is the same object is asked once
     one = run(
         model.model,
-        model.model,
+        load(tiny_model).model,
         "forget.jsonl",
         retain="retain.jsonl",
         holdout="holdout.jsonl",
-        reference=model.model,
+        reference=load(tiny_model).model,
         max_new_tokens=8,
         rows=4,
         axes=[axis for axis in AXES if axis != "relearning"],
         processing_class=model.tokenizer,
     )
     zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
-    zero += ("kl_reference", "rouge_distance", "truth_ratio_ks")
+    zero += ("kl_reference", "js_reference", "rouge_distance", "truth_ratio_ks")
     assert {name: one[name].after for name in zero} == dict.fromkeys(zero, 0)
-    assert one["js_reference"].after == pytest.approx(0, abs=1e-6)
     assert one["truth_ratio_p"].after == 1
     assert one["membership_reference"].after == 0.5
     assert one["leak_8"].after >= one["leak_1"].after
@@ -123,6 +128,22 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
     for m in one.measures:
         if m.before is not None and m.reference is not None:
             assert m.before == pytest.approx(m.after, abs=1e-9) == m.reference
+
+
+def test_a_model_in_two_roles_is_asked_once_and_stands_in_both(place, tiny_model, other_model, monkeypatch):
+    asked, ask = [], _assess.ask_model
+    monkeypatch.setattr(_assess, "ask_model", lambda *a: asked.append(a[2]) or ask(*a))
+    options = {"axes": ["elicitation", "likeness", "relearning"], "rows": 4, "max_new_tokens": 4}
+    one = run(tiny_model, str(other_model), "forget.jsonl", reference=other_model, **options)
+    assert asked == ["after", "reference", "before"][::2]
+    assert one["kl_reference"].after == 0 < one["kl_reference"].before
+    assert one.curves["after"] == one.curves["reference"]
+    asked.clear()
+    two = run(tiny_model, load(other_model).model, "forget.jsonl", reference=other_model,
+              processing_class=load(tiny_model).tokenizer, **options)  # fmt: skip
+    assert asked == ["after", "reference", "before"]
+    for mine, theirs in zip(one.measures, two.measures, strict=True):
+        assert mine == theirs
 
 
 def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
@@ -139,6 +160,7 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "rouge_paraphrase": "paraphrased_question",
         "membership_auc": "--holdout",
         "privleak": "--holdout",
+        "gibberish": "--gibberish",
         "rouge_reversed": "reversed_question",
         "relearn_excess": "four rows",
         "kl_reference": "--reference",
@@ -150,6 +172,23 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
+
+
+def test_gibberish_is_what_the_classifier_named_does_not_call_clean(place, assess, tiny_model, monkeypatch):
+    save(place / "odd", tiny_model, BertForSequenceClassification, id2label={0: "good", 1: "bad"})
+    code, _, err = assess("--axes", "quality", "--gibberish", "odd")
+    assert code == 2 and "odd: has no class 'clean' (found: good, bad)" in err
+    model = save(place / "fit", tiny_model, BertForSequenceClassification, id2label={0: "clean", 1: "noise"})
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data = torch.tensor([0.7, 0.3]).log()
+    model.save_pretrained(place / "fit")
+    save(place / "near", tiny_model, BertModel)
+    monkeypatch.setattr(_assess, "generate", lambda _, __, prompts, **___: ["Well, well.", ""] * (len(prompts) // 2))
+    code, _, err = assess("--axes", "quality", "--gibberish", "fit", "--embedder", "near", "--retain", "retain.jsonl")
+    assert code in (0, 3), err
+    measured = found(place)[1]["gibberish"]
+    assert measured["after"] == measured["before"] == pytest.approx(0.3, abs=1e-5)
+    assert measured["n"] == 10  # of six questions to forget and fourteen to keep every other answer is empty
 
 
 def test_a_limit_that_is_asked_for_and_cannot_be_judged_fails_the_release(place, assess):
