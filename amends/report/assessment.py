@@ -60,7 +60,7 @@ def render_assessment(folder: Path) -> str:
         .get_template("assessment.html.jinja")
         .render(
             run=run,
-            title=visible(last_part(str(run["config"].get("after") or "")) or "a model given in memory"),
+            title=visible(name_of(str(run["config"].get("after") or "")) or "a model given in memory"),
             verdict=found.get("verdict"),
             in_short=in_short(limits),
             limits=[limit_line(m) for m in limits],
@@ -80,6 +80,12 @@ def render_assessment(folder: Path) -> str:
             number=number,
         )
     )
+
+
+def name_of(model: str) -> str:
+    """Short name of a model; of the one in a run folder, RUN/model, that of the run."""
+    path = model.rstrip("/")
+    return last_part(path.removesuffix("/model")) if path.endswith("/model") else last_part(path)
 
 
 def in_short(limits: Sequence[Mapping[str, Any]]) -> str:

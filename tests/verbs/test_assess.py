@@ -6,6 +6,7 @@ from transformers import BertForSequenceClassification, BertModel
 
 from amends.lm import load as loading
 from amends.lm.load import load
+from amends.report.assessment import name_of
 from amends.unlearn import _assess
 from amends.unlearn._axes import AXES
 from amends.verbs.assess import run
@@ -100,6 +101,13 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(place, assess):
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("runs/first/model", "first"), ("runs/first/model/", "first"), ("org/tiny", "tiny"), ("", "")]
+)
+def test_the_page_calls_the_model_of_a_run_by_the_name_of_the_run(model, name):
+    assert name_of(model) == name
 
 
 def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place, tiny_model):
