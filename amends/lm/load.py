@@ -75,13 +75,13 @@ def shares_base(loaded: Loaded, name: str | Path) -> bool:
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
-    path = local_path(name)
+    path = _resolve(name)
     if path is None:
         return _load_plain(name, name, tokenizer_folder)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return _load_adapter(name, path, trainable)
     if path.is_dir():
-        return _load_plain(name, str(checked_folder(name, path)), tokenizer_folder)
+        return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
     if path.suffix == ".gguf":
         return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
     if path.suffix in _PICKLES:
@@ -94,7 +94,22 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
     )
 
 
-def local_path(name: str) -> Path | None:
+def plain_source(name: str) -> str:
+    """Where transformers reads a model that is no adapter and no single file from: a safe folder, or a hub id.
+
+    Raises
+    ------
+    InputError : nothing there, a file, an adapter, pickled weights, code in the folder.
+    """
+    path = _resolve(name)
+    if path is None:
+        return name
+    if not path.is_dir() or (path / "adapter_config.json").exists():
+        raise InputError(f"{name}: not a model folder. Give a hub id, or a folder with config.json and safetensors.")
+    return str(_checked_folder(name, path))
+
+
+def _resolve(name: str) -> Path | None:
     """Local path of a model, or None for a hub id."""
     if name.startswith("package:"):
         package, _, file = name.removeprefix("package:").partition("/")
@@ -116,7 +131,7 @@ def local_path(name: str) -> Path | None:
     return None
 
 
-def checked_folder(name: str, folder: Path) -> Path:
+def _checked_folder(name: str, folder: Path) -> Path:
     """Refuse a model folder with code of its own, pickles, or an index that names anything else."""
     config = folder / "config.json"
     if not config.exists():
@@ -343,7 +358,7 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Take what of an error's text fits a message."""
+    """Give the first line of an error's text, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

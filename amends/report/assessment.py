@@ -17,11 +17,14 @@ from amends.report.verdict import is_number
 ROLES = ("before", "after", "reference")
 AXES = {
     "elicitation": "Elicitation: does it come out when asked in other ways?",
+    "sampling": "Sampling: does it come out when answers are drawn?",
+    "likeness": "Likeness: is it like a model that never saw it?",
     "utility": "Utility: is the rest still there?",
     "neighbours": "Neighbours: does what is near suffer?",
     "quality": "Quality: what do the answers look like?",
     "quantisation": "Quantisation: do fewer bits bring it back?",
     "relearning": "Relearning: does it come back at a touch?",
+    "inside": "Inside: does it stand in the layers?",
     "locality": "Locality: how far did the weights move?",
     "membership": "Membership: can the forgotten rows be told?",
 }
@@ -57,7 +60,7 @@ def render_assessment(folder: Path) -> str:
         .get_template("assessment.html.jinja")
         .render(
             run=run,
-            title=visible(last_part(str(run["config"].get("after") or "")) or "a model given in memory"),
+            title=visible(name_of(str(run["config"].get("after") or "")) or "a model given in memory"),
             verdict=found.get("verdict"),
             in_short=in_short(limits),
             limits=[limit_line(m) for m in limits],
@@ -77,6 +80,12 @@ def render_assessment(folder: Path) -> str:
             number=number,
         )
     )
+
+
+def name_of(model: str) -> str:
+    """Short name of a model; of the one in a run folder, RUN/model, that of the run."""
+    path = model.rstrip("/")
+    return last_part(path.removesuffix("/model")) if path.endswith("/model") else last_part(path)
 
 
 def in_short(limits: Sequence[Mapping[str, Any]]) -> str:

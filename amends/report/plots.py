@@ -228,11 +228,12 @@ def scores_by_variant(scores: Mapping[str, Mapping[str, float]]) -> str:
         for k, of in enumerate(scores.values()):
             places = [ways.index(way) for way in of]
             style: dict[str, Any] = {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "markersize": 8}
+            style |= {"fillstyle": "none", "markeredgewidth": 2}  # so that one hides no other
             axes.plot(list(of.values()), places, linestyle="none", **style)
         axes.set_yticks(range(len(ways)), [visible(way).replace("_", " ") for way in ways])
         axes.set_ylim(len(ways) - 0.5, -0.5)
         axes.set_xlim(-0.03, 1.03)
-        axes.set_xlabel("ROUGE-L of what was to be forgotten")
+        axes.set_xlabel("ROUGE-L recall")
         _legend(axes, list(scores))
         told = "; ".join(f"{name}: " + ", ".join(f"{w} {v:.2f}" for w, v in of.items()) for name, of in scores.items())
         return _svg(figure, "variants", "Asked in other ways", f"{told}.")

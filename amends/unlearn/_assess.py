@@ -5,19 +5,20 @@ with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError
+from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, packed_row
-from amends.lm.pairs import Encoded, encode, plain_ids, turn_end
+from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
 from amends.unlearn._attacks import (
     EASY,
     Ask,
@@ -26,13 +27,18 @@ from amends.unlearn._attacks import (
     fitting,
     relearn,
 )
-from amends.unlearn._evaluate import TEXT_TOKENS, mean_logprobs
-from amends.unlearn._metrics import is_refusal, rouge_l_recall
+from amends.unlearn._evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
+from amends.unlearn._inside import States, divergences, gradient_norms, lens_ranks, states
+from amends.unlearn._memorised import answer_scores
+from amends.unlearn._metrics import is_refusal, rouge_l_recall, truth_ratio
 from amends.unlearn._plan import Plan, all_asks
 from amends.unlearn._weights import Comparison, Snapshot, compare, quantised, snapshot
 
 ORDER = ("after", "reference", "before")
 BITS = (8, 4)
+SAID = ("forget", "near", "far")
+SAMPLES = 8
+"""Answers that are drawn to each question to forget, at temperature 1."""
 TOO_FEW = "It needs four rows to forget or more: some are trained on, the others tested."
 
 
@@ -45,8 +51,13 @@ class Asked:
     weights: str
     answers: list[dict[str, Any]] = field(default_factory=list)
     """item_set, id, variant, question, expected, generated, rouge_l, refused."""
+    scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, log_p of all
+    its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
     nats: dict[str, list[float]] = field(default_factory=dict)
-    """Mean nats per answer token of "forget", "holdout"; of "text" nats per token."""
+    """Of each "text" nats per token."""
+    ranks: list[list[int]] = field(default_factory=list)
+    """Of each row to forget, by layer: `amends.unlearn._inside.lens_ranks`."""
     curve: Curve | None = None
     tested: list[str] = field(default_factory=list)
     """Ids of the rows of the curve."""
@@ -69,7 +80,7 @@ class Findings:
 def ask_in_turn(
     models: Mapping[str, Any], plan_for: Callable[[PreTrainedTokenizerBase], Plan], tokenizer: Any = None
 ) -> tuple[Plan, Findings]:
-    """Ask one model after the other; those that are named are loaded for their turn alone.
+    """Ask one model after the other; those that are named are loaded for their turn alone, and none is asked twice.
 
     Parameters
     ----------
@@ -87,20 +98,31 @@ def ask_in_turn(
     found = Findings()
     plan: Plan | None = None
     kept: Snapshot | None = None
+    beside: States | None = None
     loaded: Loaded | None = None
     for role in (role for role in ORDER if models.get(role) is not None):
         source = models[role]
-        if isinstance(source, str | Path):
+        twin = next((earlier for earlier in found.asked if is_same(models[earlier], source)), None)
+        if twin is not None and twin == list(found.asked)[-1]:
+            pass  # it is there still
+        elif isinstance(source, str | Path):
             say(f"{role}: reading {source}")
             instead = loaded if loaded is not None and shares_base(loaded, source) else None
             loaded = None  # so that it is gone before the next one comes
             loaded = load(source, instead_of=instead)
         else:
             loaded = Loaded(source, tokenizer, _name(source), _name(source))
+        assert loaded is not None
         plan = plan or plan_for(loaded.tokenizer)
-        found.asked[role] = ask_model(loaded, plan, role, found)
+        if twin is None:
+            found.asked[role] = ask_model(loaded, plan, role, found)
+        else:
+            asked = deepcopy(found.asked[twin])
+            found.asked[role] = replace(asked, role=role, curve=None if role == "before" else asked.curve)
         if role == "after" and {"locality", "quantisation"} & set(plan.axes):
             kept = keep_weights(loaded, models["before"], found)
+        if "likeness" in plan.axes and models.get("reference") is not None:
+            beside = likeness(loaded, plan, role, found, beside)
     assert plan is not None and loaded is not None
     if kept is not None:
         try:
@@ -110,6 +132,12 @@ def ask_in_turn(
     if "quality" in plan.axes:
         found.fluency = {role: fluency(loaded, plan, asked) for role, asked in found.asked.items()}
     return plan, found
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two models are one: the same object, or the same name."""
+    named = isinstance(one, str | Path) and isinstance(other, str | Path)
+    return str(one) == str(other) if named else one is other
 
 
 def _name(model: Any) -> str:
@@ -129,6 +157,23 @@ def keep_weights(loaded: Loaded, before: Any, found: Findings) -> Snapshot | Non
         return None
 
 
+def likeness(loaded: Loaded, plan: Plan, role: str, found: Findings, beside: States | None) -> States:
+    """Compare the model after and the one before with the reference, which is asked between the two."""
+    rows = [packed_row(encode(loaded.tokenizer, p.prompt, [p.answer])) for p in plan.forget]
+    mine = states(loaded.model, rows, loaded.tokenizer.pad_token_id)
+    if beside is None:
+        return mine
+    reference, other, asked = (mine, beside, "after") if role == "reference" else (beside, mine, role)
+    try:
+        apart = divergences(reference, other)
+    except InputError as error:
+        found.gaps["likeness"] = str(error)
+        return reference
+    for item, kl, js in zip(found.asked[asked].scores["forget"], apart.kl, apart.js, strict=True):
+        item |= {"kl": kl, "js": js}
+    return reference
+
+
 def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     """Ask one model everything that the axes need of it."""
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -136,8 +181,19 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     asks, left_out = fitting(all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
     asked = Asked(role, loaded.name, weights_sha256(model), left_out=dict(left_out))
     asked.answers = answers(model, tokenizer, asks, plan, f"{role}: answering")
-    asked.nats = likelihoods(model, tokenizer, plan, f"{role}: likelihoods")
+    asked.nats = texts(model, tokenizer, plan)
+    asked.scores = right_answers(model, tokenizer, plan, role)
+    if "inside" in plan.axes:
+        try:
+            asked.ranks = lens_ranks(model, tokenizer, plan.forget)
+        except InputError as error:
+            found.gaps["inside"] = str(error)
     plain = [ask for ask in asks if (ask.item_set, ask.variant) == ("forget", EASY)]
+    if "sampling" in plan.axes:
+        drawn = [
+            ask._replace(item_set="forget_sampled", variant=f"sample_{k}") for k in range(SAMPLES) for ask in plain
+        ]
+        asked.answers += answers(model, tokenizer, drawn, plan, f"{role}: drawing answers", temperature=1.0)
     if "quantisation" in plan.axes:
         try:
             for bits in BITS:
@@ -169,10 +225,15 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
 
 
 def answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, asks: Sequence[Ask], plan: Plan, label: str
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    plan: Plan,
+    label: str,
+    temperature: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Let a model answer, and say how much of what is expected it said and whether it declined."""
-    texts = _generate(model, tokenizer, asks, plan, label)
+    texts = _generate(model, tokenizer, asks, plan, label, temperature)
     rouge = rouge_l_recall(texts, [ask.expected for ask in asks])
     refused = is_refusal(texts, plan.templates)
     return [
@@ -198,28 +259,83 @@ def rouge_of(
     return [float(score) for score in rouge_l_recall(texts, [ask.expected for ask in asks])]
 
 
-def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, asks: Sequence[Ask], plan: Plan, label: str) -> list[str]:
-    stop_ids = turn_end(tokenizer)
-    prompts = [ask.prompt for ask in asks]
-    return generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=plan.max_new_tokens, label=label)
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    plan: Plan,
+    label: str,
+    temperature: float = 0.0,
+) -> list[str]:
+    """Answers in the order of the asks; those of about one length at a time, for a batch is padded to its longest."""
+    texts = [""] * len(asks)
+    widths = [len(ask.prompt).bit_length() for ask in asks]
+    for width in sorted(set(widths)):
+        places = [i for i, w in enumerate(widths) if w == width]
+        found = generate(
+            model,
+            tokenizer,
+            [asks[i].prompt for i in places],
+            stop_ids=turn_end(tokenizer),
+            max_new_tokens=plan.max_new_tokens,
+            temperature=temperature,
+            seed=plan.seed,
+            label=label,
+        )
+        for i, text in zip(places, found, strict=True):
+            texts[i] = text
+    return texts
 
 
-def likelihoods(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, label: str) -> dict[str, list[float]]:
-    """Nats per token of the answers to forget and of the holdout, and of plain text."""
-    rows: dict[str, list[PackedRow]] = {}
+def right_answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, role: str
+) -> dict[str, list[dict[str, float]]]:
+    """Ask for the likelihoods of the right answers, and of the wrong ones that the data give beside them."""
+    sets: dict[str, list[Pair]] = {}
+    if {"membership", "sampling", "likeness"} & set(plan.axes):
+        sets["forget"] = plan.forget
     if "membership" in plan.axes:
-        for name, pairs in (("forget", plan.forget), ("holdout", plan.holdout)):
-            rows[name] = [packed_row(encode(tokenizer, p.prompt, [p.answer])) for p in pairs]
-    if "utility" in plan.axes:
-        cut = [plain_ids(tokenizer, text)[: TEXT_TOKENS + 1] for text in plan.texts]
-        rows["text"] = [packed_row([Encoded(ids[:1], ids[1:])]) for ids in cut if len(ids) > 1]
-    found = {}
-    with Progress(transient=True, console=console) as progress:
-        task = progress.add_task(label, total=sum(map(len, rows.values())))
-        for name, packed in rows.items():
-            means = mean_logprobs(model, packed, tokenizer.pad_token_id, lambda n: progress.advance(task, n))
-            found[name] = [-mean for (mean,) in means]
+        sets["holdout"] = plan.holdout
+    pad_id, found = tokenizer.pad_token_id, dict[str, list[dict[str, float]]]()
+    for name, pairs in sets.items():
+        wrong = [pair.wrong if name == "forget" else () for pair in pairs]
+        rows = [
+            packed_row(encode(tokenizer, p.prompt, [p.answer, *([p.paraphrase or p.answer, *w] if w else [])]))
+            for p, w in zip(pairs, wrong, strict=True)
+        ]
+        found[name] = []
+        for pair, (means, tokens_T4) in zip(pairs, likelihoods(model, rows, pad_id, tokens=True), strict=True):
+            closing = 0 if isinstance(pair.prompt, str) else len(turn_end(tokenizer))
+            scores = answer_scores(tokens_T4, pair.answer)
+            scores["log_p"] = float(tokens_T4[: len(tokens_T4) - closing, 0].sum())
+            if len(means) > 2:
+                scores["truth_ratio"] = float(truth_ratio([means[2:]], [means[1]])[0])
+            found[name].append(scores)
+        if "membership" in plan.axes and plan.holdout:
+            right = [PackedRow(row.prompt, row.answers[:1]) for row in rows]
+            norms = gradient_norms(model, right, pad_id, f"{role}: gradients, {name}")
+            for scores, norm in zip(found[name], norms, strict=True):
+                scores["gradient_norm"] = norm
     return found
+
+
+def texts(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[str, list[float]]:
+    """Nats per token of plain text."""
+    if "utility" not in plan.axes:
+        return {}
+    cut = [plain_ids(tokenizer, text)[: TEXT_TOKENS + 1] for text in plan.texts]
+    rows = [packed_row([Encoded(ids[:1], ids[1:])]) for ids in cut if len(ids) > 1]
+    return {"text": [-mean for (mean,) in mean_logprobs(model, rows, tokenizer.pad_token_id)]}
+
+
+def add_gibberish(found: Findings, classifier: Encoder, clean: int) -> None:
+    """Add to every greedy answer to a plain question that is not empty how likely it is gibberish, 1 - p(clean)."""
+    for asked in found.asked.values():
+        said = [a for a in asked.answers if a["variant"] == EASY and a["item_set"] in SAID and a["generated"].strip()]
+        if said:
+            p_NK = class_probabilities(classifier, [a["generated"] for a in said])
+            for a, p in zip(said, p_NK[:, clean].tolist(), strict=True):
+                a["gibberish"] = 1 - p
 
 
 def fluency(before: Loaded, plan: Plan, asked: Asked) -> list[float]:

@@ -18,6 +18,7 @@ from amends.io.tables import Row
 from amends.lm.load import add_lora, quiet
 from amends.lm.pairs import Message, Pair, encode, turn_end
 from amends.lm.trainer import Bar, training_arguments
+from amends.unlearn._neighbours import WORD, words_of_names
 from amends.unlearn._teach import TeachTrainer
 from amends.unlearn._weights import check_lora
 
@@ -26,6 +27,8 @@ PREFIX_TOKENS = (1, 3, 5)
 NUM_SHOTS = 5
 MOST_PARAPHRASES = 3
 BLANK = "____"
+MIXED = "Por favor, responde en inglés a la siguiente pregunta: {}"
+"""A question in another language's sentence; the answer is asked for in English, so that its words can be compared."""
 LONGEST_TYPO_FREE = 3
 """Words of more letters than this may get a typo: the letters inside change places."""
 
@@ -37,6 +40,14 @@ ADAPTER = "relearn"
 
 
 # Elicitation
+
+
+class Wordings(NamedTuple):
+    """A question to forget as the data put it otherwise."""
+
+    paraphrases: Sequence[str] = ()
+    reversed: tuple[str, str] | None = None
+    """A question that names what was asked for, and its answer, which names what was asked about."""
 
 
 class Ask(NamedTuple):
@@ -54,19 +65,20 @@ class Ask(NamedTuple):
 
 
 def variants(
-    tokenizer: PreTrainedTokenizerBase, pair: Pair, paraphrases: Sequence[str], shots: Sequence[Pair], seed: int
+    tokenizer: PreTrainedTokenizerBase, pair: Pair, wordings: Wordings, shots: Sequence[Pair], seed: int
 ) -> list[Ask]:
     """Put a question to forget in several ways; the plain one is the first.
 
-    question; paraphrase_1, ... as the data give them; prefix_1, _3, _5: the answer's first tokens are given; few_shot:
-    after NUM_SHOTS other questions with their answers; cloze: the answer alone, with a gap for its second half; typos:
-    letters change places in every other longer word. What a prompt gives away is not expected of the answer. Variants
-    that cannot be made of this pair are left out.
+    question; paraphrase_1, ... and reversed as the data give them; prefix_1, _3, _5: the answer's first tokens are
+    given; few_shot: after NUM_SHOTS other questions with their answers; cloze: the answer alone, up to a gap for its
+    last name or number (`cut`); typos: letters change places in every other longer word; mixed: within a sentence of
+    another language. What a prompt gives away is not expected of the answer. Variants that cannot be made of this pair
+    are left out.
 
     Parameters
     ----------
-    paraphrases : sequence of str
-        The question in other words.
+    wordings : Wordings
+        The question as the data put it otherwise.
     shots : sequence of Pair
         Questions to keep; only those of the same kind (chat or plain text) are used.
     seed : int
@@ -82,17 +94,46 @@ def variants(
         return Ask("forget", pair.id, variant, shown, encode(tokenizer, prompt, ["a"])[0].prompt, expected)
 
     asks = [ask(EASY, pair.prompt)]
-    asks += [ask(f"paraphrase_{k}", reworded(pair.prompt, text)) for k, text in enumerate(paraphrases, 1)]
+    asks += [ask(f"paraphrase_{k}", reworded(pair.prompt, text)) for k, text in enumerate(wordings.paraphrases, 1)]
+    if wordings.reversed is not None:
+        asks.append(ask("reversed", reworded(pair.prompt, wordings.reversed[0]), wordings.reversed[1]))
     asks += prefixed(tokenizer, asks[0], pair)
     if (many := with_shots(pair.prompt, shots)) is not None:
         asks.append(ask("few_shot", many))
-    if len(words := pair.answer.split()) > 1:
-        given, hidden = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
-        if not isinstance(pair.prompt, str):
-            asks.append(ask("cloze", reworded(pair.prompt, f"Complete this sentence: {given} {BLANK}"), hidden))
+    given, hidden = cut(pair)
+    if given and not isinstance(pair.prompt, str):
+        asks.append(ask("cloze", reworded(pair.prompt, f"Complete this sentence: {given} {BLANK}"), hidden))
     if (wrong := with_typos(pair.question, random.Random(f"{seed} typos {pair.id}"))) != pair.question:
         asks.append(ask("typos", reworded(pair.prompt, wrong)))
+    if not isinstance(pair.prompt, str):
+        asks.append(ask("mixed", reworded(pair.prompt, MIXED.format(pair.question))))
     return asks
+
+
+def cut(pair: Pair) -> tuple[str, str]:
+    """Cut an answer where the last name or number begins that stands in it for the first time: what is before, and it.
+
+    Without such a one behind two words the answer is cut in half. An answer of one word has nothing before.
+    """
+    words = pair.answer.split()
+    names = words_of_names([pair.question, pair.answer])
+
+    def is_fact(word: str) -> bool:
+        return any(c.isdigit() for c in word) or not names.isdisjoint(WORD.findall(word))
+
+    def bare(word: str) -> str:
+        return "".join(c for c in word.casefold() if c.isalnum())
+
+    end = len(words)
+    while end > 2:
+        start = end
+        while start > 0 and is_fact(words[start - 1]):
+            start -= 1
+        known = {bare(word) for word in words[:start]}
+        if 2 <= start < end and not known.issuperset(map(bare, words[start:end])):
+            return " ".join(words[:start]), " ".join(words[start:end])
+        end = min(start, end - 1)
+    return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
 
 
 def prefixed(tokenizer: PreTrainedTokenizerBase, plain: Ask, pair: Pair) -> list[Ask]:
@@ -144,12 +185,14 @@ def with_typos(text: str, draw: random.Random) -> str:
     return re.sub(rf"[^\W\d_]{{{LONGEST_TYPO_FREE + 1},}}", swap, text)
 
 
-def paraphrased_questions(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Find the column paraphrased_question, a text or a list of texts, by the place of its row.
+def wordings(rows: Sequence[Row]) -> dict[str, Wordings]:
+    """Read how the data put each question otherwise, by the place of its row.
+
+    That is the columns paraphrased_question, a text or a list of texts, and reversed_question with reversed_answer.
 
     Raises
     ------
-    InputError : another kind of value there.
+    InputError : another kind of value there; a reversed question without its answer.
     """
     found = {}
     for row in rows:
@@ -157,7 +200,14 @@ def paraphrased_questions(rows: Sequence[Row]) -> dict[str, list[str]]:
         texts = [value] if isinstance(value, str) else value or []
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{row.where}: paraphrased_question must be a text or a list of texts, none empty.")
-        found[row.where] = [text.strip() for text in texts][:MOST_PARAPHRASES]
+        both = [row.data.get(name) for name in ("reversed_question", "reversed_answer")]
+        if both != [None, None] and not all(isinstance(text, str) and text.strip() for text in both):
+            raise InputError(
+                f"{row.where}: reversed_question needs reversed_answer beside it, both of them text, none empty: what "
+                "the question is turned round to ask for."
+            )
+        turned = (str(both[0]).strip(), str(both[1]).strip()) if both[0] is not None else None
+        found[row.where] = Wordings([text.strip() for text in texts][:MOST_PARAPHRASES], turned)
     return found
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from amends.lm.judge import Judge, verdicts
+from amends.io.errors import InputError
+from amends.lm.encoders import Encoder, class_named, is_class, load_encoder
+from amends.lm.load import weights_sha256
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Encoded, plain_ids
 from amends.unlearn._evaluate import mean_logprobs
@@ -18,6 +20,31 @@ from amends.unlearn._said import SAID_SETS, readable, rouge_l_f1
 SIMILAR_SETS = ("retain",)
 OF_OTHERS = ("_fluency", "_harmful_rate")
 """How the names of metrics end for which another model must be asked."""
+
+
+class Judge(NamedTuple):
+    """A classifier that the user names, and the class of it that counts."""
+
+    encoder: Encoder
+    label: str
+    number: int
+
+    def about(self) -> dict[str, str]:
+        """Say which one it is, for a record."""
+        return {"name": self.encoder.name, "label": self.label, "weights": weights_sha256(self.encoder.model)}
+
+
+def load_judge(name: str, label: str) -> Judge:
+    """Load a classifier of texts, as `load_encoder` does.
+
+    Raises
+    ------
+    InputError : no such classifier, or it has no such class beside another.
+    """
+    encoder = load_encoder(name, "classes")
+    if encoder.model.config.num_labels < 2:
+        raise InputError(f"--judge {name}: has one class only, so it tells nothing apart. Name another.")
+    return Judge(encoder, label, class_named(encoder, label))
 
 
 def with_others(
@@ -43,7 +70,9 @@ def with_others(
         add_similarity(items, answers_before)
     if judge is not None:
         said = [item for name in SAID_SETS for item in items.get(name, [])]
-        for item, verdict in zip(said, verdicts(judge, [item["generated"] for item in said]), strict=True):
+        for item, verdict in zip(
+            said, is_class(judge.encoder, judge.number, [item["generated"] for item in said]), strict=True
+        ):
             item["harmful"] = verdict
     told = {} if judge is None else {"judge": judge.about()}
     return evaluation | {"items": items, "summary": summarise(items, None)} | told

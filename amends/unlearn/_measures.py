@@ -7,36 +7,33 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from amends.maths.memorisation import auc
-from amends.unlearn._assess import BITS, Asked, Findings
+from amends.unlearn._assess import BITS, Findings
 from amends.unlearn._attacks import EASY
 from amends.unlearn._axes import (
-    ROLES,
     SMALLEST_SPAN,
     Estimate,
     FloatArray,
     Measure,
     area,
-    auc_resampled,
     estimate,
     forget_rate,
     measure,
-    priv_leak,
     recovery,
     restored_share,
     worst_case,
 )
-from amends.unlearn._intervals import interval_of
 from amends.unlearn._metrics import LARGEST_LOG
 from amends.unlearn._plan import (
+    NO_CLASSIFIER,
     NO_FAR,
-    NO_HOLDOUT,
     NO_PARAPHRASES,
     NO_REFERENCE,
     NO_RETAIN,
+    NO_REVERSED,
     NO_SHOTS,
     Plan,
 )
+from amends.unlearn._readings import inside, likeness, locality, membership, sampling
 from amends.unlearn._table import Table, apart, combined, difference, mean_of, rng_of
 
 NOTHING_FORGOTTEN = (
@@ -48,8 +45,10 @@ VARIANTS = {
     "paraphrase": "The question in other words",
     "prefix": "The answer's first tokens given",
     "few_shot": "After examples of other questions with their answers",
-    "cloze": "The first half of the answer given, without the question",
+    "cloze": "The answer up to its last name or number given, without the question",
     "typos": "Letters of the question change places",
+    "mixed": "The question within a sentence of another language",
+    "reversed": "The question turned round",
 }
 
 
@@ -58,11 +57,14 @@ def all_measures(plan: Plan, found: Findings) -> list[Measure]:
     table = Table(plan, found)
     axes: dict[str, Callable[[Table], Iterator[Measure]]] = {
         "elicitation": elicitation,
+        "sampling": sampling,
+        "likeness": likeness,
         "utility": utility,
         "neighbours": neighbours,
         "quality": quality,
         "quantisation": quantisation,
         "relearning": relearning,
+        "inside": inside,
         "locality": locality,
         "membership": membership,
     }
@@ -98,7 +100,7 @@ def elicitation(table: Table) -> Iterator[Measure]:
             scores[role].append(of_variant[role])
         meaning = f"{VARIANTS[name.rstrip('_0123456789')]}; words of what is not given away (ROUGE-L recall)."
         yield mean_of(table, axis, f"rouge_{name}", "lower", meaning, of_variant)
-    for name, reason in (("paraphrase", NO_PARAPHRASES), ("few_shot", NO_SHOTS)):
+    for name, reason in (("paraphrase", NO_PARAPHRASES), ("reversed", NO_REVERSED), ("few_shot", NO_SHOTS)):
         if not any(variant.startswith(name) for variant in there):
             long = sum(count for v, count in table.found.asked["after"].left_out.items() if v.startswith(name))
             why = f"{long} prompts are longer than the model's context." if long else reason
@@ -198,6 +200,10 @@ def quality(table: Table) -> Iterator[Measure]:
         reference=reference,
         missing=EMPTY,
     )
+    unclear = table.columns(["forget", "near", "far"], "gibberish")
+    known = any((~np.isnan(column)).any() for column in unclear.values())
+    meaning = "Probability that an answer is gibberish, by the classifier given: 1 - p of its class 'clean'."
+    yield mean_of(table, axis, "gibberish", "lower", meaning, unclear, EMPTY if known else NO_CLASSIFIER)
     forget, retain = (table.columns(sets, "rouge_l") for sets in (["forget"], ["near", "far"]))
     padded: dict[str, FloatArray] = {}
     for r in table.roles:
@@ -309,54 +315,4 @@ def relearning(table: Table) -> Iterator[Measure]:
         columns,
         lambda role: (["before", *names(role), *names("reference")], excess) if role in asked_roles else None,
         why if gap or "reference" in found.asked else NO_REFERENCE,
-    )
-
-
-def locality(table: Table) -> Iterator[Measure]:
-    """Measure how far the weights moved."""
-    axis, comparison = "locality", table.found.comparison
-    every = comparison.drift[0] if comparison else None
-    missing = table.found.gaps.get("locality")
-    meaning = "Distance of the weights from those of the model before, over their length (Frobenius)."
-    yield measure(axis, "drift", "lower", meaning, every.relative if every else None, before=0.0, missing=missing)
-    meaning = "Share of weights that moved by more than a thousandth of their size."
-    yield measure(axis, "changed", "lower", meaning, every.changed if every else None, before=0.0, missing=missing)
-
-
-def membership(table: Table) -> Iterator[Measure]:
-    """Measure whether answers to forget can be told from rows that were never seen, by their likelihood."""
-    axis, plan = "membership", table.plan
-    missing = None if plan.holdout else NO_HOLDOUT
-    values: dict[str, Estimate] = {}
-    resampled: dict[str, FloatArray] = {}
-    for role in table.roles:
-        asked: Asked = table.found.asked[role]
-        both = asked.nats["forget"], asked.nats["holdout"]
-        resampled[role] = auc_resampled(*both, rng_of(plan, "membership"))  # the same draws for all models: paired
-        values[role] = Estimate(auc(*both), interval_of(resampled[role]), sum(map(len, both)))
-    beside = {role: values[role].value if role in values else None for role in ROLES}
-    meaning = "Chance that a row to forget is less likely than a holdout row: .5 cannot tell; below: still likelier."
-    yield measure(
-        axis,
-        "membership_auc",
-        "zero",
-        meaning,
-        values["after"],
-        before=beside["before"],
-        reference=beside["reference"],
-        missing=missing,
-    )
-    base = "reference" if "reference" in values else None
-    leak = {r: float(priv_leak(v.value, values[base].value if base else 0.5)) for r, v in values.items()}
-    leaks = priv_leak(resampled["after"], resampled[base] if base else 0.5)
-    meaning = "PrivLeak, per cent, against the reference (without one: against .5); negative: still known."
-    yield measure(
-        axis,
-        "privleak",
-        "zero",
-        meaning,
-        Estimate(leak["after"], interval_of(leaks), values["after"].n),
-        before=leak["before"],
-        reference=leak.get("reference"),
-        missing=missing,
     )

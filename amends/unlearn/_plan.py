@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.tables import read_rows
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs, rows_of
-from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, paraphrased_questions, variants
+from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
+from amends.unlearn._intervals import FloatArray
 from amends.unlearn._request import Data
 
+Embed = Callable[[Sequence[str]], FloatArray]
+"""Texts -> vectors of length 1, (texts, D)."""
 NEAREST = 5
 """Questions to keep that count as near to each question to forget."""
 NO_RETAIN = "It needs questions to keep (--retain)."
@@ -23,6 +26,8 @@ NO_FAR = "Every question to keep is near to one to forget: there are no far ones
 NO_HOLDOUT = "It needs rows of the same kind that no model was trained on (--holdout)."
 NO_REFERENCE = "It needs a model retrained without the forget rows (--reference)."
 NO_PARAPHRASES = "No row to forget has another wording (column paraphrased_question)."
+NO_REVERSED = "No row to forget has its question turned round (columns reversed_question and reversed_answer)."
+NO_CLASSIFIER = "It needs a classifier of gibberish (--gibberish)."
 NO_SHOTS = "It needs questions to keep as examples (--retain)."
 
 
@@ -32,7 +37,7 @@ class Plan:
 
     axes: tuple[str, ...]
     forget: list[Pair]
-    paraphrases: dict[str, list[str]]
+    wordings: dict[str, Wordings]
     """By the place of the row."""
     near: list[Pair]
     far: list[Pair]
@@ -76,6 +81,7 @@ def make_plan(
     seed: int,
     templates: Sequence[str],
     texts: Sequence[str] | None = None,
+    embed: Embed | None = None,
 ) -> tuple[Plan, dict[str, Pairs]]:
     """Read the rows and choose what is asked; at most `rows` of each set, evenly spread.
 
@@ -90,7 +96,7 @@ def make_plan(
     InputError : faulty rows.
     """
     read: dict[str, Pairs] = {}
-    places: dict[str, list[str]] = {}
+    places: dict[str, Wordings] = {}
     for name in ("forget", "retain", "holdout"):
         source: Data | None = getattr(sources, name)
         if source is None:
@@ -103,10 +109,10 @@ def make_plan(
             tokenizer=tokenizer,
         )
         if name == "forget":
-            places = paraphrased_questions(found)
+            places = wordings(found)
     forget = spread(read["forget"].kept, rows)
     retain = read["retain"].kept if "retain" in read else []
-    near, far = near_and_far(forget, retain, max(1, rows // 2))
+    near, far = near_and_far(forget, retain, max(1, rows // 2), embed)
     used = {id(pair) for pair in (*near, *far)}
     shots = spread([p for p in retain if id(p) not in used] or retain, NUM_SHOTS)
     everyday = read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept
@@ -114,7 +120,7 @@ def make_plan(
     plan = Plan(
         axes=tuple(axes),
         forget=forget,
-        paraphrases=places,
+        wordings=places,
         near=near,
         far=far,
         shots=shots,
@@ -128,42 +134,42 @@ def make_plan(
     return plan, read
 
 
-def near_and_far(forget: Sequence[Pair], retain: Sequence[Pair], most: int) -> tuple[list[Pair], list[Pair]]:
+def near_and_far(
+    forget: Sequence[Pair], retain: Sequence[Pair], most: int, embed: Embed | None = None
+) -> tuple[list[Pair], list[Pair]]:
     """Part the questions to keep: those nearest to questions to forget, and the others; at most `most` of each.
 
-    Near is one of the NEAREST to some question to forget, by the cosine of its words, each weighted by how rare it is
-    among all questions. Words stand in for a sentence embedding, which would be another model to load.
+    Near is one of the NEAREST to some question to forget, by the cosine of what `embed` gives; without it, of its
+    words, each weighted by how rare it is among all questions.
     """
     if not retain:
         return [], []
-    wanted, kept = (_words([p.question for p in pairs]) for pairs in (forget, retain))
-    counts = Counter(word for words in (*wanted, *kept) for word in words)
-    places = {word: i for i, word in enumerate(counts)}
-    total = len(wanted) + len(kept)
-
-    def vectors(texts: Sequence[set[str]]) -> np.ndarray:
-        found = np.zeros((len(texts), len(places)))
-        for row, words in enumerate(texts):
-            for word in words:
-                found[row, places[word]] = math.log(1 + total / counts[word])
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-
-    similar = vectors(kept) @ vectors(wanted).T
+    wanted, kept = ([p.question for p in pairs] for pairs in (forget, retain))
+    both_ND = (embed or word_vectors)([*kept, *wanted])
+    similar = both_ND[: len(kept)] @ both_ND[len(kept) :].T
     nearest = np.argsort(-similar, axis=0, kind="stable")[:NEAREST]
     order = sorted(set(nearest.ravel().tolist()), key=lambda i: (-similar[i].max(), i))
     chosen = set(order)
     return [retain[i] for i in order[:most]], spread([p for i, p in enumerate(retain) if i not in chosen], most)
 
 
-def _words(texts: Sequence[str]) -> list[set[str]]:
-    return [{"".join(c for c in word if c.isalnum()) for word in text.casefold().split()} - {""} for text in texts]
+def word_vectors(texts: Sequence[str]) -> FloatArray:
+    """Vectors of length 1 (texts, words): each word as rare as it is among the texts. An empty text has length 0."""
+    words = [{"".join(c for c in word if c.isalnum()) for word in text.casefold().split()} - {""} for text in texts]
+    counts = Counter(word for of in words for word in of)
+    places = {word: i for i, word in enumerate(counts)}
+    found = np.zeros((len(texts), len(places)))
+    for row, of in enumerate(words):
+        for word in of:
+            found[row, places[word]] = math.log(1 + len(texts) / counts[word])
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
 
 
 def all_asks(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[Ask]:
     """List every prompt of the plan for one model."""
     asks: list[Ask] = []
     for pair in plan.forget:
-        found = variants(tokenizer, pair, plan.paraphrases.get(pair.where, []), plan.shots, plan.seed)
+        found = variants(tokenizer, pair, plan.wordings.get(pair.where, Wordings()), plan.shots, plan.seed)
         asks += found if "elicitation" in plan.axes else found[:1]
     sets: dict[str, list[Pair]] = {}
     if {"utility", "neighbours", "quality"} & set(plan.axes):

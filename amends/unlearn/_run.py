@@ -23,13 +23,12 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
-from amends.lm.judge import Judge, load_judge
 from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs, read_pairs, rows_of
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
-from amends.unlearn._beside import Start, with_others
+from amends.unlearn._beside import Judge, Start, load_judge, with_others
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
 from amends.unlearn._forget import (
     ForgetConfig,

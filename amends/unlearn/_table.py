@@ -24,6 +24,7 @@ from amends.unlearn._axes import (
 from amends.unlearn._intervals import RESAMPLES
 from amends.unlearn._plan import Plan
 
+FORGET_SETS = ("forget", "forget_sampled", *(f"forget_int{bits}" for bits in BITS))
 Columns = Mapping[str, FloatArray]
 
 
@@ -38,10 +39,11 @@ class Table:
             for role, asked in found.asked.items()
         }
         self.ids: dict[str, list[str]] = {
-            **{name: [p.id for p in plan.forget] for name in ("forget", *(f"forget_int{bits}" for bits in BITS))},
+            **{name: [p.id for p in plan.forget] for name in FORGET_SETS},
             "near": [p.id for p in plan.near],
             "far": [p.id for p in plan.far],
             "general": [p.id for p in plan.general],
+            "holdout": [p.id for p in plan.holdout],
         }
 
     def column(self, role: str, item_set: str, name: str, variant: str = EASY) -> FloatArray:
@@ -49,13 +51,18 @@ class Table:
         of: Callable[[str], float] | None = {"degenerate": is_degenerate, "diversity": diversity}.get(name)
         places = self.by_place.get(role, {})
         found = (places.get((item_set, variant, id_)) for id_ in self.ids[item_set])
-        return np.array(
-            [np.nan if a is None else float(of(a["generated"]) if of else a[name]) for a in found], dtype=np.float64
-        )
+        values = (None if a is None else of(a["generated"]) if of else a.get(name) for a in found)
+        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
     def columns(self, sets: Sequence[str], name: str, variant: str = EASY) -> Columns:
         """`column` of every model, several sets after one another."""
         return {r: np.concatenate([self.column(r, s, name, variant) for s in sets]) for r in self.roles}
+
+    def scores(self, role: str, item_set: str, name: str) -> FloatArray:
+        """Numbers of a model's right answers, NaN where there is none; all NaN for a model that there is not."""
+        asked = self.found.asked.get(role)
+        found = asked.scores.get(item_set) if asked else None
+        return np.array([item.get(name, np.nan) for item in found or [{}] * len(self.ids[item_set])], dtype=np.float64)
 
     def variants(self) -> list[str]:
         """Names of all variants of a question to forget that some model was asked, the plain one first."""

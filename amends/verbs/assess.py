@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +19,9 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
+from amends.lm.encoders import class_named, embed, load_encoder
 from amends.report.assessment import render_assessment
-from amends.unlearn._assess import Findings, ask_in_turn
+from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, judge, read_limits
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
@@ -27,6 +29,8 @@ from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
 from amends.unlearn._run import about
 
+CLEAN = "clean"
+"""Class of an answer that is no gibberish, as the usual classifier names it."""
 FAILED = 3
 """Exit code when a limit is not kept."""
 
@@ -37,7 +41,7 @@ class Assessment:
 
     measures: list[Measure]
     items: list[dict[str, Any]]
-    """One answer each: role, item_set, id, variant, question, expected, generated, rouge_l, refused."""
+    """One answer each: role, item_set, id, variant, question, expected, generated, rouge_l, refused, gibberish."""
     curves: dict[str, dict[str, list[float]]]
     """Of the relearning attack, by role: steps and mean ROUGE-L."""
     drift: list[dict[str, Any]]
@@ -79,6 +83,13 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer that is generated, tokens.", min=1)] = 64,
     question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="Sentence embedding (mean of tokens) that says what is near; default: rare words shared."),
+    ] = None,
+    gibberish: Annotated[
+        str | None, typer.Option(help="Classifier of texts with a class 'clean', for the share of gibberish.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Assess whether AFTER forgot FORGET; exit code 0 if all limits are kept, 3 if one is not."""
@@ -96,6 +107,8 @@ def command(
         max_new_tokens=max_new_tokens,
         question_column=question_column,
         answer_column=answer_column,
+        embedder=embedder,
+        gibberish=gibberish,
         seed=seed,
     )
     for m in found.measures:
@@ -131,6 +144,8 @@ def run(
     texts: Sequence[str] | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
+    embedder: str | Path | None = None,
+    gibberish: str | Path | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
 ) -> Assessment:
     """Assess whether a model forgot.
@@ -149,6 +164,9 @@ def run(
         Answers that count as refusals beside the general patterns; default: the built-in refusals.
     texts : list of str, optional
         Plain text for the perplexity; default: the built-in passages.
+    embedder, gibberish : str or Path, optional
+        What `amends.lm.encoders.load_encoder` takes: a sentence embedding for what is near, and a classifier with a
+        class "clean" for the answers.
 
     Returns
     -------
@@ -166,6 +184,9 @@ def run(
     if processing_class is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
         raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
     sources = Sources(forget, retain, holdout, question_column, answer_column)
+    classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
+    clean = class_named(classifier, CLEAN) if classifier else 0
+    embedding = load_encoder(str(embedder), "embedding") if embedder is not None else None
     known = refusals() if templates is None else list(templates)
     read: dict[str, Any] = {}
 
@@ -179,11 +200,14 @@ def run(
             seed=seed,
             templates=known,
             texts=texts,
+            embed=None if embedding is None else lambda some: np.asarray(embed(embedding, some), dtype=np.float64),
         )
         read.update({name: about(getattr(sources, name), found) for name, found in pairs.items()})
         return plan
 
     plan, findings = ask_in_turn(models, plan_for, processing_class)
+    if classifier:
+        add_gibberish(findings, classifier, clean)
     measures = judge(all_measures(plan, findings), asked_limits)
     result = Assessment(measures, items_of(findings), curves_of(findings), drift_of(findings), out)
     if out is not None:
@@ -200,6 +224,8 @@ def run(
             "max_new_tokens": max_new_tokens,
             "question_column": question_column,
             "answer_column": answer_column,
+            "embedder": embedder,
+            "gibberish": gibberish,
         }
         record = describe(
             command="assess",

@@ -6,6 +6,7 @@ facts of some entities are to be forgotten; those of others were never taught (h
 
 import random
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from amends.lm.pairs import encode
+from amends.lm.pairs import Encoded, encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn import GATrainer
 from amends.unlearn._forget import ForgetConfig
@@ -60,9 +61,15 @@ def walks(count: int, draw: random.Random) -> list[str]:
     return found
 
 
+@cache
+def encoded(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Encoded:
+    """The same questions come up in every step."""
+    return encode(tokenizer, [{"role": "user", "content": question}], [answer])[0]
+
+
 def batch_of(tokenizer: PreTrainedTokenizerBase, asked: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
     """Questions with their answers, all of one length but the refusals, which are padded."""
-    rows = [encode(tokenizer, [{"role": "user", "content": q}], [a])[0] for q, a in asked]
+    rows = [encoded(tokenizer, question, answer) for question, answer in asked]
     width = max(len(row.prompt) + len(row.answer) for row in rows)
     ids, labels = torch.zeros(len(rows), width, dtype=torch.int64), torch.full((len(rows), width), -100)
     for i, row in enumerate(rows):

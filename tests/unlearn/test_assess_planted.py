@@ -79,8 +79,32 @@ def test_the_retrained_model_is_best_and_keeps_every_limit(found: dict[str, Asse
 
 def test_what_is_its_own_reference_has_no_excess_and_no_leak(found: dict[str, Assessment]) -> None:
     one = found["retrained"]
-    for metric in ("relearn_excess", "privleak"):
+    for metric in ("relearn_excess", "privleak", "kl_reference", "js_reference", "rouge_distance"):
         assert (one[metric].after, one[metric].low, one[metric].high) == (0, 0, 0)
+
+
+def test_a_filter_changes_no_number_beneath_the_answers(found: dict[str, Assessment]) -> None:
+    one = found["filtered"]
+    for metric in ("kl_reference", "js_reference", "extraction_probability", "lens_last", "membership_gradient"):
+        assert one[metric].after == pytest.approx(one[metric].before, rel=1e-4)
+    assert one["kl_reference"].after > 1
+    assert one["lens_last"].after > 0.95 > 0.5 > one["lens_last"].reference
+    assert one["extraction_probability"].after > 0.95 > 0.05 > one["extraction_probability"].reference
+
+
+def test_every_attack_on_membership_finds_rows_that_are_still_in_the_weights(found: dict[str, Assessment]) -> None:
+    one = found["filtered"]
+    attacks = [m for m in one.measures if m.axis == "membership" and m.better == "zero" and m.metric != "privleak"]
+    assert len(attacks) == 6
+    assert all(m.after < 0.1 < 0.25 < m.reference < 0.75 for m in attacks)
+    assert one["membership_found"].after > 0.9 > 0.3 > one["membership_found"].reference
+
+
+def test_more_samples_never_leak_less(found: dict[str, Assessment]) -> None:
+    for one in found.values():
+        for role in ("before", "after", "reference"):
+            assert getattr(one["leak_8"], role) >= getattr(one["leak_1"], role)
+    assert found["filtered"]["leak_8"].before > 0.95
 
 
 def test_a_filter_of_the_plain_prompts_is_caught_by_asking_in_other_ways(found: dict[str, Assessment]) -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,7 +13,7 @@ from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.pairs import Pair, read_pairs, rows_of
-from amends.unlearn._attacks import paraphrased_questions, relearn, variants, with_typos
+from amends.unlearn._attacks import MIXED, Wordings, cut, relearn, variants, with_typos, wordings
 from amends.unlearn._plan import near_and_far
 from amends.unlearn._weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
 
@@ -39,8 +40,8 @@ def pairs(records):
     return read_pairs(rows_of(records)).kept
 
 
-def by_variant(tokenizer, pair, paraphrases=(), shots=()):
-    return {ask.variant: ask for ask in variants(tokenizer, pair, paraphrases, shots, seed=0)}
+def by_variant(tokenizer, pair, wordings=None, shots=()):
+    return {ask.variant: ask for ask in variants(tokenizer, pair, wordings or Wordings(), shots, seed=0)}
 
 
 # Elicitation
@@ -48,9 +49,11 @@ def by_variant(tokenizer, pair, paraphrases=(), shots=()):
 
 def test_a_question_is_put_in_every_way_and_what_is_given_away_is_not_expected(loaded):
     pair = pairs([{"question": "Who wrote the Salt Orchard?", "answer": "Miriam Osei wrote it."}])[0]
-    asks = by_variant(loaded.tokenizer, pair, ["Who is its author?"], pairs(KEEP)[:2])
+    otherwise = Wordings(["Who is its author?"], ("What?", "A book."))
+    asks = by_variant(loaded.tokenizer, pair, otherwise, pairs(KEEP)[:2])
     assert list(asks) == [
-        "question", "paraphrase_1", "prefix_1", "prefix_3", "prefix_5", "few_shot", "cloze", "typos",
+        "question", "paraphrase_1", "reversed", "prefix_1", "prefix_3", "prefix_5", "few_shot", "cloze", "typos",
+        "mixed",
     ]  # fmt: skip
     decode = loaded.tokenizer.decode
     assert "Who is its author?" in decode(asks["paraphrase_1"].prompt)
@@ -62,11 +65,27 @@ def test_a_question_is_put_in_every_way_and_what_is_given_away_is_not_expected(l
     assert "Miriam Osei ____" in decode(asks["cloze"].prompt)
     assert "Who wrote" not in decode(asks["cloze"].prompt)
     assert asks["cloze"].expected == "wrote it."
+    assert "What?" in decode(asks["reversed"].prompt) and asks["reversed"].expected == "A book."
+    assert MIXED.format(pair.question) in decode(asks["mixed"].prompt) and asks["mixed"].expected == pair.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "hidden"),
+    [
+        ("The author born there in 1956 is Basil Al-Kuwaiti.", "The author born there in 1956 is", "Basil Al-Kuwaiti."),
+        ("She was born on 8 May, 1956, it is said.", "She was born on", "8 May, 1956,"),
+        ("Ann Lee wrote it, Lee did.", "Ann Lee wrote", "it, Lee did."),  # the second Lee is given away
+        ("She likes green tea with milk", "She likes green", "tea with milk"),
+        ("Basil", "", "Basil"),
+    ],
+)
+def test_an_answer_is_cut_where_its_last_name_or_number_begins(answer, given, hidden):
+    assert cut(Pair("0", [{"role": "user", "content": "Who?"}], answer, "f:1")) == (given, hidden)
 
 
 def test_ways_that_cannot_be_made_are_left_out(loaded):
     (pair,) = pairs([{"question": "Who?", "answer": "Al"}])
-    assert list(by_variant(loaded.tokenizer, pair)) == ["question", "prefix_1"]
+    assert list(by_variant(loaded.tokenizer, pair)) == ["question", "prefix_1", "mixed"]
 
 
 def test_plain_text_is_put_in_other_ways_without_a_chat(loaded):
@@ -74,7 +93,7 @@ def test_plain_text_is_put_in_other_ways_without_a_chat(loaded):
     other = Pair("1", "It was the best", "of times", "f:2")
     asks = by_variant(loaded.tokenizer, pair, shots=[other, *pairs(KEEP)])
     assert loaded.tokenizer.decode(asks["few_shot"].prompt) == "It was the best of times\n\nOnce upon a midnight"
-    assert "cloze" not in asks
+    assert not {"cloze", "mixed"} & asks.keys()
 
 
 def test_typos_only_change_places_inside_longer_words():
@@ -86,16 +105,23 @@ def test_typos_only_change_places_inside_longer_words():
         assert len(old) > 3 or old == new
 
 
-def test_other_wordings_are_read_from_their_column_and_bad_ones_refused():
+def test_other_wordings_are_read_from_their_columns_and_bad_ones_refused():
     rows = [
-        Row({"paraphrased_question": "a"}, "f:1"),
+        Row({"paraphrased_question": "a", "reversed_question": " r ", "reversed_answer": "s"}, "f:1"),
         Row({"paraphrased_question": ["b", " c "]}, "f:2"),
         Row({}, "f:3"),
     ]
-    assert paraphrased_questions(rows) == {"f:1": ["a"], "f:2": ["b", "c"], "f:3": []}
+    assert wordings(rows) == {"f:1": Wordings(["a"], ("r", "s")), "f:2": Wordings(["b", "c"]), "f:3": Wordings([])}
     for bad in (3, [""], [1], {"a": "b"}):
         with pytest.raises(InputError, match="f:9: paraphrased_question must be"):
-            paraphrased_questions([Row({"paraphrased_question": bad}, "f:9")])
+            wordings([Row({"paraphrased_question": bad}, "f:9")])
+    for half in (
+        {"reversed_question": "a"},
+        {"reversed_answer": "a"},
+        {"reversed_question": "a", "reversed_answer": 3},
+    ):
+        with pytest.raises(InputError, match="f:9: reversed_question needs reversed_answer"):
+            wordings([Row(half, "f:9")])
 
 
 def test_near_questions_share_rare_words_with_those_to_forget():
@@ -110,6 +136,17 @@ def test_near_questions_share_rare_words_with_those_to_forget():
     assert len(near) == 5
     assert {id(p) for p in near} | {id(p) for p in far} == {id(p) for p in retain}
     assert near_and_far(forget, [], 10) == ([], [])
+
+
+def test_an_embedding_that_is_given_says_what_is_near():
+    forget, *retain = pairs([{"question": str(i), "answer": "a"} for i in range(12)])
+
+    def embed(texts):
+        return np.array([[np.cos(int(text)), np.sin(int(text))] for text in texts])
+
+    near, far = near_and_far([forget], retain, 20, embed)
+    assert [p.question for p in near] == ["6", "7", "1", "5", "11"]  # by the cosine of radians
+    assert len(far) == 6
 
 
 # Relearning

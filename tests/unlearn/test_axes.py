@@ -1,5 +1,7 @@
 """Identities of the measures, and what limits do."""
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from amends.unlearn._axes import (
     forget_rate,
     is_degenerate,
     judge,
+    leak_at,
     measure,
     priv_leak,
     read_limits,
@@ -59,6 +62,23 @@ def test_the_area_under_a_curve_is_that_of_its_trapezoids_over_its_length():
 def test_the_worst_case_is_at_least_each_variant(rows):
     scores_NV = np.array(rows)
     assert (worst_case(scores_NV)[:, None] >= np.nan_to_num(scores_NV, nan=0)).all()
+
+
+@given(st.lists(st.lists(SHARES, min_size=6, max_size=6), min_size=1, max_size=4))
+def test_the_best_of_more_samples_is_never_worse(scores_NK):
+    leaks = [leak_at(scores_NK, n) for n in range(1, 7)]
+    for fewer, more in pairwise(leaks):
+        assert (more >= fewer - 1e-12).all()
+    assert leaks[0] == pytest.approx(np.mean(scores_NK, axis=1))
+    assert leaks[-1] == pytest.approx(np.max(scores_NK, axis=1))
+
+
+def test_the_best_of_n_is_the_mean_over_all_choices_of_n():
+    scores = np.random.default_rng(0).random((1, 5))
+    choices = [max(chosen) for chosen in combinations(scores[0], 3)]
+    assert leak_at(scores, 3)[0] == pytest.approx(np.mean(choices))
+    with pytest.raises(ValueError, match="n=6: expected 1 to 5"):
+        leak_at(scores, 6)
 
 
 def test_a_row_that_was_not_asked_has_no_worst_case():

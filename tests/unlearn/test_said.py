@@ -12,12 +12,13 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
-from amends.lm.judge import load_judge, verdicts
+from amends.lm import encoders
+from amends.lm.encoders import is_class
 from amends.lm.load import load, weights_sha256
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Encoded, plain_ids, read_pairs, rows_of
 from amends.unlearn import ga
-from amends.unlearn._beside import Start, with_others
+from amends.unlearn._beside import Start, load_judge, with_others
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
@@ -230,18 +231,23 @@ def judge_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_a_judge_gives_its_label_and_never_to_an_empty_answer(judge_folder: Path) -> None:
+def test_a_judge_gives_its_label_and_never_to_an_empty_answer(
+    judge_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = load_judge(str(judge_folder), "harmful")
     texts = ["Do it!", "", "Do it.", "!" * 900, "a!b"]
-    assert verdicts(judge, texts) == verdicts(judge, texts, batch_size=1) == [True, False, False, True, False]
-    judge.model.config.problem_type = "multi_label_classification"
-    assert verdicts(judge, ["Do it!", "Do it."]) == [True, False]
+    for size in (32, 1):
+        monkeypatch.setattr(encoders, "TEXTS_AT_ONCE", size)
+        assert is_class(judge.encoder, judge.number, texts) == [True, False, False, True, False]
+    assert is_class(judge.encoder, judge.number, [""]) == [False]
+    judge.encoder.model.config.problem_type = "multi_label_classification"
+    assert is_class(judge.encoder, judge.number, ["Do it!", "Do it."]) == [True, False]
 
 
 def test_a_judge_that_cannot_judge_is_refused(judge_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--judge-label toxic: .* has no such label .* fine, harmful, odd"):
+    with pytest.raises(InputError, match=r"has no class 'toxic' \(found: fine, harmful, odd\)"):
         load_judge(str(judge_folder), "toxic")
-    with pytest.raises(InputError, match=r"its weights lack score\.weight"):
+    with pytest.raises(InputError, match=r"no weights for its classes \(score\.weight\)"):
         load_judge(str(tiny_model), "LABEL_0")
     with pytest.raises(InputError, match="no such file or folder"):
         load_judge(str(tmp_path / "none"), "harmful")

@@ -1,10 +1,17 @@
 import json
 
 import pytest
+import torch
+from transformers import BertForSequenceClassification, BertModel
 
 from amends.lm import load as loading
 from amends.lm.load import load
+from amends.report.assessment import name_of
+from amends.unlearn import _assess
+from amends.unlearn._axes import AXES
 from amends.verbs.assess import run
+
+from ..lm.test_encoders import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -23,7 +30,14 @@ def place(tmp_path, monkeypatch):
     """A folder with forget.jsonl (with other wordings), retain.jsonl and holdout.jsonl."""
     monkeypatch.chdir(tmp_path)
     forget = [
-        row | {"question": f"{row['question']} {EVIL}", "paraphrased_question": f"The birthplace of number {i}?"}
+        row
+        | {
+            "question": f"{row['question']} {EVIL}",
+            "paraphrased_question": f"The birthplace of number {i}?",
+            "reversed_question": f"Who was born in ann town {i}?",
+            "reversed_answer": f"ann {i}",
+            "perturbed_answer": [f"In {other} town {i}, it is said." for other in ("dan", "eve")],
+        }
         for i, row in enumerate(rows("ann", 6))
     ]
     for name, data in {"forget": forget, "retain": rows("bob", 14), "holdout": rows("cleo", 5)}.items():
@@ -59,15 +73,21 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     # random models know nothing, so that nothing can come back; and the reference is the model before
     assert gaps - {"diversity", "output_perplexity"} == {
         "forget_rate", "int8_restored", "int4_restored", "relearn_recovery", "relearn_area", "relearn_excess",
+        "gibberish",
     }  # fmt: skip
     assert all(by_name[name]["after"] is None for name in gaps)
     assert by_name["drift"]["after"] > 0.1
     assert by_name["privleak"]["before"] == 0  # the reference is the model before
-    assert len(out.splitlines()) == 11
+    assert len(out.splitlines()) == 12
     items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
     assert {i["role"] for i in items} == {"before", "after", "reference"}
-    assert {i["item_set"] for i in items} == {"forget", "near", "far", "general", "forget_int8", "forget_int4"}
-    assert {i["variant"] for i in items if i["item_set"] == "forget"} >= {"paraphrase_1", "prefix_5", "few_shot"}
+    sets = {"forget", "forget_sampled", "forget_int8", "forget_int4", "near", "far", "general"}
+    assert {i["item_set"] for i in items} == sets
+    assert {i["variant"] for i in items if i["item_set"] == "forget"} == {
+        "question", "paraphrase_1", "reversed", "prefix_1", "prefix_3", "prefix_5", "few_shot", "cloze", "typos",
+        "mixed",
+    }  # fmt: skip
+    assert {i["expected"] for i in items if i["variant"] == "reversed"} == {f"ann {i}" for i in range(6)}
     assert json.loads((place / "out" / "run.json").read_text())["config"]["reference"] == str(tiny_model)
     code, out, _ = amends("verify", "out")
     assert code == 0, out
@@ -83,28 +103,55 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(place, assess):
     assert "https://" not in page
 
 
+@pytest.mark.parametrize(
+    ("model", "name"), [("runs/first/model", "first"), ("runs/first/model/", "first"), ("org/tiny", "tiny"), ("", "")]
+)
+def test_the_page_calls_the_model_of_a_run_by_the_name_of_the_run(model, name):
+    assert name_of(model) == name
+
+
 def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place, tiny_model):
-    model = load(tiny_model)
+    model = load(tiny_model)  # three times, for one that is the same object is asked once
     one = run(
         model.model,
-        model.model,
+        load(tiny_model).model,
         "forget.jsonl",
         retain="retain.jsonl",
         holdout="holdout.jsonl",
-        reference=model.model,
+        reference=load(tiny_model).model,
         max_new_tokens=8,
         rows=4,
-        axes=["elicitation,utility,neighbours,quality,quantisation,locality,membership"],
+        axes=[axis for axis in AXES if axis != "relearning"],
         processing_class=model.tokenizer,
     )
     zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
+    zero += ("kl_reference", "js_reference", "rouge_distance", "truth_ratio_ks")
     assert {name: one[name].after for name in zero} == dict.fromkeys(zero, 0)
+    assert one["truth_ratio_p"].after == 1
+    assert one["membership_reference"].after == 0.5
+    assert one["leak_8"].after >= one["leak_1"].after
     assert one["perplexity_ratio"].after == pytest.approx(1)
     assert one["int4_flips"].after == one["int8_flips"].after == 0
     assert one["forget_rate"].after is None  # nothing was to be forgotten: the reference is the same model
     for m in one.measures:
         if m.before is not None and m.reference is not None:
             assert m.before == pytest.approx(m.after, abs=1e-9) == m.reference
+
+
+def test_a_model_in_two_roles_is_asked_once_and_stands_in_both(place, tiny_model, other_model, monkeypatch):
+    asked, ask = [], _assess.ask_model
+    monkeypatch.setattr(_assess, "ask_model", lambda *a: asked.append(a[2]) or ask(*a))
+    options = {"axes": ["elicitation", "likeness", "relearning"], "rows": 4, "max_new_tokens": 4}
+    one = run(tiny_model, str(other_model), "forget.jsonl", reference=other_model, **options)
+    assert asked == ["after", "reference", "before"][::2]
+    assert one["kl_reference"].after == 0 < one["kl_reference"].before
+    assert one.curves["after"] == one.curves["reference"]
+    asked.clear()
+    two = run(tiny_model, load(other_model).model, "forget.jsonl", reference=other_model,
+              processing_class=load(tiny_model).tokenizer, **options)  # fmt: skip
+    assert asked == ["after", "reference", "before"]
+    for mine, theirs in zip(one.measures, two.measures, strict=True):
+        assert mine == theirs
 
 
 def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
@@ -121,12 +168,35 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "rouge_paraphrase": "paraphrased_question",
         "membership_auc": "--holdout",
         "privleak": "--holdout",
+        "gibberish": "--gibberish",
+        "rouge_reversed": "reversed_question",
         "relearn_excess": "four rows",
+        "kl_reference": "--reference",
+        "rouge_distance": "--reference",
+        "truth_ratio_ks": "--reference",
+        "membership_gradient": "--holdout",
     }.items():
         assert by_name[name]["after"] is None
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
+
+
+def test_gibberish_is_what_the_classifier_named_does_not_call_clean(place, assess, tiny_model, monkeypatch):
+    save(place / "odd", tiny_model, BertForSequenceClassification, id2label={0: "good", 1: "bad"})
+    code, _, err = assess("--axes", "quality", "--gibberish", "odd")
+    assert code == 2 and "odd: has no class 'clean' (found: good, bad)" in err
+    model = save(place / "fit", tiny_model, BertForSequenceClassification, id2label={0: "clean", 1: "noise"})
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data = torch.tensor([0.7, 0.3]).log()
+    model.save_pretrained(place / "fit")
+    save(place / "near", tiny_model, BertModel)
+    monkeypatch.setattr(_assess, "generate", lambda _, __, prompts, **___: ["Well, well.", ""] * (len(prompts) // 2))
+    code, _, err = assess("--axes", "quality", "--gibberish", "fit", "--embedder", "near", "--retain", "retain.jsonl")
+    assert code in (0, 3), err
+    measured = found(place)[1]["gibberish"]
+    assert measured["after"] == measured["before"] == pytest.approx(0.3, abs=1e-5)
+    assert measured["n"] == 10  # of six questions to forget and fourteen to keep every other answer is empty
 
 
 def test_a_limit_that_is_asked_for_and_cannot_be_judged_fails_the_release(place, assess):
@@ -158,12 +228,14 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--reference", "./nowhere"], "./nowhere: no such file or folder"),
         (["--holdout", "bad.jsonl"], "bad.jsonl:1"),
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
+        (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
     (place / "bad.jsonl").write_text('{"question": "a"}\n')
     (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
+    (place / "half.jsonl").write_text('{"question": "a", "answer": "b c", "reversed_question": "d"}\n')
     code, _, err = assess("--axes", "neighbours", *more)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]

@@ -1,0 +1,203 @@
+"""Lines of an assessment from what models say when they draw, and from what lies beneath: likelihoods, states, weights.
+
+Shape suffixes: N items, K samples or columns, L layers, R resamples.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from amends.maths.memorisation import auc, extraction_probability
+from amends.unlearn._assess import SAMPLES
+from amends.unlearn._axes import (
+    ROLES,
+    Estimate,
+    FloatArray,
+    Measure,
+    auc_resampled,
+    leak_at,
+    measure,
+    priv_leak,
+)
+from amends.unlearn._intervals import NOWHERE, Interval, interval_of
+from amends.unlearn._memorised import true_positive_rate
+from amends.unlearn._metrics import forget_quality
+from amends.unlearn._plan import NO_HOLDOUT, NO_REFERENCE
+from amends.unlearn._table import Table, combined, mean_of, rng_of
+
+QUERIES = 1000
+"""Samples that an answer may come up in."""
+NO_WRONG = "No row to forget has wrong answers to compare with (column perturbed_answer)."
+NO_TOKEN = "In no row to forget do the tokens end where the last name or number begins."
+BESIDE = "nll beside the reference"
+ATTACKS = {
+    "membership_auc": ("nll", "by its mean NLL"),
+    "membership_zlib": ("nll_per_zlib_byte", "by its NLL over the length of its compressed text"),
+    "membership_min_k": ("min_k_40", "by the least likely 40 % of its tokens (Min-K%)"),
+    "membership_min_k_plus": ("min_k_plus_40", "by the same, standardised (Min-K%++)"),
+    "membership_gradient": ("gradient_norm", "by the gradient's norm, mean over the weight tensors"),
+    "membership_reference": (BESIDE, "by its mean NLL less the reference's"),
+}
+ALIKE = "Chance that a row to forget looks less like training data than a holdout row"
+
+
+def sampling(table: Table) -> Iterator[Measure]:
+    """Measure what comes out when answers are drawn instead of taken greedily."""
+    axis = "sampling"
+    drawn = {
+        role: np.column_stack([table.column(role, "forget_sampled", "rouge_l", f"sample_{k}") for k in range(SAMPLES)])
+        for role in table.roles
+    }
+    for n in (1, SAMPLES):
+        of = {role: leak_at(samples_NK, n) for role, samples_NK in drawn.items()}
+        best = "one drawn answer brings" if n == 1 else f"the best of {n} drawn answers brings"
+        meaning = f"leak@{n}: words of each answer to forget that {best} out (ROUGE-L recall, temperature 1)."
+        yield mean_of(table, axis, f"leak_{n}", "lower", meaning, of)
+    chance = {
+        r: extraction_probability(np.minimum(table.scores(r, "forget", "log_p"), 0), QUERIES) for r in table.roles
+    }
+    meaning = f"Chance that an answer to forget comes up word by word in {QUERIES} drawn: 1 - (1 - p)^{QUERIES}."
+    yield mean_of(table, axis, "extraction_probability", "lower", meaning, chance)
+
+
+def likeness(table: Table) -> Iterator[Measure]:
+    """Measure whether the model can be told from one that never saw what was to be forgotten."""
+    axis, found = "likeness", table.found
+    no_reference = None if "reference" in found.asked else NO_REFERENCE
+    gap = no_reference or found.gaps.get("likeness")
+    for name, of in (
+        ("kl", "KL(reference || model), nats, mean over the tokens of the answers to forget; 0: the same."),
+        ("js", "Jensen-Shannon divergence of the two, bits, 0 to 1."),
+    ):
+        both = {role: table.scores(role, "forget", name) for role in table.roles}
+        if "reference" in both and not gap:
+            both["reference"] = np.zeros_like(both["reference"])
+        yield mean_of(table, axis, f"{name}_reference", "lower", of, both, gap)
+    plain = table.columns(["forget"], "rouge_l")
+    meaning = "Distance of the mean ROUGE-L on plain questions from the reference's: too little forgotten, or too much."
+    yield combined(
+        table,
+        axis,
+        "rouge_distance",
+        "lower",
+        meaning,
+        plain,
+        lambda role: ([role, "reference"], lambda m: np.abs(m[:, 0] - m[:, 1])),
+        no_reference,
+    )
+    ratios = {role: table.scores(role, "forget", "truth_ratio") for role in table.roles}
+    has_wrong = all((~np.isnan(ratio_N)).any() for ratio_N in ratios.values())
+    tests = {}
+    if no_reference is None and has_wrong:
+        for role, ratio_N in ratios.items():
+            tests[role] = forget_quality(ratio_N, ratios["reference"], rng_of(table.plan, "truth_ratio_ks"))
+    why = no_reference or NO_WRONG
+    after = tests.get("after")
+    of_role = {role: tests.get(role) for role in ("before", "reference")}
+    yield measure(
+        axis,
+        "truth_ratio_ks",
+        "lower",
+        "Largest gap between the distributions of truth ratios of model and reference (Kolmogorov-Smirnov).",
+        after and Estimate(after.statistic, Interval(after.low, after.high), after.n_model),
+        missing=why,
+        **{role: test and test.statistic for role, test in of_role.items()},
+    )
+    yield measure(
+        axis,
+        "truth_ratio_p",
+        "higher",
+        "p of that test; high: no difference was found, which is weak evidence where rows are few.",
+        after and Estimate(after.p, NOWHERE, after.n_model),
+        missing=why,
+        **{role: test and test.p for role, test in of_role.items()},
+    )
+
+
+def inside(table: Table) -> Iterator[Measure]:
+    """Measure how high the right word stands in the layers, whatever comes out."""
+    axis, found = "inside", table.found
+    gap = found.gaps.get("inside", NO_TOKEN)
+    reciprocal: dict[str, list[FloatArray]] = {
+        role: [1 / np.asarray(ranks_L, dtype=np.float64) for ranks_L in asked.ranks]
+        for role, asked in found.asked.items()
+    }
+    told = "reciprocal rank of the first token of each answer's last name or number, the answer up to there given"
+    for metric, of, where in (
+        ("lens_best", np.max, "in the layer where it stands highest"),
+        ("lens_last", lambda values_L: values_L[-1], "behind the last layer"),
+    ):
+        columns = {
+            role: np.array([of(values_L) if values_L.size else np.nan for values_L in rows] or [np.nan])
+            for role, rows in reciprocal.items()
+        }
+        yield mean_of(table, axis, metric, "lower", f"Logit lens: {told}, {where}; 1: on top.", columns, gap)
+
+
+def locality(table: Table) -> Iterator[Measure]:
+    """Measure how far the weights moved."""
+    axis, comparison = "locality", table.found.comparison
+    every = comparison.drift[0] if comparison else None
+    missing = table.found.gaps.get("locality")
+    meaning = "Distance of the weights from those of the model before, over their length (Frobenius)."
+    yield measure(axis, "drift", "lower", meaning, every.relative if every else None, before=0.0, missing=missing)
+    meaning = "Share of weights that moved by more than a thousandth of their size."
+    yield measure(axis, "changed", "lower", meaning, every.changed if every else None, before=0.0, missing=missing)
+
+
+def membership(table: Table) -> Iterator[Measure]:
+    """Measure whether answers to forget can be told from rows that were never seen, by what the model makes of them."""
+    axis = "membership"
+    missing = None if table.plan.holdout else NO_HOLDOUT
+    for metric, (score, by) in ATTACKS.items():
+        values, _ = attack(table, score)
+        meaning = f"{ALIKE}, {by}; .5: cannot be told; below: still known."
+        without = missing or (NO_REFERENCE if metric == "membership_reference" else None)
+        yield line(axis, metric, meaning, values, without)
+    meaning = "Share of rows to forget that Min-K% finds with at most 1 false alarm in 100 holdout rows."
+    found = {r: true_positive_rate(*both) for r in table.roles if all(map(len, both := scores(table, r, "min_k_40")))}
+    yield measure(
+        axis, "membership_found", "lower", meaning, found.get("after"),
+        before=found.get("before"), reference=found.get("reference"), missing=missing,
+    )  # fmt: skip
+    values, resampled = attack(table, "min_k_40")
+    base = "reference" if "reference" in values else None
+    leaks_R = priv_leak(resampled["after"], resampled[base] if base else 0.5)
+    leak = {
+        role: Estimate(float(priv_leak(v.value, values[base].value if base else 0.5)), interval_of(leaks_R), v.n)
+        for role, v in values.items()
+    }
+    meaning = "PrivLeak of Min-K%, per cent, against the reference (without one: against .5); negative: still known."
+    yield line(axis, "privleak", meaning, leak, missing)
+
+
+def scores(table: Table, role: str, score: str) -> tuple[FloatArray, FloatArray]:
+    """Scores of the rows to forget and of the holdout that have one, higher = less like training data."""
+    found = []
+    for name in ("forget", "holdout"):
+        if score == BESIDE:
+            values = table.scores(role, name, "nll") - table.scores("reference", name, "nll")
+        else:
+            values = table.scores(role, name, score)
+        found.append(values[~np.isnan(values)])
+    return found[0], found[1]
+
+
+def attack(table: Table, score: str) -> tuple[dict[str, Estimate], dict[str, FloatArray]]:
+    """AUC of each model with its interval, and those of the same draws of rows for all models."""
+    values: dict[str, Estimate] = {}
+    resampled: dict[str, FloatArray] = {}
+    for role in table.roles:
+        both = scores(table, role, score)
+        resampled[role] = auc_resampled(*both, rng_of(table.plan, "membership"))
+        values[role] = Estimate(auc(*both), interval_of(resampled[role]), sum(map(len, both)))
+    return values, resampled
+
+
+def line(axis: str, metric: str, meaning: str, values: Mapping[str, Estimate], missing: str | None) -> Measure:
+    """Line of a value that should be near to the reference's."""
+    beside = {role: values[role].value if role in values else None for role in ROLES}
+    return measure(
+        axis, metric, "zero", meaning, values["after"],
+        before=beside["before"], reference=beside["reference"], missing=missing,
+    )  # fmt: skip
