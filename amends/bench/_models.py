@@ -1,19 +1,33 @@
 """Models that are measured in turn, and how their numbers stand beside each other."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from amends.io.atomic import new_folder, write_json, write_manifest
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
+from amends.io.run import describe, write_jsonl
 from amends.lm.load import Loaded, load, shares_base
 from amends.unlearn._run import model_for
 
 Found = TypeVar("Found")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "half": "0.5 is best", "zero": "0 is best"}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model said."""
+
+    weights: str
+    items: dict[str, list[dict[str, Any]]]
+    """By set of what was asked, in the order that it was asked."""
+    warnings: list[str]
 
 
 def measure_each(
@@ -55,6 +69,59 @@ def check_models(models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase |
     """
     if tokenizer is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
         raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
+
+
+def items_of(answers: Mapping[str, Answers], set_name: str) -> list[dict[str, Any]]:
+    """List every answer of every model, one line each, with the name of its set under `set_name`."""
+    return [
+        {"role": role, set_name: name, **item}
+        for role, said in answers.items()
+        for name, found in said.items.items()
+        for item in found
+    ]
+
+
+def record_of(
+    command: str,
+    models: Mapping[str, Any],
+    answers: Mapping[str, Answers],
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    seed: int,
+    started: float,
+) -> dict[str, Any]:
+    """Record what was measured, for run.json, and tell the user its warnings.
+
+    Parameters
+    ----------
+    config : dict
+        Options beside the models.
+    started : float
+        When, as `time.time()` has it.
+    """
+    names = {name: str(m) if isinstance(m, str | Path) else None for name, m in models.items()}
+    record = describe(
+        command=command,
+        config=names | dict(config),
+        seed=seed,
+        data=data,
+        weights={role: said.weights for role, said in answers.items()},
+        seconds={"in all": round(time.time() - started, 1)},
+        stopped="all asked",
+        warnings=[f"{role}: {warning}" for role, said in answers.items() for warning in said.warnings],
+    )
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")
+    return record
+
+
+def write(out: Path, name: str, values: Any, items: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    """Write the folder of a measurement in one move: `name`, items.jsonl, run.json, manifest.json."""
+    with new_folder(out) as folder:
+        write_json(folder / name, values)
+        write_jsonl(folder / "items.jsonl", items)
+        write_json(folder / "run.json", record)
+        write_manifest(folder)
 
 
 def table(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

@@ -16,7 +16,7 @@ import typer
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import check_models, gaps, measure_each, table
+from amends.bench._models import Answers, check_models, gaps, items_of, measure_each, record_of, table, write
 from amends.bench._muse import (
     KNOWMEM_TOKENS,
     PARTS,
@@ -30,10 +30,9 @@ from amends.bench._muse import (
     rouge_f1,
     until_stop,
 )
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest
+from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError
-from amends.io.run import describe, write_jsonl
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -75,16 +74,6 @@ PRIVACY = ("mia_auc_min_k_40", "privleak", NO_REFERENCE)
 NAMES = (*MEANS, *PRIVACY)
 SHOWN = {"verbmem": ["verbmem"], "knowmem": ["knowmem_forget", "knowmem_retain"], "privleak": list(PRIVACY)}
 """What each part measures."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model said."""
-
-    weights: str
-    items: dict[str, list[dict[str, Any]]]
-    """Of each set ("verbmem", "knowmem_forget", ..., "forget", "holdout"), in the order that it was asked."""
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -151,28 +140,11 @@ def run(
     others = answers["reference"].items if "reference" in answers else None
     names = [name for part in PARTS if part in parts for name in SHOWN[part]]
     summaries = {role: summarise(said.items, others, names, seed) for role, said in answers.items()}
-    config = {name: str(m) if isinstance(m, str | Path) else None for name, m in models.items()}
-    record = describe(
-        command="bench muse",
-        config=config | {"data": str(data), "parts": list(parts), "rows": rows, "max_length": max_length},
-        seed=seed,
-        data=muse.told,
-        weights={role: said.weights for role, said in answers.items()},
-        seconds={"in all": round(time.time() - started, 1)},
-        stopped="all asked",
-        warnings=[f"{role}: {warning}" for role, said in answers.items() for warning in said.warnings],
-    )
-    for warning in record["warnings"]:
-        say(f"warning: {warning}")
-    items = [
-        {"role": role, "item_set": name, **item}
-        for role, said in answers.items()
-        for name, found in said.items.items()
-        for item in found
-    ]
-    result = Result(summaries, items, record)
+    config = {"data": str(data), "parts": list(parts), "rows": rows, "max_length": max_length}
+    record = record_of("bench muse", models, answers, config, muse.told, seed, started)
+    result = Result(summaries, items_of(answers, "item_set"), record)
     if out is not None:
-        write(result, Path(out))
+        write(Path(out), "muse.json", summaries, result.items, record)
     return result
 
 
@@ -306,15 +278,6 @@ def summarise(
     nothing = {"value": None, "low": None, "high": None, "missing": missing}
     found["privleak"] = beside.get("privleak") or alone["privleak"] | nothing
     return {name: found[name] for name in names}
-
-
-def write(result: Result, out: Path) -> None:
-    """Write the folder in one move."""
-    with new_folder(out) as folder:
-        write_json(folder / "muse.json", result.summaries)
-        write_jsonl(folder / "items.jsonl", result.items)
-        write_json(folder / "run.json", result.record)
-        write_manifest(folder)
 
 
 def command(

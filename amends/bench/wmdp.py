@@ -18,11 +18,10 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, find_split, read_split, taken, text_of, told
-from amends.bench._models import check_models, measure_each, table
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest
+from amends.bench._models import Answers, check_models, items_of, measure_each, record_of, table, write
+from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError
-from amends.io.run import describe, write_jsonl
 from amends.io.tables import Row, read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -43,15 +42,6 @@ class Question(NamedTuple):
     prompt: str
     num_choices: int
     right: int
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one model chose."""
-
-    weights: str
-    items: dict[str, list[dict[str, Any]]]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -117,28 +107,11 @@ def run(
     answers = measure_each(models, lambda role, loaded: ask(loaded, asked, role, max_length), processing_class)
     chance = {name: float(np.mean([1 / q.num_choices for q in some])) for name, some in with_all(asked).items()}
     summaries = {role: summarise(said.items, chance, seed) for role, said in answers.items()}
-    config = {name: str(m) if isinstance(m, str | Path) else None for name, m in models.items()}
-    record = describe(
-        command="bench wmdp",
-        config=config | {"data": str(data), "subjects": list(asked), "rows": rows, "max_length": max_length},
-        seed=seed,
-        data=read,
-        weights={role: said.weights for role, said in answers.items()},
-        seconds={"in all": round(time.time() - started, 1)},
-        stopped="all asked",
-        warnings=[f"{role}: {warning}" for role, said in answers.items() for warning in said.warnings],
-    )
-    for warning in record["warnings"]:
-        say(f"warning: {warning}")
-    items = [
-        {"role": role, "subject": name, **item}
-        for role, said in answers.items()
-        for name, found in said.items.items()
-        for item in found
-    ]
-    result = Result(summaries, chance, items, record)
+    config = {"data": str(data), "subjects": list(asked), "rows": rows, "max_length": max_length}
+    record = record_of("bench wmdp", models, answers, config, read, seed, started)
+    result = Result(summaries, chance, items_of(answers, "subject"), record)
     if out is not None:
-        write(result, Path(out))
+        write(Path(out), "wmdp.json", {"accuracy": summaries, "chance": chance}, result.items, record)
     return result
 
 
@@ -256,15 +229,6 @@ def summarise(items: Mapping[str, Items], chance: Mapping[str, float], seed: int
         interval = bootstrap_mean(right_N, np.random.default_rng(stream))
         found[name] = entry(mean_of(right_N), interval, len(right_N), 0, "lower", meaning, None)
     return found
-
-
-def write(result: Result, out: Path) -> None:
-    """Write the folder in one move."""
-    with new_folder(out) as folder:
-        write_json(folder / "wmdp.json", {"accuracy": result.summaries, "chance": result.chance})
-        write_jsonl(folder / "items.jsonl", result.items)
-        write_json(folder / "run.json", result.record)
-        write_manifest(folder)
 
 
 def command(
