@@ -1,6 +1,5 @@
 """The page of the table: every cell, a chart with intervals, and in words what can be read from them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,20 +40,20 @@ class Line(NamedTuple):
     def value(self, name: str) -> Span | None:
         """Mean over the seeds, with an interval for both questions and seeds.
 
-        Half its width is the root of the mean squared half width of the cells' own intervals, which all are of the
-        same questions, plus (1.96)^2 times the variance between seeds over their number.
+        Either arm is the root of the mean square of that arm of the cells' own intervals, which all are of the same
+        questions, plus (1.96)^2 times the variance between seeds over their number.
         """
         told = [c["summary"].get(name, {}) for c in self.made]
         values = np.array([t["value"] for t in told if t.get("value") is not None])
         if not len(values):
             return None
-        ends = [(t["low"], t["high"]) for t in told if t.get("low") is not None]
+        arms_S2 = np.array([(t["value"] - t["low"], t["high"] - t["value"]) for t in told if t.get("low") is not None])
         mean = float(values.mean())
-        if not ends:
+        if not len(arms_S2):
             return Span(mean, None, None)
         between = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
-        half = math.sqrt(np.mean([((high - low) / 2) ** 2 for low, high in ends]) + 1.96**2 * between)
-        return Span(mean, mean - half, mean + half)
+        down, up = np.sqrt((arms_S2**2).mean(0) + 1.96**2 * between)
+        return Span(mean, mean - float(down), mean + float(up))
 
 
 def page(
