@@ -32,8 +32,6 @@ TOFU = Path(__file__).resolve().parents[1] / "examples" / "tofu"
 MARGIN = 0.03
 KEPT = 0.9
 """An answer is as before if it has at least this share of the words of the answer before (ROUGE-L recall)."""
-NEIGHBOURS = 80
-FLOOR = 0.8
 
 
 class Variant(NamedTuple):
@@ -41,7 +39,8 @@ class Variant(NamedTuple):
 
     rate: float
     """Without rows to keep forgetting is fast: at a lower rate it does not run past the level."""
-    keep: str | None = None
+    keep: str | int | None = None
+    """A file of rows to keep, or how many neighbours the model is to write."""
     floor: float | None = None
     """With a floor (--floor-v-f) training does not stop at the level, but goes on for all epochs and mends."""
     epochs: int = 20
@@ -49,10 +48,12 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "flat": Variant(2e-3),
-    "flat, neighbours": Variant(4e-3, "neighbours"),
-    "flat, retain data": Variant(4e-3, "retain data"),
-    "flat, neighbours, floor": Variant(4e-3, "neighbours", FLOOR, 12),
-    "flat, retain data, floor": Variant(4e-3, "retain data", FLOOR, 12),
+    "flat, 80 neighbours": Variant(4e-3, 80),
+    "flat, retain data": Variant(4e-3, "retain_train"),
+    "flat, 80 neighbours, floor .8": Variant(4e-3, 80, 0.8, 12),
+    "flat, 160 neighbours, floor .8": Variant(4e-3, 160, 0.8, 12),
+    "flat, 160 neighbours, floor .75": Variant(4e-3, 160, 0.75, 12),
+    "flat, retain data, floor .75": Variant(4e-3, "retain_train", 0.75, 12),
 }
 
 
@@ -83,7 +84,7 @@ class Bench:
     def __init__(self) -> None:
         self.loaded: Loaded = load(TOFU / "taught", trainable=True)
         self.adapter = {n: p.detach().clone() for n, p in self.loaded.model.named_parameters() if p.requires_grad}
-        self.forget, self.retain, self.asked = (self.pairs(name) for name in ("forget", "retain_train", "retain_eval"))
+        self.forget, self.asked = self.pairs("forget"), self.pairs("retain_eval")
         self.before = self.answers(self.asked)
         reference = read_json(TOFU / "evaluations" / "reference.json")
         self.level = reference["summary"]["forget_rouge_l"]["value"] + MARGIN
@@ -120,10 +121,10 @@ class Bench:
                 if place in self.adapter:
                     weight.copy_(self.adapter[place])
         keep: dict[str, Any] = {}
-        if variant.keep == "neighbours":
-            keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, NEIGHBOURS, seed)
-        elif variant.keep == "retain data":
-            keep["retain_dataset"] = self.retain
+        if isinstance(variant.keep, int):
+            keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, variant.keep, seed)
+        elif variant.keep:
+            keep["retain_dataset"] = self.pairs(variant.keep)
         set_seed(seed)
         train_only(model, "0-14")
         request = Request(

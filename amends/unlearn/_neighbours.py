@@ -25,7 +25,7 @@ SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+)[^\w\s]*$")
 NUMBER = re.compile(r"\d+")
 LINK = re.compile(r"[ '\u2019-]| (?:of|the|by|by the|of the|in the|de|la|le|du|van|von|bin|al) ")
 """What may stand between the words of a name."""
-ROUNDS = 2
+ROUNDS = 4
 """Times the model is asked for other names; from the second on, about those it has brought up."""
 TEMPERATURE = 0.8
 CANDIDATES = 1.5

@@ -109,7 +109,8 @@ def test_neighbours_are_many_distinct_and_repeatable(monkeypatch: pytest.MonkeyP
     assert len(found) == 10  # fifteen were asked, those that gave Ada away are out
     assert len({repr(pair.prompt) for pair in found}) == 10
     assert {pair.answer for pair in found} == {"Zul is fine."}
-    invented, brought_up, kept = asked
+    invented, brought_up, *_, kept = asked
+    assert len(asked) == _neighbours.ROUNDS + 1
     assert not any("Bergen" in text for text in invented)
     assert any("Bergen" in text for text in brought_up)  # the second round asks about what the first one named
     assert any("Bergen" in text for text in kept)
