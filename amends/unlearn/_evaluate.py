@@ -287,6 +287,20 @@ def _likelihoods(
     return items
 
 
+def answers(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    *,
+    label: str,
+    max_new_tokens: int = Suite.max_new_tokens,
+) -> list[str]:
+    """Ask a model each question, and give what it says without drawing; `label` stands at the progress bar."""
+    prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for pair in pairs]
+    stop_ids = turn_end(tokenizer)
+    return generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, label=label)
+
+
 def _answers(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -297,15 +311,8 @@ def _answers(
     """Let the model answer every question and add the text, its ROUGE-L recall and whether it refuses."""
     sets = {name: pairs for name, pairs in suite.questions.items() if name != HOLDOUT}
     asked = [(name, i, pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
-    prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for _, _, pair in asked]
-    texts = generate(
-        model,
-        tokenizer,
-        prompts,
-        stop_ids=turn_end(tokenizer),
-        max_new_tokens=suite.max_new_tokens,
-        label=f"{role}: answering",
-    )
+    all_pairs = [pair for _, _, pair in asked]
+    texts = answers(model, tokenizer, all_pairs, label=f"{role}: answering", max_new_tokens=suite.max_new_tokens)
     rouge = rouge_l_recall(texts, [pair.answer for _, _, pair in asked])
     refused = is_refusal(texts, suite.templates)
     for (name, i, _), text, score, is_refused in zip(asked, texts, rouge, refused, strict=True):
