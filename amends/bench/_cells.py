@@ -18,9 +18,9 @@ from amends.io.atomic import lock, sha256_json, write_json
 from amends.io.console import say
 from amends.io.errors import Held, InputError, NoResult
 from amends.io.run import versions, write_jsonl
-from amends.io.tables import read_json, read_rows
+from amends.io.tables import read_json, read_rows, rows_of
 from amends.lm.load import load, precision, weights_sha256
-from amends.lm.pairs import read_pairs, rows_of
+from amends.lm.pairs import read_pairs
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
 from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn._refusals import refusals

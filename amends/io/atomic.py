@@ -127,25 +127,39 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         _sync(place.parent)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text with the line ends it has: the old file or the new one is there, never a part.
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Write a file under a temporary name; it takes its place when all is on the disk: the old file or the new one.
 
-    Folders missing above it are made. Half a character, as in the name of a file that is not UTF-8, becomes "?".
+    Folders missing above it are made.
+
+    Yields
+    ------
+    Path : where to write. On any exception it is removed, and an old file stays.
     """
-    place, data = Path(path), text.encode(errors="replace")
+    place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(place, f"tmp-{os.getpid()}")
     try:
         _remove(temporary)
-        with temporary.open("xb") as file:  # x: a link that somebody put there is not followed
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with temporary.open("xb"):  # x: a link that somebody put there is not followed
+            pass
+        yield temporary
+        _sync(temporary)
         temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync(place.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text with the line ends it has: the old file or the new one is there, never a part.
+
+    Folders missing above it are made. Half a character, as in the name of a file that is not UTF-8, becomes "?".
+    """
+    with new_file(path) as temporary:
+        temporary.write_bytes(text.encode(errors="replace"))
 
 
 def write_json(path: str | Path, obj: Any) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -67,6 +67,11 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     name, path = str(path), Path(path)
     return _at_least_one(_reader(path, name)(path, name), name)
+
+
+def rows_of(records: Iterable[Mapping[str, Any]], name: str = "data") -> list[Row]:
+    """Rows from dictionaries (a list, a `datasets.Dataset`), located as `data[3]`."""
+    return [Row(dict(record), f"{name}[{number}]") for number, record in enumerate(records)]
 
 
 def read_json(path: str | Path) -> Any:

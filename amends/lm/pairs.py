@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -138,11 +138,6 @@ def read_pairs(
         reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
         raise InputError(f"{source}: no usable row.{reasons}")
     return Pairs(kept, dropped)
-
-
-def rows_of(records: Iterable[Mapping[str, Any]], name: str = "data") -> list[Row]:
-    """Rows from dictionaries (a list, a `datasets.Dataset`), located as `data[3]`."""
-    return [Row(dict(record), f"{name}[{number}]") for number, record in enumerate(records)]
 
 
 def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import sha256_json
 from amends.io.console import console
-from amends.io.tables import read_rows
+from amends.io.tables import read_rows, rows_of
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
 from amends.lm.logprobs import (
@@ -25,7 +25,7 @@ from amends.lm.logprobs import (
     packed_row,
     token_statistics,
 )
-from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, rows_of, turn_end
+from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_callback import ExportableState
 
 from amends.io.errors import InputError
+from amends.io.tables import rows_of
 from amends.lm.load import autocast, load, quiet
 from amends.lm.logprobs import (
     AnswerLogprobs,
@@ -27,7 +28,7 @@ from amends.lm.logprobs import (
     pack,
     packed_row,
 )
-from amends.lm.pairs import Dropped, Encoded, Pair, Pairs, encode, read_pairs, rows_of
+from amends.lm.pairs import Dropped, Encoded, Pair, Pairs, encode, read_pairs
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
 

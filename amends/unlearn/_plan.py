@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from amends.io.tables import read_rows
-from amends.lm.pairs import Pair, Pairs, encode, read_pairs, rows_of
+from amends.io.tables import read_rows, rows_of
+from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
 from amends.unlearn._intervals import FloatArray

@@ -22,9 +22,9 @@ from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_jso
 from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows
+from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, train_only, weights_sha256
-from amends.lm.pairs import Pair, Pairs, read_pairs, rows_of
+from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report

@@ -15,10 +15,10 @@ from amends.io.atomic import check_new, new_folder, write_json, write_manifest, 
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows
+from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.memorisation import answer_scores, record_row
-from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs, rows_of
+from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, mean_rank, num_tokens, tpr_at_fpr
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
+from amends.io.tables import rows_of
 from amends.lm.memorisation import record_row
-from amends.lm.pairs import read_pairs, rows_of
+from amends.lm.pairs import read_pairs
 from amends.lm.trainer import Bar, training_arguments
 from amends.verbs.teach import TeachTrainer
 

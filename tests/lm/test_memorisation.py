@@ -3,11 +3,12 @@ import pytest
 import torch
 
 from amends.io.errors import InputError
+from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.memorisation import Tracker, answer_scores
-from amends.lm.pairs import encode, read_pairs, rows_of
+from amends.lm.pairs import encode, read_pairs
 from amends.maths.memorisation import auc, extractable, extraction_strength
 
 from .conftest import VOCAB, tiny

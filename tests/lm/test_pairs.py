@@ -11,7 +11,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
-from amends.lm.pairs import Pair, Pairs, encode, plain_ids, read_pairs, rows_of, turn_end
+from amends.io.tables import rows_of
+from amends.lm.pairs import Pair, Pairs, encode, plain_ids, read_pairs, turn_end
 
 ASKED = [{"role": "user", "content": "Who?"}]
 

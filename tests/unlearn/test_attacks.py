@@ -10,9 +10,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.tables import Row, rows_of
 from amends.lm.load import add_lora, load, weights_sha256
-from amends.lm.pairs import Pair, read_pairs, rows_of
+from amends.lm.pairs import Pair, read_pairs
 from amends.unlearn._attacks import MIXED, Wordings, cut, relearn, variants, with_typos, wordings
 from amends.unlearn._plan import near_and_far
 from amends.unlearn._weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from amends.io.errors import InputError
+from amends.io.tables import rows_of
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import read_pairs, rows_of
+from amends.lm.pairs import read_pairs
 from amends.unlearn._inside import divergences, gradient_norms, lens_ranks, states
 
 from ..conftest import save_tiny_model

@@ -11,12 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from amends.io.errors import InputError
-from amends.io.tables import read_rows
+from amends.io.tables import read_rows, rows_of
 from amends.lm import encoders
 from amends.lm.encoders import is_class
 from amends.lm.load import load, weights_sha256
 from amends.lm.logprobs import packed_row
-from amends.lm.pairs import Encoded, plain_ids, read_pairs, rows_of
+from amends.lm.pairs import Encoded, plain_ids, read_pairs
 from amends.unlearn import ga
 from amends.unlearn._beside import Start, load_judge, with_others
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs

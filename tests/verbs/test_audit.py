@@ -5,9 +5,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.errors import InputError
+from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import weights_sha256
-from amends.lm.pairs import encode, read_pairs, rows_of
+from amends.lm.pairs import encode, read_pairs
 from amends.maths.memorisation import auc
 from amends.verbs import audit
 from amends.verbs._measures import MEASURES

@@ -1,0 +1,124 @@
+"""A pool of rows to choose from, and what became of each of them: kept, dropped or refused, with the reason."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from amends.io.atomic import sha256_json
+from amends.io.errors import InputError
+from amends.io.tables import Row, read_rows, rows_of
+from amends.io.write import write_rows
+
+Fate = Literal["kept", "dropped", "refused"]
+FATES: tuple[Fate, ...] = ("kept", "dropped", "refused")
+REASON, WHERE = "reason", "where"
+"""Columns that every row gets: why it was dropped, refused or changed, and where it stood in the pool."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of a row."""
+
+    fate: Fate
+    """Refused is what could not be judged: what a method needs of it is missing."""
+    reason: str | None = None
+    """Why it was dropped or refused, or what was changed; None of a row that is kept as it is."""
+
+
+def read_pool(data: Any) -> list[Row]:
+    """Read the rows to choose from.
+
+    Parameters
+    ----------
+    data : path, list of paths, `datasets.Dataset`, pandas or polars data frame, or list of dictionaries
+        Paths as `amends.io.tables.read_rows` reads them.
+
+    Raises
+    ------
+    InputError : no row, a file that is missing or faulty, or another kind of object.
+    """
+    if isinstance(data, str | Path):
+        return list(read_rows(data))
+    if hasattr(data, "to_dicts"):  # polars
+        data = data.to_dicts()
+    elif hasattr(data, "to_dict") and hasattr(data, "iloc"):  # pandas
+        data = data.to_dict("records")
+    if not isinstance(data, Iterable):
+        raise InputError(f"{type(data).__name__}: no pool of rows. Give a file, a data set, a data frame or a list.")
+    items = list(data)
+    if items and all(isinstance(item, str | Path) for item in items):
+        return [row for path in items for row in read_rows(path)]
+    if not items or not all(isinstance(item, Mapping) for item in items):
+        raise InputError("data: expected rows with named columns, at least one. Give a list of dictionaries or a file.")
+    return rows_of(items)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of every row of a pool."""
+
+    rows: Sequence[Row]
+    verdicts: Sequence[Verdict]
+    """One a row, in the same order."""
+    added: Mapping[str, Sequence[Any]]
+    """Columns that the method adds, a value a row; None where there is none."""
+
+    def __post_init__(self) -> None:
+        assert all(len(values) == len(self.rows) for values in (self.verdicts, *self.added.values()))
+        for name in (*self.added, REASON, WHERE):
+            if row := next((row for row in self.rows if name in row.data), None):
+                raise InputError(f'{row.where}: the column "{name}" is there already, and is written here. Rename it.')
+
+    def of(self, fate: Fate) -> list[dict[str, Any]]:
+        """Rows of one fate in the order of the pool, with what was added to them."""
+        return [
+            dict(row.data)
+            | {name: values[i] for name, values in self.added.items()}
+            | {REASON: verdict.reason, WHERE: row.where}
+            for i, (row, verdict) in enumerate(zip(self.rows, self.verdicts, strict=True))
+            if verdict.fate == fate
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many rows there are, and of each fate: they add up."""
+        fates = [verdict.fate for verdict in self.verdicts]
+        return {"rows": len(self.rows)} | {fate: fates.count(fate) for fate in FATES}
+
+    def write(self, folder: str | Path, kind: str = ".jsonl") -> None:
+        """Write kept, dropped and refused into a folder, as `amends.io.write` writes them; an empty one is left out."""
+        for fate in FATES:
+            if found := self.of(fate):
+                write_rows(Path(folder) / f"{fate}{kind}", found)
+
+    def about(self, data: Any) -> dict[str, Any]:
+        """Describe the pool for run.json."""
+        path = str(data) if isinstance(data, str | Path) else None
+        digest = sha256_json([sha256_json(_plain(row.data)) for row in self.rows])
+        return {"path": path, **self.counts(), "sha256": digest}
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Row as it is digested: dates, arrays and missing numbers as their text."""
+    return {name: value if isinstance(value, str | int | bool | None) else str(value) for name, value in data.items()}
+
+
+def text_of(row: Row, columns: Sequence[str]) -> str:
+    """Text of a row: these columns one after another, each behind its name if there are several.
+
+    Raises
+    ------
+    InputError : a column is missing or no text. An empty one is left out if another one is not.
+    """
+    found = {}
+    for name in columns:
+        value = row.data.get(name)
+        if name not in row.data:
+            there = ", ".join(row.data)
+            raise InputError(f'{row.where}: the column "{name}" is missing (found: {there[:200]}). Name another one.')
+        if value is not None and not isinstance(value, str):
+            raise InputError(f'{row.where}: the column "{name}" holds no text. Name another one.')
+        if value and value.strip():
+            found[name] = value
+    if len(columns) == 1:
+        return next(iter(found.values()), "")
+    return "\n".join(f"{name}: {value}" for name, value in found.items())

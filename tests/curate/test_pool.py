@@ -1,0 +1,57 @@
+import datasets
+import pandas as pd
+import pytest
+
+from amends.curate._pool import Outcome, Verdict, read_pool, text_of
+from amends.io.errors import InputError
+from amends.io.tables import read_rows, rows_of
+
+ROWS = [{"text": "one", "score": 3}, {"text": "two", "score": None}, {"text": "", "score": 1}]
+VERDICTS = [Verdict("kept", "score 3 -> 4"), Verdict("refused", "no score"), Verdict("dropped", "empty")]
+
+
+def outcome():
+    return Outcome(rows_of(ROWS), VERDICTS, {"curated": [4, None, None]})
+
+
+def test_every_row_has_one_fate_and_keeps_its_reason():
+    found = outcome()
+    assert found.counts() == {"rows": 3, "kept": 1, "dropped": 1, "refused": 1}
+    assert found.of("kept") == [{**ROWS[0], "curated": 4, "reason": "score 3 -> 4", "where": "data[0]"}]
+    assert found.of("dropped")[0]["reason"] == "empty"
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_what_is_written_reads_back(tmp_path, kind):
+    found = outcome()
+    found.write(tmp_path, kind)
+    (kept,) = read_rows(tmp_path / f"kept{kind}")
+    assert str(kept.data["curated"]) == "4"
+    assert kept.data["reason"] == "score 3 -> 4"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{n}{kind}" for n in ("dropped", "kept", "refused")]
+
+
+def test_the_same_rows_come_from_every_kind_of_pool(tmp_path):
+    frame = pd.DataFrame(ROWS[:1])
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "score": 3}\n', encoding="utf-8")
+    pools = [ROWS[:1], frame, datasets.Dataset.from_list(ROWS[:1]), tmp_path / "a.jsonl", [tmp_path / "a.jsonl"]]
+    assert [read_pool(pool)[0].data for pool in pools] == [ROWS[0]] * len(pools)
+
+
+@pytest.mark.parametrize("pool", [[], 3, ["no/such.jsonl"], [3]])
+def test_what_is_no_pool_is_refused(pool):
+    with pytest.raises(InputError):
+        read_pool(pool)
+
+
+def test_a_column_that_would_be_overwritten_is_named():
+    with pytest.raises(InputError, match=r'data\[0\]: the column "curated" is there already'):
+        Outcome(rows_of([{"curated": 1}]), [Verdict("kept")], {"curated": [2]})
+
+
+def test_a_text_of_several_columns_says_which_is_which():
+    row = rows_of([{"question": "Why?", "input": "", "answer": "So."}])[0]
+    assert text_of(row, ["answer"]) == "So."
+    assert text_of(row, ["question", "input", "answer"]) == "question: Why?\nanswer: So."
+    with pytest.raises(InputError, match='the column "title" is missing'):
+        text_of(row, ["title"])
