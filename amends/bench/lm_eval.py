@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.bench._models import check_models
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest
 from amends.io.console import say
-from amends.io.errors import InputError
+from amends.io.errors import InputError, check_installed
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.load import weights_sha256
@@ -92,8 +91,7 @@ def run(
     check_models({"model": model}, processing_class)
     if out is not None:
         check_new(out)
-    if find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed, which this needs. Install it: pip install 'amends[lm-eval]'.")
+    check_installed("lm_eval", "lm-eval", "lm-eval")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -1,5 +1,7 @@
 """The error that is the user's to mend, and the end that the user asked for."""
 
+from importlib.util import find_spec
+
 
 class InputError(ValueError):
     """A mistake in what was given: a file, a row, an option.
@@ -27,3 +29,19 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def check_installed(package: str, name: str, extra: str) -> None:
+    """Check that a package of an extra is there, before long work.
+
+    Parameters
+    ----------
+    package, name : str
+        As it is imported, and as it is installed.
+
+    Raises
+    ------
+    InputError : it is not.
+    """
+    if find_spec(package) is None:
+        raise InputError(f"{name} is not installed, which this needs. Install it: pip install 'amends[{extra}]'.")
