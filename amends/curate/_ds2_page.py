@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from amends.curate._pool import FATES
 from amends.curate.ds2 import Curation
-from amends.maths.transition import consensus_shares
+from amends.maths.transition import MISSING, consensus_shares
 from amends.report._text import percent
 from amends.report.curation import Chart, Example, Section, Table, render_curation
 from amends.report.grids import matrix, shares
@@ -105,14 +106,36 @@ def _raters(found: Curation) -> Section | None:
     if (r := found.raters) is None:
         return None
     names, columns = [f"{n:g}" for n in found.levels.names], found.record["config"]["rating"]
+    shown = list(zip(columns, r.matrices_MKK, strict=True))
+    if found.record["config"]["exchangeable"]:
+        shown = [(", ".join(columns), r.matrices_MKK[0])]
     charts = [
         Chart(
             column,
-            matrix(T.tolist(), names, names, name=f"rater{'abcdefghijklmnopqrstuvwxyz'[m % 26] * (1 + m // 26)}",
-                   title=f"How {column} errs", down="true score", across="rating"),
+            matrix(
+                T.tolist(),
+                names,
+                names,
+                name=f"rater-{m}",
+                title=f"How {column} errs",
+                down="true score",
+                across="rating",
+            ),
         )
-        for m, (column, T) in enumerate(zip(columns, r.matrices_MKK, strict=True))
-    ]  # fmt: skip
+        for m, (column, T) in enumerate(shown)
+    ]
+    first_n = found.levels.labels_NM[:, 0]
+    there_n = first_n != MISSING
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (first_n[there_n], r.labels_N[there_n]), 1)
+    charts.append(
+        Chart(
+            "Put together",
+            matrix(counts.tolist(), names, names, name="together", title="Put together", down=f"rating, {columns[0]}",
+                   across="rating of all", digits=0),
+            f"Rows by their rating in {columns[0]} and by what all ratings say.",
+        )
+    )  # fmt: skip
     texts = [
         f"Each row got the rating that is likeliest after those of {len(columns)} columns. The first two agree in "
         f"{r.agreement.pair:.3f} of rows, {r.agreement.pair_by_chance:.3f} by chance; all of the first three in "
@@ -159,39 +182,42 @@ def _selected(found: Curation) -> Section:
     kept, names = set(found.selected), np.sort(found.levels.names)
     labels = [f"{n:g}" for n in names]
     sets = {"pool": found.used, "selected": found.selected}
-    of, rows = {}, list[list[Any]]()
+    of, rows = {}, list[dict[str, Any]]()
+    has_tail = any(value is not None for value in tail)
     for name, numbers in sets.items():
         counts = np.array([sum(curated[i] == level for i in numbers) for level in names])
         of[name] = (counts / max(1, len(numbers))).tolist()
         far = [tail[i] for i in numbers if tail[i] is not None]
-        length = [len(found.texts[i]) for i in numbers] if found.texts else []
-        rows.append(
-            [
-                name,
-                len(numbers),
-                float(np.mean([curated[i] for i in numbers])),
-                float(np.mean(far)) if far else None,
-                float(np.median(length)) if length else None,
-            ]
-        )
+        row = {
+            "rows": name,
+            "number": len(numbers),
+            "mean curated rating": float(np.mean([curated[i] for i in numbers])),
+        }
+        if far:
+            row["mean long-tail score"] = float(np.mean(far))
+        if found.texts:
+            row["median length of the text, characters"] = int(np.median([len(found.texts[i]) for i in numbers]))
+        rows.append(row)
     chart = shares(of, labels, name="selected", title="Curated ratings, pool and selected", across="curated rating")
-    text = "Whole levels are taken from the best down; of the level that does not fit, the rows farthest from others."
+    second = "farthest from others" if has_tail else "whose rating is most certain"
+    text = f"Whole levels are taken from the best down; of the level that does not fit, the rows {second}."
     if len(kept) == len(found.used):
         text = "No budget was given, so that all rows that could be judged are kept."
-    head = ("rows", "number", "mean curated rating", "mean long-tail score", "median length of the text, characters")
-    return Section("What was selected", [text], [Chart("Curated ratings", chart)], [Table(head, rows)])
+    table = Table(list(rows[0]), [list(row.values()) for row in rows])
+    return Section("What was selected", [text], [Chart("Curated ratings", chart)], [table])
 
 
 def _rows(found: Curation) -> Section:
     """Every reason with how often it holds."""
     counts: dict[tuple[str, str], int] = {}
     for verdict in found.outcome.verdicts:
-        if verdict.fate != "kept":
-            reason = (verdict.reason or "").split(",")[0].split(":")[0]
-            reason = "the same text as an earlier row" if reason.startswith("the same text as") else reason
-            counts[verdict.fate, reason] = counts.get((verdict.fate, reason), 0) + 1
-    rows: list[list[Any]] = [["kept", "", found.outcome.counts()["kept"]]]
-    rows += [[fate, reason, count] for (fate, reason), count in sorted(counts.items())]
+        reason = (verdict.reason or "as it was").split(",")[0].split(":")[0]
+        if verdict.fate == "kept" and verdict.reason:
+            reason = "with another rating"
+        if reason.startswith("the same text as"):
+            reason = "the same text as an earlier row"
+        counts[verdict.fate, reason] = counts.get((verdict.fate, reason), 0) + 1
+    rows = [[fate, reason, counts[fate, reason]] for fate, reason in sorted(counts, key=lambda of: FATES.index(of[0]))]
     return Section("What became of every row", tables=[Table(("fate", "reason", "rows"), rows)])
 
 

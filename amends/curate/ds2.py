@@ -107,7 +107,8 @@ def run(
     if budget is not None and budget > len(used):
         raise InputError(f"--budget {budget}: only {len(used)} of {len(rows)} rows can be judged. Lower it.")
     if len(used) < 3:
-        raise InputError(f"{len(used)} of {len(rows)} rows can be judged ({next(iter(verdicts.values())).reason}).")
+        why = "".join(f"; {rows[i].where}: {verdict.reason}" for i, verdict in list(verdicts.items())[:1])
+        raise InputError(f"{len(used)} of {len(rows)} rows can be judged, and three are the least{why}.")
     sorted_into = levels_of(ratings_NM[used], levels)
     warnings = _refusals(verdicts, len(rows))
     raters = None
