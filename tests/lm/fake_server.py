@@ -94,3 +94,16 @@ def serving(behave: Callable[[dict[str, Any], int], Say]) -> Iterator[FakeServer
         finally:
             server.shutdown()
             thread.join()
+
+
+def talks(count: int, start: int = 0) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"Rate sample {i}."}] for i in range(start, start + count)]
+
+
+def number_of(body: dict[str, Any]) -> int:
+    """Of the conversation that `talks` made."""
+    return int(body["messages"][-1]["content"].split()[-1].rstrip("."))
+
+
+def steady(body: dict[str, Any], before: int) -> Say:
+    return digest(body)
