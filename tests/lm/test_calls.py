@@ -36,6 +36,7 @@ TROUBLE = {
     "429": lambda body: Say("slow down", 429),
     "dropped": lambda body: Say(None, 0),
     "hangs": lambda body: hang(body, 0),
+    "drips": lambda body: digest(body)._replace(drips=True),
     "cut": lambda body: Say(None, 200, {"Content-Length": "99999", "Connection": "close"}, b'{"choi'),
 }
 
