@@ -223,6 +223,14 @@ def test_draws_hang_on_conversation_and_seed_but_not_on_what_is_asked_beside_it(
     assert resumed.values == whole.values and resumed.counts.calls == 5
 
 
+def test_a_seed_stays_with_its_prompt_whatever_the_order_and_the_lengths(local):
+    prompts, seeds = [[5] * 9, [7] * 6, [9] * 3], [1, 2, 3]
+    how = {"stop_ids": turn_end(local.tokenizer), "max_new_tokens": 8, "temperature": 1.0}
+    said = generate(local.model, local.tokenizer, prompts, seed=seeds, **how)
+    assert generate(local.model, local.tokenizer, prompts[::-1], seed=seeds[::-1], **how) == said[::-1]
+    assert generate(local.model, local.tokenizer, prompts, seed=seeds[::-1], **how) != said
+
+
 def test_own_draws_have_the_frequencies_of_the_model():
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0, -math.inf])
     draws = _OwnDraws(range(4000), 0.5, torch.device("cpu"))
