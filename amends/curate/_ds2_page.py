@@ -17,6 +17,8 @@ MOST_EXAMPLES = 12
 def summary(found: Curation) -> dict[str, Any]:
     """How the ratings err, in numbers."""
     told: dict[str, Any] = {"levels": [{"name": f"{n:g}", "ratings": of} for n, of in _named_levels(found)]}
+    if found.asked:
+        told["asked"] = found.asked
     if found.raters is not None:
         of = found.raters
         told["raters"] = {
@@ -105,7 +107,7 @@ def _noise(found: Curation) -> Section | None:
 def _raters(found: Curation) -> Section | None:
     if (r := found.raters) is None:
         return None
-    names, columns = [f"{n:g}" for n in found.levels.names], found.record["config"]["rating"]
+    names, columns = [f"{n:g}" for n in found.levels.names], found.sources
     shown = list(zip(columns, r.matrices_MKK, strict=True))
     if found.record["config"]["exchangeable"]:
         shown = [(", ".join(columns), r.matrices_MKK[0])]
