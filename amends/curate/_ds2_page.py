@@ -219,7 +219,8 @@ def _rows(found: Curation) -> Section:
         if reason.startswith("the same text as"):
             reason = "the same text as an earlier row"
         counts[verdict.fate, reason] = counts.get((verdict.fate, reason), 0) + 1
-    rows = [[fate, reason, counts[fate, reason]] for fate, reason in sorted(counts, key=lambda of: FATES.index(of[0]))]
+    order = sorted(counts, key=lambda of: FATES.index(of[0]))
+    rows: list[list[Any]] = [[fate, reason, counts[fate, reason]] for fate, reason in order]
     return Section("What became of every row", tables=[Table(("fate", "reason", "rows"), rows)])
 
 

@@ -93,8 +93,8 @@ def read_ratings(
         raise InputError(
             f'{rows[0].where}: no row has a rating in "{", ".join(columns)}" ({reasons[0]}). Give whole numbers.'
         )
-    for column, rated in zip(columns, np.isfinite(ratings_NM).any(axis=0).tolist(), strict=True):
-        if not rated:
+    for m, column in enumerate(columns):
+        if np.isnan(ratings_NM[:, m]).all():
             raise InputError(f'"{column}": a rater without a single rating. Leave it out.')
     return (compressed(ratings_NM) if compress else ratings_NM), reasons
 
