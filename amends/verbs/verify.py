@@ -15,9 +15,9 @@ from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
+from amends.lm.rows import context_limit
 from amends.unlearn._beside import OF_OTHERS, add_similarity
 from amends.unlearn._evaluate import evaluate, with_reference
-from amends.unlearn._forget import context_limit
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
 from amends.unlearn._request import Request
