@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import PackedRow, packed_row
-from amends.lm.pairs import Dropped, Pair, Pairs, encode
+from amends.lm.pairs import OR_SKIP, Dropped, Pair, Pairs, encode
 
 
 def context_limit(model: Any, max_length: int) -> int:
@@ -32,7 +32,7 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit
         if (length := len(row.prompt) + len(row.answers[0])) > limit:
             raise InputError(
                 f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "
-                "and the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
+                f"and the model's context). Shorten or split it{OR_SKIP}"
             )
     return rows
 
