@@ -75,7 +75,8 @@ def read_token_pool(
     for row in rows:
         if question_column is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
             raise InputError(f"{row.where}: plain text has no prompt and answer to tell apart. Give rows with both.")
-    found = read_pairs(rows, question_column=question_column, answer_column=answer_column, skip_bad_rows=True)
+    unnamed = (Row({k: v for k, v in row.data.items() if k != "id"}, row.where) for row in rows)  # files may share ids
+    found = read_pairs(unnamed, question_column=question_column, answer_column=answer_column, skip_bad_rows=True)
     pool = TokenPool(rows, {}, [], [], [])
     kept, dropped = found.kept[::-1], found.dropped[::-1]  # both are in the order of the rows
     for number, row in enumerate(rows):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.curate import _token_stages, token_cleaning
 from amends.curate._token_page import runs
+from amends.curate._token_rows import read_token_pool
 from amends.curate._token_stages import finetune, log_probabilities
 from amends.curate._tokens import offsets_of
 from amends.curate.token_cleaning import Training, needed_reduction, run, score, to_dataset, token_mask
@@ -324,6 +325,15 @@ def test_a_run_folder_verifies_and_its_page_shows_text_as_text(files, amends):
         and "\u202e" not in page
         and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     )
+
+
+def test_files_with_the_same_ids_are_one_pool_and_a_file_given_twice_counts_once(tiny_model, tmp_path):
+    parts = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for part, rows in zip(parts, (ROWS[:4], ROWS[4:8]), strict=True):
+        part.write_text("".join(json.dumps({"id": i} | row) + "\n" for i, row in enumerate(rows)))
+    pool = read_token_pool([*parts, parts[0]], AutoTokenizer.from_pretrained(tiny_model), 512)
+    assert [pair.answer for pair in pool.pairs] == [row["answer"] for row in ROWS[:8]]
+    assert {number: verdict.fate for number, verdict in pool.left_out.items()} == dict.fromkeys(range(8, 12), "dropped")
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(files, tiny_model, tmp_path, monkeypatch):
