@@ -2,7 +2,8 @@
 
 Dolly rows with short answers from ../shared/data/instructions. SmolLM2-135M-Instruct is fine-tuned on some of them, and
 scores others, in whose answers one token in five was replaced with another one of the vocabulary, drawn at random. What
-is asked: are the replaced tokens kept less often than the others, do two references agree, what scores highest.
+is asked: are the replaced tokens kept less often than the others, do two references agree, what scores highest. And
+how far the mean log-probability of the whole vocabulary rose where a token was replaced: what any unlikely token gains.
 """
 
 import argparse
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from _measure import claim
+from torch import Tensor
 
 from amends.curate._token_stages import finetune, log_probabilities
 from amends.curate._tokens import offsets_of
 from amends.curate.token_cleaning import Training, token_mask
 from amends.io.tables import read_rows
 from amends.lm.load import load
-from amends.lm.logprobs import PackedRow
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, note
 from amends.lm.pairs import read_pairs
 from amends.lm.rows import encode_rows
 from amends.maths.memorisation import auc
@@ -48,15 +51,18 @@ def main() -> None:
     offsets = offsets_of([len(row.answers[0]) for row in spoilt])
     of_base = log_probabilities(loaded.model, spoilt, pad_id, "base")
     whole = [np.ones(len(row.answers[0]), dtype=bool) for row in warm]
-    found = {}
+    of_any = any_token(loaded.model, spoilt, pad_id)
+    found, rises = {}, {}
     for seed in options.seeds:
         how = Training(16, options.learning_rate, options.epochs, 8, 1, seed)
         reference = finetune(loaded, warm, whole, how, f"reference {seed}")
         found[seed] = log_probabilities(reference.model, spoilt, pad_id, f"reference {seed}") - of_base
+        rises[seed] = any_token(reference.model, spoilt, pad_id) - of_any
         loaded = loaded._replace(model=reference.model.unload())
     print(f"{offsets[-1]} answer tokens, {is_replaced.sum()} of them replaced")
     for seed, scores in found.items():
         told = told_of(scores, offsets, is_replaced)
+        told["rise of the whole vocabulary, at the replaced"] = float(rises[seed][is_replaced].mean())
         print(f"seed {seed}: " + "; ".join(f"{name} {value:.3f}" for name, value in told.items()))
         claim(f"replaced tokens kept, seed {seed}", told["kept, replaced"], told["kept, intact"], "share", "lower")
     if len(found) > 1:
@@ -89,6 +95,15 @@ def spoil(packed: list[PackedRow], vocabulary: int, random: np.random.Generator)
         spoilt.append(PackedRow(row.prompt, [answer.tolist()]))
         marks.append(mark)
     return spoilt, np.concatenate(marks)
+
+
+def any_token(model: Any, packed: list[PackedRow], pad_id: int) -> np.ndarray:
+    """Mean of log p over the vocabulary at each answer token, nats, (M,)."""
+
+    def of(out: AnswerLogprobs) -> Tensor:
+        return out.score(lambda logits_NV, _: logits_NV.log_softmax(-1).mean(-1))
+
+    return torch.cat(note(model, packed, pad_id, of, exact=True))[:, 0].numpy()
 
 
 def told_of(scores: np.ndarray, offsets: np.ndarray, is_replaced: np.ndarray) -> dict[str, float]:
