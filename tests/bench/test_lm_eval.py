@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, model
 
 
 def test_without_the_harness_the_extra_is_named(tmp_path, monkeypatch, tiny_model):
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr("amends.io.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'amends\[lm-eval\]'"):
         bench.run(tiny_model, ["arc_easy"], out=tmp_path / "out")
 
