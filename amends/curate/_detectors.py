@@ -2,14 +2,13 @@
 
 What all of them learn, row by row: `noise_score_` (N), 0 to 1, higher where the label is more likely wrong; `flag_`
 (N), whether it is called wrong; `suggested_` (N), the likeliest other label; `posterior_` (N, K), the chance of each
-class in the order of `classes_`; `judged_` (N), whether it could be judged. The only row of its class cannot, nor, by
-neighbours, one that is all zeros: it has NaN and no flag.
+class in the order of `classes_`; `why_not_` (N), None, or why a row could not be judged: then it has NaN and no flag.
 
 Shapes: N rows, D features, K classes, k neighbours.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -19,27 +18,41 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from amends.curate._simifeat import (
-    NOBODY,
+from amends.curate._curator import WARNED_BELOW, wrong_shares
+from amends.curate._votes import (
     BoolArray,
     FloatArray,
     IntArray,
-    Rule,
-    consensus,
-    error_rates,
-    judge,
-    list_length,
-    neighbourhood,
+    Lists,
+    Tally,
+    count_triples,
+    draw,
+    drawn_share,
+    flagged,
+    length_of_list,
+    list_neighbours,
+    neighbours_in,
+    row_keys,
+    votes,
 )
 from amends.io.errors import check_installed
 from amends.maths.transition import Agreement, Transition, agreement, fit_transition
 
-LEAST_ABOVE_CHANCE = 0.2
-"""Agreement of neighbours beyond chance (kappa), below which what they say of labels is doubted aloud."""
+COPY = 1 - 1e-6
+"""Cosine from which two rows are copies, which are nobody's witnesses."""
+MOST_DRAWN = 50_000
+FEW = 100
+"""Rows of a class, below which its share of wrong labels is not well known."""
+ONLY, ZEROS, ALONE = (
+    "it is the only row of its class",
+    "its features are all zeros",
+    "it has too few neighbours that are no copies of it",
+)
+"""Why a row is not judged."""
 
 
 class Findings(NamedTuple):
-    """What a detector says of the rows it could judge."""
+    """What a detector says of the rows it looked at; NaN as noise where it cannot say."""
 
     noise_N: FloatArray
     flag_N: BoolArray
@@ -62,32 +75,32 @@ class LabelErrorDetector(BaseEstimator):
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
         self.classes_, labels_N = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
+        K = len(self.classes_)
+        if K < 2:
             raise ValueError(f"1 class in y ({self.classes_[0]}): a label can only be wrong if there is another one.")
-        usable_N = self._usable(X)
-        if num := int((~usable_N).sum()):
-            warnings.warn(f"{num} rows are all zeros, point nowhere and are not judged.", UserWarning, stacklevel=2)
-        counts_K = np.bincount(labels_N[usable_N], minlength=len(self.classes_))
-        single_N = usable_N & (counts_K[labels_N] == 1)
-        if num := int(single_N.sum()):
-            warnings.warn(f"{num} rows are the only ones of their class and are not judged.", UserWarning, stacklevel=2)
-        self.judged_ = usable_N & ~single_N
-        if not self.judged_.any():
-            raise ValueError("every label is the only one of its class: nothing can be compared. Give other labels.")
-        found, rows_U = self._find(X[usable_N], labels_N[usable_N]), np.arange(int(usable_N.sum()))
-        others_UK = found.posterior_NK.copy()
-        others_UK[rows_U, labels_N[usable_N]] = -1
-        self.noise_score_ = np.full(len(y), np.nan)
-        self.flag_ = np.zeros(len(y), bool)
-        self.posterior_ = np.full((len(y), len(self.classes_)), np.nan)
-        suggested_N = labels_N.copy()
-        self.noise_score_[usable_N], self.flag_[usable_N] = found.noise_N, found.flag_N
-        self.posterior_[usable_N] = found.posterior_NK
-        suggested_N[usable_N] = np.where(
-            found.suggested_N == labels_N[usable_N], others_UK.argmax(axis=1), found.suggested_N
-        )
-        self.flag_ &= self.judged_
-        self.noise_score_[~self.judged_], self.posterior_[~self.judged_] = np.nan, np.nan
+        self.why_not_ = np.full(len(y), None, dtype=object)
+        self.why_not_[~self._usable(X)] = ZEROS
+        usable_N = self.why_not_ == None  # noqa: E711  (elementwise)
+        found = self._find(X[usable_N], labels_N[usable_N])
+        self.why_not_[np.flatnonzero(usable_N)[np.isnan(found.noise_N)]] = ALONE
+        self.why_not_[np.bincount(labels_N, minlength=K)[labels_N] == 1] = ONLY
+        judged_N = self.why_not_ == None  # noqa: E711
+        if not judged_N.any():
+            raise ValueError(f"no row can be judged: of the first, {self.why_not_[0]}. Give other features or labels.")
+        for reason in (ONLY, ZEROS, ALONE):
+            if num := int((self.why_not_ == reason).sum()):
+                warnings.warn(f"{num} rows are not judged: of each, {reason}.", UserWarning, stacklevel=2)
+        self.noise_score_, self.flag_ = np.full(len(y), np.nan), np.zeros(len(y), bool)
+        self.posterior_, suggested_N = np.full((len(y), K), np.nan), labels_N.copy()
+        here_N = judged_N[usable_N]
+        self.noise_score_[judged_N], self.flag_[judged_N] = found.noise_N[here_N], found.flag_N[here_N]
+        self.posterior_[judged_N] = found.posterior_NK[here_N]
+        suggested_N[judged_N] = found.suggested_N[here_N]
+        # Where the label itself is likeliest, the next one is suggested.
+        others_NK = self.posterior_.copy()
+        others_NK[np.arange(len(y)), labels_N] = -1
+        same_N = judged_N & (suggested_N == labels_N)
+        suggested_N[same_N] = others_NK[same_N].argmax(axis=1)
         self.suggested_ = self.classes_[suggested_N]
         return self
 
@@ -112,25 +125,41 @@ class _ByNeighbours(LabelErrorDetector):
     """Detectors that compare the directions of rows."""
 
     def _usable(self, X: np.ndarray) -> BoolArray:
+        if X.shape[1] < 2:
+            raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
         return np.asarray((X != 0).any(axis=1))
+
+    def _agree(self, lists: Lists, labels_N: IntArray) -> IntArray:
+        """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
+        counts_KKK = count_triples(lists, labels_N, len(self.classes_), np.ones(len(labels_N), bool)).count_KKK
+        if not counts_KKK.any():
+            raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
+        self.agreement_: Agreement = agreement(counts_KKK)
+        if self.agreement_.above_chance < WARNED_BELOW:
+            warnings.warn(
+                f"neighbours agree in {self.agreement_.pair:.0%} of the rows, by chance in "
+                f"{self.agreement_.pair_by_chance:.0%}: these features do not cluster by label, and what neighbours "
+                "say is worth little.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return counts_KKK
 
 
 class SimiFeat(_ByNeighbours):
     """Neighbours vote for labels in many random draws; no model is trained.
 
-    Source: Zhu, Dong, Liu 2022. The noise score is the share of draws that flag the row, the posterior the share that
-    propose each class, both started at one imagined draw for each outcome.
+    Source: Zhu, Dong, Liu 2022; the votes are those of `amends curate ds2`. The noise score is the share of draws that
+    flag the row, the posterior the share that propose each class, both started at one imagined draw for each outcome.
 
     Parameters
     ----------
-    rule : {"rank", "vote"}, default "rank"
-        "rank": of each class the rows that agree least with their neighbours, as many as the transition matrix leaves
-        wrong. "vote": rows whose neighbours, and they themselves, mostly have another label.
+    rule : {"vote", "rank"}, default "vote"
+        "vote": rows whose neighbours, and they themselves, mostly have another label. "rank": of each class the rows
+        that agree least with their neighbours, as many as the transition matrix says are wrong.
     k : int, default 10
-        Rows that vote, with the row itself.
+        Rows that vote, with the row itself; at most half of the rows there are.
     num_draws : int, default 21
-    approximate : bool, default False
-        Search neighbours in a graph: for hundreds of thousands of rows.
     random_state : int, RandomState or None
 
     Attributes
@@ -142,18 +171,11 @@ class SimiFeat(_ByNeighbours):
     """
 
     def __init__(
-        self,
-        rule: Rule = "rank",
-        *,
-        k: int = 10,
-        num_draws: int = 21,
-        approximate: bool = False,
-        random_state: Any = None,
+        self, rule: Literal["vote", "rank"] = "vote", *, k: int = 10, num_draws: int = 21, random_state: Any = None
     ) -> None:
         self.rule = rule
         self.k = k
         self.num_draws = num_draws
-        self.approximate = approximate
         self.random_state = random_state
 
     def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
@@ -161,71 +183,65 @@ class SimiFeat(_ByNeighbours):
             raise ValueError(f"rule={self.rule!r}: choose rank or vote.")
         if self.k < 3 or self.num_draws < 1:
             raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
-        K = len(self.classes_)
-        near = neighbours_of(X, max(2, list_length(len(X), self.k)), self.approximate)
-        counts_KKK = consensus(near, labels_N, K)
-        self.agreement_ = told(agreement(counts_KKK))
-        self.transition_: Transition | None = fit_transition(counts_KKK) if self.rule == "rank" else None
-        rate_K = None if self.transition_ is None else error_rates(self.transition_, labels_N)
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1))
-        judged = judge(near, labels_N, K, rng, rate_K=rate_K, rule=self.rule, k=self.k, num_draws=self.num_draws)
-        return Findings(judged.error_N, judged.is_wrong_N, judged.suggested(labels_N), judged.proposal_NK)
+        N, K = len(X), len(self.classes_)
+        k, share = max(3, min(self.k, N // 2)), drawn_share(N, MOST_DRAWN)
+        lists = list_neighbours(X, length_of_list(share, k - 1), near=COPY)
+        counts_KKK = self._agree(lists, labels_N)
+        self.transition_: Transition | None = None
+        wrong_K = np.zeros(K)
+        if self.rule == "rank":
+            self.transition_ = fit_transition(counts_KKK)
+            size_K = np.bincount(labels_N, minlength=K)
+            wrong_K = wrong_shares(self.transition_, size_K / N)
+            if few := int((size_K < FEW).sum()):
+                warnings.warn(
+                    f"{few} classes have fewer than {FEW} rows: how many of them are wrong is not well known. Votes do "
+                    "without.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
+        tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (N, N, (N, K))))
+        for number in range(self.num_draws):
+            said = votes(lists, labels_N, K, draw(keys_N, seed, number, share), k)
+            rows_M, own_M = said.row_M, labels_N[said.row_M]
+            tally.drawn_N[rows_M] += 1
+            tally.proposed_NK[rows_M, said.proposed_M] += 1
+            is_wrong_M = said.proposed_M != own_M if self.rule == "vote" else flagged(said.cost_M, own_M, wrong_K)
+            tally.flagged_N[rows_M] += is_wrong_M
+        noise_N = np.where(tally.drawn_N > 0, tally.error_prob_N, np.nan)
+        posterior_NK = (tally.proposed_NK + 1) / (tally.drawn_N[:, None] + K)
+        return Findings(noise_N, noise_N > 0.5, tally.suggestion(labels_N)[0], posterior_NK)
 
 
 class DeepKNN(_ByNeighbours):
-    """A label is called wrong if most of its nearest neighbours have another one in common.
+    """A label is called wrong if more of the nearest neighbours have another one in common than have it.
 
     The name is from Bahri, Jiang, Gupta 2020, where features are those of a deep model. The posterior is the share of
-    the neighbours that has each label; a row without neighbours has its own.
+    the neighbours that has each label.
 
     Parameters
     ----------
     k : int, default 10
-        Neighbours, without the row itself.
-    approximate : bool, default False
+        Neighbours, without the row itself; at most half of the rows there are.
     """
 
-    def __init__(self, k: int = 10, *, approximate: bool = False) -> None:
+    def __init__(self, k: int = 10) -> None:
         self.k = k
-        self.approximate = approximate
 
     def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
         if self.k < 1:
             raise ValueError(f"k={self.k}: expected at least 1.")
-        K, rows_N = len(self.classes_), np.arange(len(X))
-        near = neighbours_of(X, self.k, self.approximate)
-        self.agreement_ = told(agreement(consensus(near, labels_N, K))) if near.index_Nm.shape[1] > 1 else None
-        line_V, column_V = np.nonzero(near.index_Nm != NOBODY)
-        votes = np.bincount(line_V * K + labels_N[near.index_Nm[line_V, column_V]], minlength=len(X) * K)
-        votes_NK = votes.reshape(len(X), K).astype(np.float64)
-        alone_N = ~votes_NK.any(axis=1)
-        votes_NK[alone_N, labels_N[alone_N]] = 1
-        share_NK = votes_NK / votes_NK.sum(axis=1, keepdims=True)
-        own_N = share_NK[rows_N, labels_N]
-        most_N = share_NK.argmax(axis=1)
-        return Findings(1 - own_N, share_NK[rows_N, most_N] > own_N, most_N, share_NK)
-
-
-def neighbours_of(X: np.ndarray, num: int, approximate: bool) -> Any:
-    """Find neighbours, with a reason where features cannot have any."""
-    if X.shape[1] < 2:
-        raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
-    near = neighbourhood(X, num, approximate=approximate)
-    if (near.index_Nm == NOBODY).all():
-        raise ValueError("all rows point the same way (constant features, or copies of one row). Give other features.")
-    return near
-
-
-def told(found: Agreement) -> Agreement:
-    """Warn where neighbours agree hardly more than chance."""
-    if found.above_chance < LEAST_ABOVE_CHANCE:
-        warnings.warn(
-            f"neighbours agree in {found.pair:.0%} of the rows, by chance in {found.pair_by_chance:.0%}: these "
-            "features do not cluster by label, and what neighbours say is worth little.",
-            UserWarning,
-            stacklevel=2,
-        )
-    return found
+        N, K = len(X), len(self.classes_)
+        k, all_N = max(1, min(self.k, N // 2)), np.ones(N, bool)
+        lists = list_neighbours(X, length_of_list(1.0, k), near=COPY)
+        self._agree(lists, labels_N)
+        found = neighbours_in(lists, all_N, k)
+        votes_NK, noise_N = np.zeros((N, K)), np.full(N, np.nan)
+        np.add.at(votes_NK, (found.row_M[:, None], labels_N[found.index_Mk]), 1 / k)
+        noise_N[found.row_M] = 1 - votes_NK[found.row_M, labels_N[found.row_M]]
+        most_N = votes_NK.argmax(axis=1)
+        return Findings(noise_N, votes_NK[np.arange(N), most_N] > 1 - noise_N, most_N, votes_NK)
 
 
 # By probabilities -------------------------------------------------------------------------------------------------
@@ -364,8 +380,8 @@ def checked_probabilities(p_NK: np.ndarray, num_classes: int) -> FloatArray:
 
 
 DETECTORS: dict[str, Any] = {
-    "simifeat-rank": SimiFeat,
     "simifeat-vote": lambda **how: SimiFeat("vote", **how),
+    "simifeat-rank": lambda **how: SimiFeat("rank", **how),
     "knn": DeepKNN,
     "confident": ConfidentLearning,
     "cleanlab": Cleanlab,

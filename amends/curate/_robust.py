@@ -13,10 +13,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from amends.curate._simifeat import consensus, neighbourhood
+from amends.curate._votes import SPARE, count_triples, list_neighbours
 from amends.maths.robust import NEED_TRANSITION, Given, adjusted, class_weights, elr_target, ldam, loss_named, reduced
 from amends.maths.transition import fit_transition
 
+COPY = 1 - 1e-6
+"""Cosine from which two rows are copies, which are nobody's witnesses."""
 IMBALANCE = ("balanced_softmax", "post_hoc", "ldam", "class_weights")
 
 
@@ -140,7 +142,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         if self.loss not in NEED_TRANSITION:
             return None
         if self.transition is None or isinstance(self.transition, str):
-            return fit_transition(consensus(neighbourhood(X, 2), labels_N, K)).matrix_KK
+            lists = list_neighbours(X, 2 + SPARE, near=COPY)
+            return fit_transition(count_triples(lists, labels_N, K, np.ones(len(X), bool)).count_KKK).matrix_KK
         T = np.asarray(self.transition, dtype=np.float64)
         if T.shape != (K, K) or not (T >= 0).all() or not np.allclose(T.sum(axis=1), 1):
             raise ValueError(f"transition {T.shape}: expected {K} rows of {K} numbers from 0 that sum to 1.")
