@@ -78,12 +78,15 @@ class LabelErrorDetector(BaseEstimator):
         K = len(self.classes_)
         if K < 2:
             raise ValueError(f"1 class in y ({self.classes_[0]}): a label can only be wrong if there is another one.")
+        only_N = np.bincount(labels_N, minlength=K)[labels_N] == 1
+        if only_N.all():
+            raise ValueError("no row can be judged: every label is the only one of its class. Give other labels.")
         self.why_not_ = np.full(len(y), None, dtype=object)
         self.why_not_[~self._usable(X)] = ZEROS
         usable_N = self.why_not_ == None  # noqa: E711  (elementwise)
         found = self._find(X[usable_N], labels_N[usable_N])
         self.why_not_[np.flatnonzero(usable_N)[np.isnan(found.noise_N)]] = ALONE
-        self.why_not_[np.bincount(labels_N, minlength=K)[labels_N] == 1] = ONLY
+        self.why_not_[only_N] = ONLY
         judged_N = self.why_not_ == None  # noqa: E711
         if not judged_N.any():
             raise ValueError(f"no row can be judged: of the first, {self.why_not_[0]}. Give other features or labels.")
@@ -150,7 +153,9 @@ class SimiFeat(_ByNeighbours):
     """Neighbours vote for labels in many random draws; no model is trained.
 
     Source: Zhu, Dong, Liu 2022; the votes are those of `amends curate ds2`. The noise score is the share of draws that
-    flag the row, the posterior the share that propose each class, both started at one imagined draw for each outcome.
+    flag the row, started at one imagined draw for each outcome. The posterior is the share that propose each class,
+    started at one draw divided among them; the source imagines one for each class, which would outweigh all if there
+    are many.
 
     Parameters
     ----------
@@ -210,7 +215,7 @@ class SimiFeat(_ByNeighbours):
             is_wrong_M = said.proposed_M != own_M if self.rule == "vote" else flagged(said.cost_M, own_M, wrong_K)
             tally.flagged_N[rows_M] += is_wrong_M
         noise_N = np.where(tally.drawn_N > 0, tally.error_prob_N, np.nan)
-        posterior_NK = (tally.proposed_NK + 1) / (tally.drawn_N[:, None] + K)
+        posterior_NK = (tally.proposed_NK + 1 / K) / (tally.drawn_N[:, None] + 1)
         return Findings(noise_N, noise_N > 0.5, tally.suggestion(labels_N)[0], posterior_NK)
 
 
