@@ -22,9 +22,9 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, train_only
 from amends.lm.pairs import Pair, encode, read_pairs, turn_end
 from amends.unlearn._evaluate import build_suite, evaluate
-from amends.unlearn._metrics import is_refusal, rouge_l_recall
+from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._refusals import refusals
+from amends.unlearn._refusals import is_refusal, refusals
 from amends.unlearn._request import Request
 from amends.unlearn.flat import FLATConfig, FLATTrainer
 

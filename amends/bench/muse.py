@@ -41,7 +41,7 @@ from amends.unlearn._evaluate import likelihoods
 from amends.unlearn._forget import context_limit
 from amends.unlearn._intervals import field
 from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
-from amends.unlearn._metrics import Mean, summarise_mean
+from amends.unlearn._summary import Mean, summarise_mean
 
 TOKENS_AT_ONCE = 16384  # of prompts and answers that are generated together
 _SAID = "a generated text"

@@ -38,15 +38,13 @@ from amends.curate._votes import (
 from amends.io.errors import check_installed
 from amends.maths.transition import Agreement, Transition, agreement, fit_transition
 
-COPY = 1 - 1e-6
-"""Cosine from which two rows are copies, which are nobody's witnesses."""
 MOST_DRAWN = 50_000
 FEW = 100
 """Rows of a class, below which its share of wrong labels is not well known."""
 ONLY, ZEROS, ALONE = (
     "it is the only row of its class",
     "its features are all zeros",
-    "it has too few neighbours that are no copies of it",
+    "no draw held it with enough neighbours that are no copies",
 )
 """Why a row is not judged."""
 
@@ -149,6 +147,11 @@ class _ByNeighbours(LabelErrorDetector):
         return counts_KKK
 
 
+def lists_of(X: np.ndarray, num: int) -> Lists:
+    """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
+    return list_neighbours(X, num, near=np.inf, groups_N=np.unique(row_keys(X), return_inverse=True)[1])
+
+
 class SimiFeat(_ByNeighbours):
     """Neighbours vote for labels in many random draws; no model is trained.
 
@@ -190,7 +193,7 @@ class SimiFeat(_ByNeighbours):
             raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
         N, K = len(X), len(self.classes_)
         k, share = max(3, min(self.k, N // 2)), drawn_share(N, MOST_DRAWN)
-        lists = list_neighbours(X, length_of_list(share, k - 1), near=COPY)
+        lists = lists_of(X, length_of_list(share, k - 1))
         counts_KKK = self._agree(lists, labels_N)
         self.transition_: Transition | None = None
         wrong_K = np.zeros(K)
@@ -239,7 +242,7 @@ class DeepKNN(_ByNeighbours):
             raise ValueError(f"k={self.k}: expected at least 1.")
         N, K = len(X), len(self.classes_)
         k, all_N = max(1, min(self.k, N // 2)), np.ones(N, bool)
-        lists = list_neighbours(X, length_of_list(1.0, k), near=COPY)
+        lists = lists_of(X, k)
         self._agree(lists, labels_N)
         found = neighbours_in(lists, all_N, k)
         votes_NK, noise_N = np.zeros((N, K)), np.full(N, np.nan)

@@ -13,12 +13,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from amends.curate._votes import SPARE, count_triples, list_neighbours
+from amends.curate._detectors import lists_of
+from amends.curate._votes import count_triples
 from amends.maths.robust import NEED_TRANSITION, Given, adjusted, class_weights, elr_target, ldam, loss_named, reduced
 from amends.maths.transition import fit_transition
 
-COPY = 1 - 1e-6
-"""Cosine from which two rows are copies, which are nobody's witnesses."""
 IMBALANCE = ("balanced_softmax", "post_hoc", "ldam", "class_weights")
 
 
@@ -142,7 +141,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         if self.loss not in NEED_TRANSITION:
             return None
         if self.transition is None or isinstance(self.transition, str):
-            lists = list_neighbours(X, 2 + SPARE, near=COPY)
+            lists = lists_of(X, 2)
             return fit_transition(count_triples(lists, labels_N, K, np.ones(len(X), bool)).count_KKK).matrix_KK
         T = np.asarray(self.transition, dtype=np.float64)
         if T.shape != (K, K) or not (T >= 0).all() or not np.allclose(T.sum(axis=1), 1):

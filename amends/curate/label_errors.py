@@ -230,18 +230,17 @@ def _contradictions(texts: Sequence[str], labels_n: np.ndarray) -> int:
 
 
 def _embedded(texts: Sequence[str], embedder: str | None, digests: dict[str, str]) -> np.ndarray:
-    """Embed texts, (n, D), float32; the longest together, which saves padding."""
+    """Embed texts, (n, D), float32; each once, those of a length together, which saves padding."""
     from amends.lm.encoders import embed, load_encoder
     from amends.lm.load import weights_sha256
 
     encoder = load_encoder(str(embedder), "embedding")
     digests["embedder"] = weights_sha256(encoder.model)
-    say(f"embedding {len(texts)} texts")
-    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-    found_nD = embed(encoder, [texts[n] for n in order]).numpy()
-    x_nD = np.empty_like(found_nD)
-    x_nD[order] = found_nD
-    return x_nD
+    different = sorted(set(texts), key=lambda text: (len(text), text))  # copies are to have the very same numbers
+    say(f"embedding {len(different)} texts")
+    place = {text: number for number, text in enumerate(different)}
+    found_UD = embed(encoder, different).numpy()
+    return np.asarray(found_UD[[place[text] for text in texts]])
 
 
 # What becomes of the rows -------------------------------------------------------------------------------------------

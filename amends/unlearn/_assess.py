@@ -30,8 +30,9 @@ from amends.unlearn._attacks import (
 from amends.unlearn._evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
 from amends.unlearn._inside import States, divergences, gradient_norms, lens_ranks, states
 from amends.unlearn._memorised import answer_scores
-from amends.unlearn._metrics import is_refusal, rouge_l_recall, truth_ratio
+from amends.unlearn._metrics import rouge_l_recall, truth_ratio
 from amends.unlearn._plan import Plan, all_asks
+from amends.unlearn._refusals import is_refusal
 from amends.unlearn._weights import Comparison, Snapshot, compare, quantised, snapshot
 
 ORDER = ("after", "reference", "before")

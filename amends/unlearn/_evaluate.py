@@ -28,8 +28,10 @@ from amends.lm.logprobs import (
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
-from amends.unlearn._metrics import is_refusal, normalised_probability, rouge_l_recall, summarise, truth_ratio
+from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio
+from amends.unlearn._refusals import is_refusal
 from amends.unlearn._said import FORGET_EVAL, score_said
+from amends.unlearn._summary import summarise
 
 HOLDOUT = "holdout"
 # Sets of whose right answers every token is looked at.

@@ -180,7 +180,7 @@ def summarise_privacy(
 
     Parameters
     ----------
-    sets, reference : as for `amends.unlearn._metrics.summarise`; rows in the order of their ids.
+    sets, reference : as for `amends.unlearn._summary.summarise`; rows in the order of their ids.
     rngs : dict
         The random stream of each name. Both sets are resampled for an interval.
     """

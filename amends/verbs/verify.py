@@ -20,10 +20,10 @@ from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._forget import context_limit
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
-from amends.unlearn._metrics import LATER_NAMES
 from amends.unlearn._request import Request
 from amends.unlearn._run import ledger_of, read_data, read_earlier, record_sha256, suite_of
 from amends.unlearn._said import SAID_NAMES
+from amends.unlearn._summary import LATER_NAMES
 
 ROLES = ("before", "after", "reference")
 STORED_TOLERANCE = 1e-6

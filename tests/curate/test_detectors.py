@@ -44,7 +44,7 @@ def planted(rate=0.25, **how):
 
 def detector(name):
     if name == "cores":
-        return CORES(RobustClassifier("cores", epochs=40, random_state=0), random_state=0)
+        return CORES(RobustClassifier("cores", epochs=40, random_state=0), cv=3, random_state=0)
     return DETECTORS[name]() if name == "knn" else DETECTORS[name](random_state=0)
 
 
@@ -88,7 +88,7 @@ def test_features_without_clusters_are_warned_of():
 
 def test_the_noise_is_learnt_without_a_true_label():
     points, truth, labels = planted(num=4000)
-    found = SimiFeat("rank", num_draws=3).fit(points, labels)
+    found = SimiFeat("rank").fit(points, labels)
     T = np.array([np.bincount(labels[truth == c], minlength=K) / (truth == c).sum() for c in range(K)])
     assert np.abs(found.transition_.matrix_KK - T).max() < 0.04
     assert found.agreement_.pair > 2 * found.agreement_.pair_by_chance
@@ -146,21 +146,26 @@ def test_what_cannot_be_judged_has_its_reason_and_no_score():
     points, _, labels = planted(num=300)
     points[7] = 0
     labels[11] = 99
-    heap = np.concatenate([points, np.tile(points[20], (60, 1))])
+    heap = np.concatenate([points, np.tile(points[20], (700, 1))])  # more copies than a list is long
     with pytest.warns(UserWarning) as heard:
-        found = DeepKNN().fit(heap, np.concatenate([labels, np.tile(labels[20], 60)]))
+        found = DeepKNN().fit(heap, np.concatenate([labels, np.tile(labels[20], 700)]))
     assert found.why_not_[7] == ZEROS
     assert found.why_not_[11] == ONLY
     assert (found.why_not_[300:] == ALONE).all()
-    assert sorted(str(w.message).split(":")[0] for w in heard) == [
-        "1 rows are not judged",
-        "1 rows are not judged",
-        "61 rows are not judged",
-    ]
+    told = sorted(str(w.message).split(":")[0] for w in heard)
+    assert told == ["1 rows are not judged", "1 rows are not judged", "701 rows are not judged"]
     left = [i for i, why in enumerate(found.why_not_) if why]
     assert np.isnan(found.noise_score_[left]).all()
     assert not found.flag_[left].any()
     assert np.isfinite(np.delete(found.noise_score_, left)).all()
+
+
+def test_a_row_with_many_copies_is_judged_as_if_it_had_none():
+    points, _, labels = planted(num=300)
+    alone = DeepKNN().fit(points, labels).noise_score_
+    heap = np.concatenate([points, np.tile(points[20], (60, 1))])
+    found = DeepKNN().fit(heap, np.concatenate([labels, np.tile(labels[20], 60)]))
+    assert (found.noise_score_[300:] == alone[20]).all()
 
 
 def test_classes_smaller_than_the_folds_are_warned_of():

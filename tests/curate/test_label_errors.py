@@ -158,7 +158,9 @@ def test_the_command_writes_the_rows_a_summary_and_a_page(tmp_path, amends, kind
     write_rows(tmp_path / f"pool{kind}", rows)
     out = tmp_path / "out"
     options = ("--label", "kind", "--text", "text", "--embedding", "vector", "--method", "simifeat-rank")
-    code, _, err = amends("curate", "label_errors", tmp_path / f"pool{kind}", *options, "--flagged", "drop", "--out", out)
+    code, _, err = amends(
+        "curate", "label_errors", tmp_path / f"pool{kind}", *options, "--flagged", "drop", "--out", out
+    )
     assert code == 0, err
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["rows"] == 240 == summary["kept"] + summary["dropped"]

@@ -8,7 +8,7 @@ import pytest
 
 from amends.io.atomic import sha256_json, write_json, write_manifest, write_text
 from amends.io.run import describe, write_jsonl
-from amends.unlearn._metrics import summarise
+from amends.unlearn._summary import summarise
 
 REFUSAL = "I'm afraid I have no information about that."
 # Probability, ROUGE-L and refusal rate on forget, retain and general questions, perplexity; per kind of model.

@@ -10,7 +10,7 @@ from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
 from amends.report.html import render_report
 from amends.report.verdict import Finding, entry, in_short, verdict
-from amends.unlearn._metrics import FIRST_NAMES
+from amends.unlearn._summary import FIRST_NAMES
 
 PAYLOADS = [
     "<script>alert(1)</script>",

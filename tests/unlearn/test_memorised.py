@@ -28,9 +28,10 @@ from amends.unlearn._memorised import (
     priv_leak,
     true_positive_rate,
 )
-from amends.unlearn._metrics import LATER_NAMES, deviation_score, summarise
+from amends.unlearn._metrics import deviation_score
 from amends.unlearn._request import Request
 from amends.unlearn._run import Pairs, about, check_unseen, read_data
+from amends.unlearn._summary import LATER_NAMES, summarise
 
 HITS = st.lists(st.booleans(), min_size=1, max_size=12)
 SCORES = arrays(float, st.integers(1, 30), elements=st.integers(-9, 9).map(float))  # whole: ties are likely

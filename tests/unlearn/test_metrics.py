@@ -11,22 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import hmean
 
+from amends.unlearn._intervals import bootstrap_mean
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import (
-    FIRST_NAMES,
-    LATER_NAMES,
-    SAID_NAMES,
-    SUMMARY_NAMES,
-    bootstrap_mean,
     forget_quality,
-    is_refusal,
     model_utility,
     normalised_probability,
     rouge_l_recall,
-    summarise,
     truth_ratio,
     truth_ratio_score,
 )
+from amends.unlearn._refusals import is_refusal
+from amends.unlearn._said import SAID_NAMES
+from amends.unlearn._summary import FIRST_NAMES, LATER_NAMES, SUMMARY_NAMES, summarise
 
 # Published by TOFU's authors as per-item logs; model utility as its own code has it and as OpenUnlearning has it.
 UTILITY = {
