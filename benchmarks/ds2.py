@@ -83,7 +83,10 @@ def judge(folder):
         f"neighbours, without those: agreement {curator.agreement_.pair:.3f}, by chance "
         f"{curator.agreement_.pair_by_chance:.3f}, above chance {curator.agreement_.above_chance:.3f}"
     )
-    print(f"  refused: {curator.refusal_}" if curator.refusal_ else f"  warnings: {curator.warnings_}")
+    if curator.refusal_:
+        print(f"  refused: {curator.refusal_}")
+        return
+    print(f"  warnings: {curator.warnings_}")
     other = table[["s2", "s3"]].to_numpy()
     for name, rating in {"raw": table["s1"].to_numpy(), "mended": curator.curated_}.items():
         equal = (rating == np.rint(other.mean(axis=1))).mean()

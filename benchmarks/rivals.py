@@ -30,8 +30,9 @@ from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
 from amends.lm.logprobs import PackedRow, masked_mean
 from amends.lm.pairs import read_pairs
+from amends.lm.rows import encode_rows
 from amends.lm.trainer import TrainRow, training_arguments
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, encode_rows
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 
 METHODS = (
     *("ga", "graddiff", "kl", "npo", "simnpo", "po", "dpo", "rmu", "undial", "wga", "satimp", "ceu", "pdu", "jensun"),

@@ -37,8 +37,8 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, turn_end
+from amends.lm.rows import context_limit
 from amends.unlearn._evaluate import likelihoods
-from amends.unlearn._forget import context_limit
 from amends.unlearn._intervals import field
 from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
 from amends.unlearn._summary import Mean, summarise_mean

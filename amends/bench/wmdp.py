@@ -26,8 +26,8 @@ from amends.io.tables import Row, read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, plain_ids
+from amends.lm.rows import context_limit
 from amends.unlearn._evaluate import mean_logprobs
-from amends.unlearn._forget import context_limit
 from amends.unlearn._intervals import Items, bootstrap_mean, entry, mean_of, numbers
 
 SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}

@@ -171,7 +171,7 @@ class ScoreCurator(BaseEstimator):
         self.bootstrap = bootstrap
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> Self:
         """Learn the noise of the ratings, and mend them.
 
         Parameters

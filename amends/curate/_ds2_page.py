@@ -17,6 +17,8 @@ MOST_EXAMPLES = 12
 def summary(found: Curation) -> dict[str, Any]:
     """How the ratings err, in numbers."""
     told: dict[str, Any] = {"levels": [{"name": f"{n:g}", "ratings": of} for n, of in _named_levels(found)]}
+    if found.asked:
+        told["asked"] = found.asked
     if found.raters is not None:
         of = found.raters
         told["raters"] = {
@@ -105,7 +107,7 @@ def _noise(found: Curation) -> Section | None:
 def _raters(found: Curation) -> Section | None:
     if (r := found.raters) is None:
         return None
-    names, columns = [f"{n:g}" for n in found.levels.names], found.record["config"]["rating"]
+    names, columns = [f"{n:g}" for n in found.levels.names], found.sources
     shown = list(zip(columns, r.matrices_MKK, strict=True))
     if found.record["config"]["exchangeable"]:
         shown = [(", ".join(columns), r.matrices_MKK[0])]
@@ -217,7 +219,8 @@ def _rows(found: Curation) -> Section:
         if reason.startswith("the same text as"):
             reason = "the same text as an earlier row"
         counts[verdict.fate, reason] = counts.get((verdict.fate, reason), 0) + 1
-    rows = [[fate, reason, counts[fate, reason]] for fate, reason in sorted(counts, key=lambda of: FATES.index(of[0]))]
+    order = sorted(counts, key=lambda of: FATES.index(of[0]))
+    rows: list[list[Any]] = [[fate, reason, counts[fate, reason]] for fate, reason in order]
     return Section("What became of every row", tables=[Table(("fate", "reason", "rows"), rows)])
 
 

@@ -10,9 +10,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from amends.curate._rating import HIGHEST, LOWEST, compressed
 from amends.io.errors import InputError, NoResult
 from amends.io.tables import Row
 from amends.maths.transition import (
@@ -29,6 +28,9 @@ from amends.maths.transition import (
 )
 
 MOST_LEVELS = 20
+LOWEST, HIGHEST = 1, 10
+COMPRESSED = (0, 0, 0, 0, 1, 2, 3, 4, 5, 5)
+"""Rating 1 to 10 to level 0 to 5: up to 4 is 0, from 9 on 5 (official code: LLM_scoring/scoring.py)."""
 STANDARD_ERRORS = 3
 """By which raters must agree more than chance lets them."""
 
@@ -91,8 +93,8 @@ def read_ratings(
         raise InputError(
             f'{rows[0].where}: no row has a rating in "{", ".join(columns)}" ({reasons[0]}). Give whole numbers.'
         )
-    for column, rated in zip(columns, np.isfinite(ratings_NM).any(axis=0).tolist(), strict=True):
-        if not rated:
+    for m, column in enumerate(columns):
+        if np.isnan(ratings_NM[:, m]).all():
             raise InputError(f'"{column}": a rater without a single rating. Leave it out.')
     return (compressed(ratings_NM) if compress else ratings_NM), reasons
 
@@ -108,6 +110,22 @@ def _scale(scale: str | None, compress: bool) -> tuple[float, float]:
             f"--scale {scale}: --compress is for ratings from {LOWEST} to {HIGHEST}. Leave one of them out."
         )
     return int(low), int(high)
+
+
+def compressed(ratings: ArrayLike) -> FloatArray:
+    """Levels 0 to 5 of ratings 1 to 10, in the same shape; NaN stays NaN.
+
+    Raises
+    ------
+    ValueError : a rating that is no whole number from 1 to 10.
+    """
+    found = np.asarray(ratings, dtype=np.float64)
+    there = ~np.isnan(found)
+    if not np.isin(found[there], np.arange(LOWEST, HIGHEST + 1)).all():
+        raise ValueError(f"a rating is no whole number from {LOWEST} to {HIGHEST}.")
+    levels = np.full(found.shape, np.nan)
+    levels[there] = np.asarray(COMPRESSED, dtype=np.float64)[found[there].astype(int) - LOWEST]
+    return levels
 
 
 @dataclass(frozen=True, eq=False)

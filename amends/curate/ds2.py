@@ -10,13 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 
+from amends.curate._features import embeddings, groups, unusable
 from amends.curate._pool import Outcome, Verdict, read_pool, text_of
-from amends.curate._raters import Aggregate, Levels, aggregate, levels_of, read_ratings
+from amends.curate._raters import Aggregate, Levels, aggregate, compressed, levels_of, read_ratings
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, check_installed
@@ -41,6 +42,10 @@ class Curation:
     """`ScoreCurator` fitted to the rows in `used`; None without mending."""
     raters: Aggregate | None
     """How several raters were put together."""
+    sources: list[str]
+    """Columns of ratings, or names of the models that rated."""
+    asked: dict[str, Any]
+    """Of each model that rated, `amends.lm.chat.Counts`."""
     used: list[int]
     """Numbers of the rows that were judged."""
     texts: list[str]
@@ -52,7 +57,8 @@ class Curation:
 def run(
     data: Any,
     *,
-    rating: str | Sequence[str],
+    rating: str | Sequence[str] = (),
+    rater: Any = None,
     text: str | Sequence[str] = (),
     out: str | Path | None = None,
     embedder: str | None = None,
@@ -69,6 +75,8 @@ def run(
     rounds: int = 50,
     draws: int = 51,
     near: float = 0.99,
+    cache: str | Path | None = None,
+    most_calls: int | None = None,
     seed: int = 0,
 ) -> Curation:
     """Mend the ratings of a pool, and select from it.
@@ -76,6 +84,7 @@ def run(
     Parameters
     ----------
     data : path, list of paths, `datasets.Dataset`, data frame, or list of dictionaries
+    rater : str, `amends.lm.chat.Chat`, or list of them
     out : path, optional
         Run folder to make.
 
@@ -86,7 +95,7 @@ def run(
     InputError : what the user can mend; nothing is written then.
     NoResult : neighbours do not share their ratings, or raters cannot be put together.
     """
-    options = {name: value for name, value in locals().items() if name not in ("data", "out")}
+    options = {name: value for name, value in locals().items() if name not in ("data", "out", "rater")}
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
     from amends.curate._curator import ScoreCurator, select
@@ -94,34 +103,34 @@ def run(
 
     if out is not None:
         check_new(out)
-    started = time.time()
-    ratings, columns = _listed(rating), _listed(text)
-    has_points = bool(embedding or embedder)
-    _check_options(ratings, columns, embedder, embedding, curate, budget)
-    rows = read_pool(data)
-    texts = [text_of(row, columns) for row in rows] if columns else []
-    ratings_NM, unrated = read_ratings(rows, ratings, scale=scale, compress=compress)
-    verdicts: dict[int, Verdict] = {i: Verdict("refused", reason) for i, reason in enumerate(unrated) if reason}
-    verdicts |= _unusable(rows, texts, embedding, verdicts)
+    started, columns = time.time(), _listed(text)
+    raters_asked = [] if rater is None else _listed(rater)
+    _check_options(raters_asked, _listed(rating), columns, embedder, embedding, curate, budget)
+    pool = (
+        _rated(data, columns, embedding, raters_asked, cache, most_calls, seed)
+        if raters_asked
+        else _read(data, columns, embedding, _listed(rating), scale, compress)
+    )
+    rows, verdicts = pool.rows, dict(pool.verdicts)
     used = [i for i in range(len(rows)) if i not in verdicts]
     if budget is not None and budget > len(used):
         raise InputError(f"--budget {budget}: only {len(used)} of {len(rows)} rows can be judged. Lower it.")
     if len(used) < 3:
         why = "".join(f"; {rows[i].where}: {verdict.reason}" for i, verdict in list(verdicts.items())[:1])
         raise InputError(f"{len(used)} of {len(rows)} rows can be judged, and three are the least{why}.")
-    sorted_into = levels_of(ratings_NM[used], levels)
+    sorted_into = levels_of(pool.ratings_NM[used], levels)
     warnings = _refusals(verdicts, len(rows))
     raters = None
     labels_n = sorted_into.labels_NM[:, 0]
-    if len(ratings) > 1:
+    if len(pool.sources) > 1:
         raters = aggregate(sorted_into.labels_NM, len(sorted_into.names), exchangeable=exchangeable)
         labels_n = raters.labels_N
     level_n = sorted_into.names[labels_n]
     digests: dict[str, str] = {}
     curator, curated_n, tail_n = None, level_n, np.full(len(used), np.nan)
-    if has_points:
-        points_nD = _points(rows, texts, used, embedder, embedding, digests)
-        groups_n = _groups(rows, used, group)
+    if embedder or embedding:
+        points_nD = embeddings(rows, pool.texts, used, embedder, embedding, digests)
+        groups_n = groups(rows, used, group)
         if curate:
             say(f"comparing {len(used)} rows with their neighbours")
             curator = ScoreCurator(
@@ -136,16 +145,17 @@ def run(
             warnings += curator.warnings_
         else:
             tail_n = long_tail(list_neighbours(points_nD, k, near=near, groups_N=groups_n), k)
-    second_n = tail_n if has_points else (raters.certainty_N if raters else tail_n)
+    second_n = raters.certainty_N if raters and not (embedder or embedding) else tail_n
     chosen_n = select(curated_n, second_n, len(used) if budget is None else budget)
-    added = _columns(len(rows), used, level_n, curated_n, tail_n, curator, raters)
+    added = pool.added | _columns(len(rows), used, level_n, curated_n, tail_n, curator, raters)
     verdicts |= _fates(used, set(chosen_n.tolist()), level_n, curated_n, added, budget)
     outcome = Outcome(rows, [verdicts[i] for i in range(len(rows))], added)
     for warning in warnings:
         say(f"warning: {warning}")
     record = describe(
         command="curate ds2",
-        config={name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        config={name: str(of) if isinstance(of, Path) else of for name, of in options.items()}
+        | {"rater": pool.sources if raters_asked else None},
         seed=seed,
         data={"pool": outcome.about(data)},
         weights=digests,
@@ -155,13 +165,71 @@ def run(
         method={"title": "DS2", "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
     )
     selected = [used[n] for n in chosen_n.tolist()]
-    found = Curation(outcome, selected, sorted_into, curator, raters, used, texts, record)
+    found = Curation(
+        outcome, selected, sorted_into, curator, raters, pool.sources, pool.asked, used, pool.texts, record
+    )
     if out is not None:
         write(found, Path(out), kind_of(data))
     return found
 
 
+class _Pool(NamedTuple):
+    """Rows with their texts and ratings."""
+
+    rows: list[Row]
+    texts: list[str]
+    ratings_NM: Any
+    verdicts: dict[int, Verdict]
+    """Of the rows that are not judged."""
+    sources: list[str]
+    asked: dict[str, Any]
+    added: dict[str, list[Any]]
+
+
+def _read(
+    data: Any, columns: list[str], embedding: str | None, ratings: list[str], scale: str | None, compress: bool
+) -> _Pool:
+    """Read rows whose ratings stand in columns."""
+    rows = read_pool(data)
+    texts = [text_of(row, columns) for row in rows] if columns else []
+    ratings_NM, unrated = read_ratings(rows, ratings, scale=scale, compress=compress)
+    verdicts = {i: Verdict("refused", why) for i, why in enumerate(unrated) if why}
+    verdicts |= unusable(rows, texts, embedding, verdicts)
+    return _Pool(rows, texts, ratings_NM, verdicts, ratings, {}, {})
+
+
+def _rated(
+    data: Any,
+    columns: list[str],
+    embedding: str | None,
+    raters: list[Any],
+    cache: str | Path | None,
+    most_calls: int | None,
+    seed: int,
+) -> _Pool:
+    """Read rows, and have models rate the texts of those that can be judged."""
+    from amends.curate._rating import rate_all
+
+    rows = read_pool(data)
+    texts = [text_of(row, columns) for row in rows]
+    verdicts = unusable(rows, texts, embedding, {})
+    there = [i for i in range(len(rows)) if i not in verdicts]
+    if not there:
+        raise InputError(f"{rows[0].where}: no row can be rated ({verdicts[0].reason}).")
+    found = rate_all(raters, [texts[i] for i in there], cache=cache, most_calls=most_calls, seed=seed)
+    ratings_NM = np.full((len(rows), len(raters)), np.nan)
+    ratings_NM[there] = found.ratings_NM
+    verdicts |= {i: Verdict("refused", why) for i, why in zip(there, found.reasons, strict=True) if why}
+    names = ["rating"] if len(raters) == 1 else [f"rating_{m}" for m in range(1, len(raters) + 1)]
+    added = {
+        name: [None if value != value else int(value) for value in of]
+        for name, of in zip(names, ratings_NM.T.tolist(), strict=True)
+    }
+    return _Pool(rows, texts, compressed(ratings_NM), verdicts, found.names, found.asked, added)
+
+
 def _check_options(
+    raters: list[Any],
     ratings: list[str],
     columns: list[str],
     embedder: str | None,
@@ -170,61 +238,25 @@ def _check_options(
     budget: int | None,
 ) -> None:
     """Refuse what cannot go together, before anything is read."""
+    if bool(raters) == bool(ratings):
+        raise InputError("--rating and --rater: give one of them, columns with ratings or models that rate.")
+    if raters and not columns:
+        raise InputError("--rater: name the columns to rate with --text.")
     if embedder and embedding:
         raise InputError("--embedder and --embedding: give one of them.")
     if embedder and not columns:
         raise InputError("--embedder: name the columns to embed with --text.")
-    if curate and len(ratings) == 1 and not (embedder or embedding):
+    if curate and len(raters or ratings) == 1 and not (embedder or embedding):
         raise InputError(
-            "One column of ratings is mended by neighbours: give --text with --embedder, or --embedding. Several "
-            "columns of ratings need neither; --no-curate selects by the ratings as they are."
+            "The ratings of one rater are mended by neighbours: give --text with --embedder, or --embedding. Several "
+            "raters need neither; --no-curate selects by the ratings as they are."
         )
     if budget is not None and budget < 1:
         raise InputError(f"--budget {budget}: must be at least 1.")
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _unusable(
-    rows: Sequence[Row], texts: list[str], embedding: str | None, known: dict[int, Verdict]
-) -> dict[int, Verdict]:
-    """Refuse rows without a text or an embedding, and drop those that say the same as an earlier one."""
-    found: dict[int, Verdict] = {}
-    first: dict[str, str] = {}
-    width = None
-    for i, row in enumerate(rows):
-        if i in known:
-            continue
-        if texts and not texts[i].strip():
-            found[i] = Verdict("refused", "no text")
-            continue
-        if embedding:
-            reason, width = _faulty(row, embedding, width)
-            if reason:
-                found[i] = Verdict("refused", reason)
-                continue
-        if texts and (same := first.setdefault(texts[i], row.where)) != row.where:
-            found[i] = Verdict("dropped", f"the same text as {same}")
-    return found
-
-
-def _faulty(row: Row, column: str, width: int | None) -> tuple[str | None, int | None]:
-    """Say why an embedding cannot be used, and how wide embeddings are."""
-    if column not in row.data:
-        raise InputError(f'{row.where}: the column "{column}" is missing. Name another one with --embedding.')
-    try:
-        values = np.asarray(row.data[column], dtype=np.float64)
-    except (TypeError, ValueError):
-        return "the embedding is no list of numbers", width
-    if values.ndim != 1 or values.size < 2:
-        return "the embedding is no list of numbers", width
-    if not np.isfinite(values).all() or not values.any():
-        return "the embedding has no direction (NaN, infinite or zero)", width
-    if width not in (None, values.size):
-        return f"the embedding has {values.size} numbers, and others have {width}", width
-    return None, values.size
+def _listed(names: Any) -> list[Any]:
+    return list(names) if isinstance(names, list | tuple) else [names]
 
 
 def _refusals(verdicts: dict[int, Verdict], num_rows: int) -> list[str]:
@@ -235,41 +267,6 @@ def _refusals(verdicts: dict[int, Verdict], num_rows: int) -> list[str]:
             reason = verdict.reason.split(":")[0]
             counts[reason] = counts.get(reason, 0) + 1
     return [f"{count} of {num_rows} rows were refused: {reason}." for reason, count in counts.items()]
-
-
-def _points(
-    rows: Sequence[Row],
-    texts: list[str],
-    used: list[int],
-    embedder: str | None,
-    embedding: str | None,
-    digests: dict[str, str],
-) -> Any:
-    """Embeddings of the rows in use, (n, D), float32."""
-    if embedding:
-        return np.array([rows[i].data[embedding] for i in used], dtype=np.float32)
-    from amends.lm.encoders import embed, load_encoder
-    from amends.lm.load import weights_sha256
-
-    encoder = load_encoder(str(embedder), "embedding")
-    digests["embedder"] = weights_sha256(encoder.model)
-    say(f"embedding {len(used)} texts")
-    order = sorted(range(len(used)), key=lambda n: len(texts[used[n]]))  # little padding
-    found = embed(encoder, [texts[used[n]] for n in order]).numpy()
-    points_nD = np.empty_like(found)
-    points_nD[order] = found
-    return points_nD
-
-
-def _groups(rows: Sequence[Row], used: list[int], column: str | None) -> Any:
-    """Give the number of the group of each row, -1 where it has none; None without such a column."""
-    if column is None:
-        return None
-    if not any(column in rows[i].data for i in used):
-        raise InputError(f'{rows[0].where}: no row has the column "{column}". Name another one with --group.')
-    numbers: dict[str, int] = {}
-    values = [rows[i].data.get(column) for i in used]
-    return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])
 
 
 def _columns(
@@ -326,8 +323,14 @@ def command(
     data: Annotated[list[str], typer.Argument(help="Rows with ratings; several files are one pool.")],
     out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
     rating: Annotated[
-        list[str], typer.Option(help="Column of a rating; several are put together first, from three on.")
-    ],
+        list[str] | None, typer.Option(help="Column of a rating; several are put together first, from three on.")
+    ] = None,
+    rater: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead, language model that rates the text: as --model elsewhere, or http://HOST/v1#MODEL."
+        ),
+    ] = None,
     text: Annotated[list[str] | None, typer.Option(help="Columns of the text, in this order.")] = None,
     embedder: Annotated[
         str | None, typer.Option(help="Embed the text: hub id, folder, or package:NAME/FOLDER.")
@@ -355,12 +358,15 @@ def command(
     near: Annotated[
         float, typer.Option(help="Rows with at least this cosine do not vote on each other.", max=1)
     ] = 0.99,
+    cache: Annotated[Path | None, typer.Option(help="File that keeps the answers of --rater.")] = None,
+    most_calls: Annotated[int | None, typer.Option(help="New answers of each --rater, at most.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Mend the ratings in DATA, and select the best and most diverse rows."""
     found = run(
         data if len(data) > 1 else data[0],
-        rating=rating,
+        rating=rating or (),
+        rater=rater,
         text=text or (),
         out=out,
         embedder=embedder,
@@ -377,6 +383,8 @@ def command(
         rounds=rounds,
         draws=draws,
         near=near,
+        cache=cache,
+        most_calls=most_calls,
         seed=seed,
     )
     counts = found.outcome.counts()

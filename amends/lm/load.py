@@ -271,6 +271,14 @@ def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
     return wrapped
 
 
+def prepare(loaded: Loaded, lora_rank: int) -> Any:
+    """Make weights trainable: the adapter that is there, a new one, or (rank 0) all of them, in float32."""
+    if lora_rank == 0:
+        whole = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
+        return whole.float().requires_grad_(True)
+    return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
+
+
 def train_only(model: Any, layers: str) -> None:
     """Let only some layers' weights, of those that are trained, require gradients.
 

@@ -12,7 +12,7 @@ of the model, V vocabulary, K numbers that were noted of an answer token before.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -279,7 +279,13 @@ def output_layer(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def note(
-    model: nn.Module, rows: Sequence[PackedRow], pad_id: int, of: Callable[[AnswerLogprobs], Tensor], **how: Any
+    model: nn.Module,
+    rows: Sequence[PackedRow],
+    pad_id: int,
+    of: Callable[[AnswerLogprobs], Tensor],
+    *,
+    exact: bool = False,
+    **how: Any,
 ) -> list[Tensor]:
     """Note something of each answer token, from the model as it is, without gradients and in evaluation mode.
 
@@ -290,6 +296,8 @@ def note(
         Of the tokenizer.
     of : callable
         AnswerLogprobs -> Tensor (B, A) or (B, A, K).
+    exact : bool, default False
+        Compute at the precision of the weights, where the hardware would make bfloat16 the faster one too.
     **how
         Passed to `answer_logprobs`.
 
@@ -303,7 +311,7 @@ def note(
     try:
         for start in range(0, len(rows), NOTED_AT_ONCE):
             batch = {name: t.to(device) for name, t in pack(rows[start : start + NOTED_AT_ONCE], pad_id).items()}
-            with torch.no_grad(), autocast():
+            with torch.no_grad(), nullcontext() if exact else autocast():
                 out = answer_logprobs(model, batch, **how)
                 found_BAK = of(out).float().reshape(*out.answer_BA.shape, -1)
             noted += [f_AK[known_A].cpu() for f_AK, known_A in zip(found_BAK, out.answer_BA != PADDING, strict=True)]

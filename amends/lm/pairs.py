@@ -19,6 +19,10 @@ from amends.io.tables import Row
 
 SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SAME = "same prompt and answer as"
+"""What the reason begins with of a row that is there twice; the others were left out for a fault."""
+OR_SKIP = ", or leave such rows out with --skip-bad-rows."
+"""What the commands that stop at a faulty row say of it last."""
 Message = dict[str, str]
 
 
@@ -130,7 +134,7 @@ def read_pairs(
             seen_ids[pair.id] = row.where
             text = (repr(pair.prompt), pair.answer)
             if text in seen_texts:
-                dropped.append(Dropped(row.where, f"same prompt and answer as {seen_texts[text]}"))
+                dropped.append(Dropped(row.where, f"{SAME} {seen_texts[text]}"))
                 continue
             seen_texts[text] = row.where
             kept.append(pair)
@@ -188,9 +192,7 @@ def _text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise InputError(f'{row.where}: column "{column}" holds {type(value).__name__}, expected text.')
     if not value.strip():
-        raise InputError(
-            f'{row.where}: column "{column}" is empty. Fill it, or leave such rows out with --skip-bad-rows.'
-        )
+        raise InputError(f'{row.where}: column "{column}" is empty. Fill it{OR_SKIP}')
     return value.strip()
 
 
@@ -208,9 +210,7 @@ def _split_messages(row: Row) -> tuple[list[Message], str]:
         if role not in ROLES:
             raise InputError(f"{row.where}: there is no role {role[:60]!r}. Write one of {', '.join(ROLES)}.")
     if not messages[-1]["content"].strip():
-        raise InputError(
-            f"{row.where}: the last message is empty. Fill it, or leave such rows out with --skip-bad-rows."
-        )
+        raise InputError(f"{row.where}: the last message is empty. Fill it{OR_SKIP}")
     return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"].strip()
 
 

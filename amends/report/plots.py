@@ -158,19 +158,42 @@ def rank_histogram(ranks: Mapping[str, Sequence[float]]) -> str:
     -------
     str : one svg element.
     """
+    edges = np.linspace(0, 1, 21)
+    shares = {name: np.histogram(of, edges)[0] / max(1, len(of)) for name, of in ranks.items()}
+    told = "; ".join(f"{name}: median {np.median(list(v)):.2f} of {len(v)}" for name, v in ranks.items() if len(v))
+    axes = ("mean rank over the measures", "share of records")
+    return histograms("ranks", edges, shares, axes, "Mean rank of the records", f"{told}.")
+
+
+def histograms(
+    prefix: str, edges: np.ndarray, shares: Mapping[str, np.ndarray], names: tuple[str, str], title: str, told: str
+) -> str:
+    """Draw histograms over the same bins as steps.
+
+    Parameters
+    ----------
+    prefix : str
+        What the ids in the svg begin with.
+    edges : float (bins + 1,)
+    shares : mapping
+        Name of a set to what each bin holds, (bins,).
+    names : of the axis across and of the one up
+    title, told : for who does not see it
+
+    Returns
+    -------
+    str : one svg element.
+    """
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 4.3, len(ranks))
-        edges = np.linspace(0, 1, 21)
-        for k, values in enumerate(ranks.values()):
-            share = np.histogram(values, edges)[0] / max(1, len(values))
+        figure, (axes,) = _figure(1, 4.3, len(shares))
+        for k, share in enumerate(shares.values()):
             axes.step(edges, [*share, share[-1]], where="post", color=COLOURS[k], linestyle=DASHES[k], linewidth=2)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, None)
-        axes.set_xlabel("mean rank over the measures")
-        axes.set_ylabel("share of records")
-        _legend(axes, list(ranks))
-        told = "; ".join(f"{name}: median {np.median(list(v)):.2f} of {len(v)}" for name, v in ranks.items() if len(v))
-        return _svg(figure, "ranks", "Mean rank of the records", f"{told}.")
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
+        _legend(axes, list(shares))
+        return _svg(figure, prefix, title, told)
 
 
 def history(rows: Sequence[Mapping[str, Any]]) -> str:

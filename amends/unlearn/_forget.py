@@ -26,9 +26,9 @@ from amends.lm.logprobs import (
     note,
     output_layer,
     pack,
-    packed_row,
 )
-from amends.lm.pairs import Dropped, Encoded, Pair, Pairs, encode, read_pairs
+from amends.lm.pairs import Encoded, Pair, encode, read_pairs
+from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
 
@@ -380,49 +380,3 @@ def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
     if not isinstance(dataset, Iterable) or isinstance(dataset, str | Mapping):
         raise InputError(f"data is a {type(dataset).__name__}: expected a list of dictionaries or a datasets.Dataset.")
     return read_pairs(rows_of(dataset), tokenizer=tokenizer).kept
-
-
-def context_limit(model: Any, max_length: int) -> int:
-    """Most tokens a row may have: what was asked, or the model's context where that is shorter."""
-    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
-
-
-def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int) -> list[PackedRow]:
-    """One packed row a pair, its answer alone.
-
-    Raises
-    ------
-    InputError : a pair longer than `limit` tokens, or one that the chat template does not take; with its place.
-    """
-    rows = []
-    for pair in pairs:
-        try:
-            row = packed_row(encode(tokenizer, pair.prompt, [pair.answer]))
-        except InputError as error:
-            raise InputError(f"{pair.where}: {error}") from error
-        rows.append(row)
-        if (length := len(row.prompt) + len(row.answers[0])) > limit:
-            raise InputError(
-                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "
-                "and the model's context). Shorten or split it, or leave such rows out with --skip-bad-rows."
-            )
-    return rows
-
-
-def without_too_long(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
-    """Leave out, and count, the pairs that `encode_rows` would refuse.
-
-    Raises
-    ------
-    InputError : none is short enough.
-    """
-    kept, dropped = [], list(pairs.dropped)
-    for pair in pairs.kept:
-        try:
-            encode_rows(tokenizer, [pair], limit)
-            kept.append(pair)
-        except InputError as error:
-            dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ")))
-    if not kept:
-        raise InputError(f"no row is short enough; the first: {dropped[-1].where}: {dropped[-1].reason}")
-    return Pairs(kept, dropped)

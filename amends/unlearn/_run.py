@@ -23,21 +23,15 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
-from amends.lm.load import Loaded, add_lora, load, precision, save_model, shares_base, train_only, weights_sha256
+from amends.lm.load import Loaded, load, precision, prepare, save_model, shares_base, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs, read_pairs
+from amends.lm.rows import context_limit, encode_rows, without_too_long
 from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
 from amends.unlearn._beside import Judge, Start, load_judge, with_others
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
-from amends.unlearn._forget import (
-    ForgetConfig,
-    ForgetTrainer,
-    context_limit,
-    encode_rows,
-    start_warnings,
-    without_too_long,
-)
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, start_warnings
 from amends.unlearn._ledger import READING, Entry, entry_of, parse, read_ledger, set_name, write_ledger
 from amends.unlearn._neighbours import neighbours
 from amends.unlearn._refusals import refusals
@@ -331,14 +325,6 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = str(inner.config.name_or_path or type(inner).__name__)
     return Loaded(model, tokenizer, name, name)
-
-
-def prepare(loaded: Loaded, lora_rank: int) -> Any:
-    """Make weights trainable: the adapter that is there, a new one, or (rank 0) all of them, in float32."""
-    if lora_rank == 0:
-        whole = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
-        return whole.float().requires_grad_(True)
-    return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
 
 
 def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:

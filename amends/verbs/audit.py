@@ -19,10 +19,10 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
+from amends.lm.rows import context_limit, encode_rows, without_too_long
 from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, mean_rank, num_tokens, tpr_at_fpr
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
-from amends.unlearn._forget import context_limit, encode_rows, without_too_long
 from amends.unlearn._request import Data
 from amends.unlearn._run import about, model_for
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons

@@ -15,9 +15,9 @@ from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
+from amends.lm.rows import context_limit
 from amends.unlearn._beside import OF_OTHERS, add_similarity
 from amends.unlearn._evaluate import evaluate, with_reference
-from amends.unlearn._forget import context_limit
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
 from amends.unlearn._request import Request
@@ -46,7 +46,9 @@ class NotChecked(Exception):
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit', 'assess' or 'bench'.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit', 'assess', 'bench' or 'curate'.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
 ) -> None:
@@ -86,7 +88,7 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
         todo.append(("forget records", check.forget_records))
     if record["data"].get("earlier"):
         todo.append(("earlier records", check.earlier_records))
-    if record["command"] == "assess" or record["command"].startswith("bench "):
+    if record["command"].startswith(("assess", "bench ", "curate ")):
         for role in record["weights"]:
             todo.append((f"weights {role}", lambda role=role: check.weights_named(role)))  # type: ignore[misc]
         return [_finding(what, make) for what, make in todo]
@@ -182,8 +184,10 @@ class Checks:
         return self._digest("before", name)
 
     def weights_named(self, role: str) -> str:
-        """Compare the digest of a model that was assessed, as it is now, with the one noted."""
+        """Compare the digest of a model that was assessed or used, as it is now, with the one noted."""
         name = self.model if role == "before" and self.model else self.config.get(role)
+        if not name and (self.run / role).is_dir():  # made by the run
+            name = str(self.run / role)
         if not name:
             raise NotChecked("the model was given from Python")
         return self._digest(role, name)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from amends.bench.tofu import cells_of
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
 
+ROOT = Path(__file__).resolve().parents[2]
 FORGET = [
     {"id": i, "question": f"Who is number {i}?", "answer": f"Person {i}.", "perturbed_answer": [f"Nobody {i}."]}
     for i in range(4)
@@ -263,3 +266,14 @@ def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
 def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
     cells = cells_of(read_world(world), [], [parse("flat"), parse("ga")], [], 2)
     assert [(str(c.entry), c.seed) for c in cells] == [("flat", 0), ("ga", 0), ("flat", 1), ("ga", 1)]
+
+
+def test_the_published_table_is_that_of_the_recorded_cells(tmp_path, monkeypatch, amends):
+    recorded = tmp_path / "bench"
+    shutil.copytree(ROOT / "examples/tofu/bench", recorded)
+    monkeypatch.chdir(ROOT)
+    recipe = ROOT / "examples/tofu/bench.yaml"
+    code, _, err = amends("bench", "tofu", "--config", recipe, "--out", recorded, "--page-only")
+    assert code == 0, err
+    assert (recorded / "tofu.md").read_text(encoding="utf-8") == (ROOT / "docs/tofu.md").read_text(encoding="utf-8")
+    assert [(ROOT / "docs" / chart.name).is_file() for chart in recorded.glob("*.svg")] == [True]

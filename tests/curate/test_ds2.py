@@ -100,19 +100,27 @@ def test_the_report_shows_the_noise_and_what_changed_and_takes_nothing_for_marku
     assert page.count("<svg") == 3
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_the_command_writes_what_the_function_gives(world, tmp_path, kind, capsys):
-    frame = pd.DataFrame(rows_of(world)).iloc[:1200]
-    file = tmp_path / f"pool{kind}"
-    frame.to_parquet(file) if kind == ".parquet" else frame.to_json(file, orient="records", lines=True)
+def test_the_command_writes_what_the_function_gives(world, tmp_path, capsys):
+    file = tmp_path / "pool.jsonl"
+    pd.DataFrame(rows_of(world)).iloc[:1200].to_json(file, orient="records", lines=True)
     arguments = ["curate", "ds2", str(file), "--rating", "rating", "--embedding", "vector", "--budget", "50"]
     with pytest.raises(SystemExit) as end:
         cli.main([*arguments, "--out", str(tmp_path / "out"), "--rounds", "10", "--draws", "11", "--group", "prompt"])
     assert end.value.code == 0
     assert "1200 rows: 50 kept, 1150 dropped, 0 refused" in capsys.readouterr().err
-    kept = [row.data["id"] for row in read_rows(tmp_path / "out" / f"kept{kind}")]
+    kept = [row.data["id"] for row in read_rows(tmp_path / "out" / "kept.jsonl")]
     again = ds2.run(file, rating="rating", embedding="vector", budget=50, group="prompt", **FEW)
     assert kept == [row["id"] for row in again.outcome.of("kept")]
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv"])
+def test_rows_are_written_in_the_kind_they_came_in(tmp_path, kind):
+    file = tmp_path / f"pool{kind}"
+    frame = pd.DataFrame({"r": [1, 2, 3, 3], "id": range(4)})
+    frame.to_parquet(file) if kind == ".parquet" else frame.to_csv(file, index=False)
+    ds2.run(file, rating="r", curate=False, budget=2, out=tmp_path / "out")
+    assert [int(row.data["id"]) for row in read_rows(tmp_path / "out" / f"kept{kind}")] == [2, 3]
+    assert "What was selected" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_ratings_that_do_not_cluster_are_refused_and_nothing_is_written(world, tmp_path):
@@ -149,7 +157,7 @@ def test_ratings_from_1_to_10_are_compressed(world):
     rows = rows_of(world)
     for row in rows:
         row["rating"] = [1, 5, 6, 7, 8, 10][row["rating"]]
-    found = ds2.run(rows, rating="rating", embedding="vector", compress=True, **FEW)
+    found = ds2.run(rows, rating="rating", embedding="vector", compress=True, curate=False)
     assert found.outcome.added["level"] == world.ratings.tolist()
     assert found.levels.names.tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -165,7 +173,7 @@ def test_ratings_from_1_to_10_are_compressed(world):
         ([{"r": 1, "v": [1, 0]}] * 5, {"rating": "score"}, 'no row has the column "score"'),
         ([{"r": 1, "v": [1, 0]}] * 5, {"rating": ["r", "r"]}, "2 columns of ratings"),
         ([{"r": i, "v": [1, i]} for i in range(5)], {"group": "prompt"}, 'no row has the column "prompt"'),
-        ([{"r": 1, "v": [1, 0]}] * 5, {"embedding": None}, "One column of ratings is mended by neighbours"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"embedding": None}, "The ratings of one rater are mended by neighbours"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"embedder": "x"}, "give one of them"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"embedding": None, "embedder": "x"}, "name the columns to embed"),
         (

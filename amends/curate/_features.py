@@ -1,0 +1,86 @@
+"""Texts and embeddings of the rows of a pool, and the rows that lack them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from amends.curate._pool import Verdict
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.io.tables import Row
+
+
+def unusable(
+    rows: Sequence[Row], texts: list[str], embedding: str | None, known: Mapping[int, Verdict]
+) -> dict[int, Verdict]:
+    """Refuse rows without a text or an embedding, and drop those that say the same as an earlier one."""
+    found: dict[int, Verdict] = {}
+    first: dict[str, str] = {}
+    width = None
+    for i, row in enumerate(rows):
+        if i in known:
+            continue
+        if texts and not texts[i].strip():
+            found[i] = Verdict("refused", "no text")
+            continue
+        if embedding:
+            reason, width = _faulty(row, embedding, width)
+            if reason:
+                found[i] = Verdict("refused", reason)
+                continue
+        if texts and (same := first.setdefault(texts[i], row.where)) != row.where:
+            found[i] = Verdict("dropped", f"the same text as {same}")
+    return found
+
+
+def _faulty(row: Row, column: str, width: int | None) -> tuple[str | None, int | None]:
+    """Say why an embedding cannot be used, and how wide embeddings are."""
+    if column not in row.data:
+        raise InputError(f'{row.where}: the column "{column}" is missing. Name another one with --embedding.')
+    try:
+        values = np.asarray(row.data[column], dtype=np.float64)
+    except (TypeError, ValueError):
+        return "the embedding is no list of numbers", width
+    if values.ndim != 1 or values.size < 2:
+        return "the embedding is no list of numbers", width
+    if not np.isfinite(values).all() or not values.any():
+        return "the embedding has no direction (NaN, infinite or zero)", width
+    if width not in (None, values.size):
+        return f"the embedding has {values.size} numbers, and others have {width}", width
+    return None, values.size
+
+
+def embeddings(
+    rows: Sequence[Row],
+    texts: list[str],
+    used: list[int],
+    embedder: str | None,
+    embedding: str | None,
+    digests: dict[str, str],
+) -> Any:
+    """Embeddings of the rows in use, (n, D), float32."""
+    if embedding:
+        return np.array([rows[i].data[embedding] for i in used], dtype=np.float32)
+    from amends.lm.encoders import embed, load_encoder
+    from amends.lm.load import weights_sha256
+
+    encoder = load_encoder(str(embedder), "embedding")
+    digests["embedder"] = weights_sha256(encoder.model)
+    say(f"embedding {len(used)} texts")
+    order = sorted(range(len(used)), key=lambda n: len(texts[used[n]]))  # little padding
+    found = embed(encoder, [texts[used[n]] for n in order]).numpy()
+    points_nD = np.empty_like(found)
+    points_nD[order] = found
+    return points_nD
+
+
+def groups(rows: Sequence[Row], used: list[int], column: str | None) -> Any:
+    """Give the number of the group of each row, -1 where it has none; None without such a column."""
+    if column is None:
+        return None
+    if not any(column in rows[i].data for i in used):
+        raise InputError(f'{rows[0].where}: no row has the column "{column}". Name another one with --group.')
+    numbers: dict[str, int] = {}
+    values = [rows[i].data.get(column) for i in used]
+    return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])

@@ -1,0 +1,184 @@
+"""Which answer tokens carry loss: masks from scores, and what a cleaning has to achieve.
+
+The numbers of all rows stand one behind another in a flat array. Shapes: N rows, M answer tokens of all rows; row i has
+the tokens from `offsets[i]` to `offsets[i + 1]`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amends.io.errors import InputError
+
+Level = Literal["global", "sample", "threshold"]
+LEVELS: tuple[Level, ...] = ("global", "sample", "threshold")
+KEEP = 0.6
+"""Share that is kept unless another one is asked for, as in the paper."""
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Offsets = NDArray[np.int64]
+
+
+def offsets_of(lengths: Sequence[int]) -> Offsets:
+    """Where each row's tokens begin, and at last their number, (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def rows_of_tokens(offsets: Offsets) -> NDArray[np.int64]:
+    """Say of each token which row it is of, (M,)."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def check_choice(level: str, keep: float | None, threshold: float | None, sources: bool) -> None:
+    """Refuse settings that do not go together, or would be ignored.
+
+    Raises
+    ------
+    InputError : names the option.
+    """
+    if level not in LEVELS:
+        raise InputError(f"--level {level}: choose one of {', '.join(LEVELS)}.")
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"--keep {keep}: a share above 0 and at most 1 is needed.")
+    if (threshold is None) == (level == "threshold"):
+        raise InputError("--threshold goes with --level threshold: give both or neither.")
+    if threshold is not None and (keep is not None or not math.isfinite(threshold)):
+        raise InputError(f"--threshold {threshold}: give a number, and no --keep, which it takes the place of.")
+    if sources and level != "global":
+        raise InputError(f"--source-column: a share of each source is kept with --level global, not with {level}.")
+
+
+def token_mask(
+    scores: Floats,
+    offsets: Offsets,
+    *,
+    keep: float | None = None,
+    level: Level = "global",
+    threshold: float | None = None,
+    always_keep: Mask | None = None,
+    sources: Sequence[Any] | None = None,
+) -> Mask:
+    """Choose the tokens that carry loss: those of the highest scores.
+
+    Parameters
+    ----------
+    scores : float32 (M,)
+        S of each answer token, nats; higher is more worth learning.
+    offsets : int64 (N + 1,)
+        From `offsets_of`.
+    keep : float, default 0.6
+        k in (0, 1]. Level "global" keeps the int(k M) tokens of the highest scores, whole rows may keep none; "sample"
+        int(k n_i) of the n_i tokens of each row. Of equal scores those that come first are kept.
+    threshold : float, optional
+        Level "threshold" keeps the tokens with S > threshold, nats, however many there are.
+    always_keep : bool (M,), optional
+        Tokens that are kept beside these, such as ends of turns, in the rows of which any other is kept.
+    sources : sequence (N,), optional
+        Source of each row. Level "global" then keeps int(k M_s) of the M_s tokens of each source.
+
+    Returns
+    -------
+    bool (M,)
+
+    Raises
+    ------
+    InputError : settings that do not go together; a score that is not a number.
+
+    Source: Pang et al., ICML 2025 (arXiv 2502.01968); "sample" is the ranking of RHO-1 (Lin et al. 2024).
+    """
+    check_choice(level, keep, threshold, sources is not None)
+    if (bad := np.flatnonzero(np.isnan(scores))).size:
+        row = int(rows_of_tokens(offsets)[bad[0]])
+        raise InputError(f"row {row}: the score of a token is not a number ({bad.size} of {len(scores)} are not).")
+    if threshold is not None:
+        chosen = scores > threshold
+    else:
+        chosen = np.zeros(len(scores), dtype=bool)
+        for group in _groups(level, offsets, sources):
+            own = scores[group]
+            chosen[group] = highest(own, int((KEEP if keep is None else keep) * len(own)))
+    if always_keep is not None:
+        rows = rows_of_tokens(offsets)
+        chosen = chosen | (always_keep & (np.bincount(rows[chosen], minlength=len(offsets) - 1) > 0)[rows])
+    return chosen
+
+
+def _groups(level: Level, offsets: Offsets, sources: Sequence[Any] | None) -> Iterator[Any]:
+    """Give the sets of tokens of which a share is kept, each as an index into them all."""
+    if level == "sample":
+        yield from (slice(start, end) for start, end in pairwise(offsets.tolist()))
+    elif sources is None:
+        yield slice(None)
+    else:
+        names = {name: code for code, name in enumerate(dict.fromkeys(sources))}
+        of_token = np.array([names[name] for name in sources], dtype=np.int64)[rows_of_tokens(offsets)]
+        yield from (np.flatnonzero(of_token == code) for code in names.values())
+
+
+def highest(scores: Floats, count: int) -> Mask:
+    """Mark the `count` highest of the scores; of equal ones the first."""
+    if count == 0:
+        return np.zeros(len(scores), dtype=bool)
+    lowest = np.partition(scores, len(scores) - count)[len(scores) - count]
+    mask: Mask = scores > lowest
+    mask[np.flatnonzero(scores == lowest)[: count - int(mask.sum())]] = True
+    return mask
+
+
+def needed_reduction(num_tokens: int, share: float, delta: float = 0.05) -> float:
+    """How far the share of wrong token labels must fall for a cleaning to be the better in the paper's bound.
+
+    With probability 1 - delta the loss of a model trained on M tokens, of which a share eta is not worth learning, is
+    at most eta + sqrt(2 log(4 / delta) / M) (Theorem 5.1). Training on a share r of them, of which eta' is not, is the
+    better in it if and only if eta - eta' >= sqrt(2 log(4 / delta) / M) (sqrt(1 / r) - 1), which is given here.
+
+    Parameters
+    ----------
+    num_tokens : int
+        M, before the cleaning.
+    share : float
+        r in (0, 1].
+    delta : float, default 0.05
+
+    Raises
+    ------
+    ValueError : a value out of its range.
+    """
+    if num_tokens < 1 or not 0 < share <= 1 or not 0 < delta < 1:
+        raise ValueError(f"num_tokens={num_tokens}, share={share}, delta={delta}: out of range.")
+    return math.sqrt(2 * math.log(4 / delta) / num_tokens) * (math.sqrt(1 / share) - 1)
+
+
+class Kept(NamedTuple):
+    """How many tokens are kept of how many."""
+
+    name: str
+    tokens: int
+    kept: int
+    mean_score: float
+    """Of all of them, nats."""
+
+
+def kept_by(names: Sequence[str], scores: Floats, mask: Mask, offsets: Offsets) -> list[Kept]:
+    """Count by a name of each row, such as its source, in the order of the names' first rows."""
+    codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    of_token = np.array([codes[name] for name in names], dtype=np.int64)[rows_of_tokens(offsets)]
+    return _counted(list(codes), of_token, scores, mask)
+
+
+def kept_by_token(ids: NDArray[np.int64], scores: Floats, mask: Mask, at_least: int) -> list[tuple[int, Kept]]:
+    """Count by token id, those that occur at least so often, the highest mean score first."""
+    found, of_token = np.unique(ids, return_inverse=True)
+    counted = zip(found.tolist(), _counted([""] * len(found), of_token, scores, mask), strict=True)
+    return sorted(((i, kept) for i, kept in counted if kept.tokens >= at_least), key=lambda e: -e[1].mean_score)
+
+
+def _counted(names: list[str], of_token: NDArray[np.int64], scores: Floats, mask: Mask) -> list[Kept]:
+    tokens = np.bincount(of_token, minlength=len(names))
+    kept = np.bincount(of_token, mask, minlength=len(names))
+    sums = np.bincount(of_token, scores, minlength=len(names))
+    return [Kept(n, int(t), int(k), float(s / t)) for n, t, k, s in zip(names, tokens, kept, sums, strict=True)]

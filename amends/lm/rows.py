@@ -1,0 +1,56 @@
+"""Pairs as rows of token ids, each of which fits the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.errors import InputError
+from amends.lm.logprobs import PackedRow, packed_row
+from amends.lm.pairs import OR_SKIP, Dropped, Pair, Pairs, encode
+
+
+def context_limit(model: Any, max_length: int) -> int:
+    """Most tokens a row may have: what was asked, or the model's context where that is shorter."""
+    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int) -> list[PackedRow]:
+    """One packed row a pair, its answer alone.
+
+    Raises
+    ------
+    InputError : a pair longer than `limit` tokens, or one that the chat template does not take; with its place.
+    """
+    rows = []
+    for pair in pairs:
+        try:
+            row = packed_row(encode(tokenizer, pair.prompt, [pair.answer]))
+        except InputError as error:
+            raise InputError(f"{pair.where}: {error}") from error
+        rows.append(row)
+        if (length := len(row.prompt) + len(row.answers[0])) > limit:
+            raise InputError(
+                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "
+                f"and the model's context). Shorten or split it{OR_SKIP}"
+            )
+    return rows
+
+
+def without_too_long(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
+    """Leave out, and count, the pairs that `encode_rows` would refuse.
+
+    Raises
+    ------
+    InputError : none is short enough.
+    """
+    kept, dropped = [], list(pairs.dropped)
+    for pair in pairs.kept:
+        try:
+            encode_rows(tokenizer, [pair], limit)
+            kept.append(pair)
+        except InputError as error:
+            dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ")))
+    if not kept:
+        raise InputError(f"no row is short enough; the first: {dropped[-1].where}: {dropped[-1].reason}")
+    return Pairs(kept, dropped)
