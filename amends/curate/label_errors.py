@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+from amends.curate._features import embeddings
 from amends.curate._pool import Outcome, Verdict, read_pool, text_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
@@ -229,17 +230,11 @@ def _contradictions(texts: Sequence[str], labels_n: np.ndarray) -> int:
     return sum(len(numbers) > 1 for numbers in said.values())
 
 
-def _embedded(texts: Sequence[str], embedder: str | None, digests: dict[str, str]) -> np.ndarray:
-    """Embed texts, (n, D), float32; each once, those of a length together, which saves padding."""
-    from amends.lm.encoders import embed, load_encoder
-    from amends.lm.load import weights_sha256
-
-    encoder = load_encoder(str(embedder), "embedding")
-    digests["embedder"] = weights_sha256(encoder.model)
-    different = sorted(set(texts), key=lambda text: (len(text), text))  # copies are to have the very same numbers
-    say(f"embedding {len(different)} texts")
+def _embedded(texts: Sequence[str], embedder: str, digests: dict[str, str]) -> np.ndarray:
+    """Embed texts, (n, D), float32; each once, so that equal ones have the very same numbers and are known as copies."""
+    different = sorted(set(texts))
     place = {text: number for number, text in enumerate(different)}
-    found_UD = embed(encoder, different).numpy()
+    found_UD = embeddings([], different, list(place.values()), embedder, None, digests)
     return np.asarray(found_UD[[place[text] for text in texts]])
 
 
