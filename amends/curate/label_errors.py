@@ -231,7 +231,7 @@ def _contradictions(texts: Sequence[str], labels_n: np.ndarray) -> int:
 
 
 def _embedded(texts: Sequence[str], embedder: str, digests: dict[str, str]) -> np.ndarray:
-    """Embed texts, (n, D), float32; each once, so that equal ones have the very same numbers and are known as copies."""
+    """Embed texts, (n, D), float32; each once, so that equal ones have the very same numbers, as copies."""
     different = sorted(set(texts))
     place = {text: number for number, text in enumerate(different)}
     found_UD = embeddings([], different, list(place.values()), embedder, None, digests)
