@@ -1,0 +1,398 @@
+"""Detectors of wrong labels, each a scikit-learn estimator: fit(X, y), then what it says of every row.
+
+What all of them learn, row by row: `noise_score_` (N), 0 to 1, higher where the label is more likely wrong; `flag_`
+(N), whether it is called wrong; `suggested_` (N), the likeliest other label; `posterior_` (N, K), the chance of each
+class in the order of `classes_`; `why_not_` (N), None, or why a row could not be judged: then it has NaN and no flag.
+
+Shapes: N rows, D features, K classes, k neighbours.
+"""
+
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from amends.curate._curator import WARNED_BELOW, wrong_shares
+from amends.curate._votes import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Lists,
+    Tally,
+    count_triples,
+    draw,
+    drawn_share,
+    flagged,
+    length_of_list,
+    list_neighbours,
+    neighbours_in,
+    row_keys,
+    votes,
+)
+from amends.io.errors import check_installed
+from amends.maths.transition import Agreement, Transition, agreement, fit_transition
+
+MOST_DRAWN = 50_000
+FEW = 100
+"""Rows of a class, below which its share of wrong labels is not well known."""
+ONLY, ZEROS, ALONE = (
+    "it is the only row of its class",
+    "its features are all zeros",
+    "no draw held it with enough neighbours that are no copies",
+)
+"""Why a row is not judged."""
+
+
+class Findings(NamedTuple):
+    """What a detector says of the rows it looked at; NaN as noise where it cannot say."""
+
+    noise_N: FloatArray
+    flag_N: BoolArray
+    suggested_N: IntArray
+    posterior_NK: FloatArray
+
+
+class LabelErrorDetector(BaseEstimator):
+    """What all detectors share; a detector gives `_find`."""
+
+    classes_: np.ndarray
+
+    def fit(self, X: Any, y: Any) -> "LabelErrorDetector":
+        """Judge the labels y (N,) by the features X (N, D).
+
+        Raises
+        ------
+        ValueError : missing or infinite features, missing labels, one class, or as the detector says.
+        """
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        self.classes_, labels_N = np.unique(y, return_inverse=True)
+        K = len(self.classes_)
+        if K < 2:
+            raise ValueError(f"1 class in y ({self.classes_[0]}): a label can only be wrong if there is another one.")
+        only_N = np.bincount(labels_N, minlength=K)[labels_N] == 1
+        if only_N.all():
+            raise ValueError("no row can be judged: every label is the only one of its class. Give other labels.")
+        self.why_not_ = np.full(len(y), None, dtype=object)
+        self.why_not_[~self._usable(X)] = ZEROS
+        usable_N = self.why_not_ == None  # noqa: E711  (elementwise)
+        found = self._find(X[usable_N], labels_N[usable_N])
+        self.why_not_[np.flatnonzero(usable_N)[np.isnan(found.noise_N)]] = ALONE
+        self.why_not_[only_N] = ONLY
+        judged_N = self.why_not_ == None  # noqa: E711
+        if not judged_N.any():
+            raise ValueError(f"no row can be judged: of the first, {self.why_not_[0]}. Give other features or labels.")
+        for reason in (ONLY, ZEROS, ALONE):
+            if num := int((self.why_not_ == reason).sum()):
+                warnings.warn(f"{num} rows are not judged: of each, {reason}.", UserWarning, stacklevel=2)
+        self.noise_score_, self.flag_ = np.full(len(y), np.nan), np.zeros(len(y), bool)
+        self.posterior_, suggested_N = np.full((len(y), K), np.nan), labels_N.copy()
+        here_N = judged_N[usable_N]
+        self.noise_score_[judged_N], self.flag_[judged_N] = found.noise_N[here_N], found.flag_N[here_N]
+        self.posterior_[judged_N] = found.posterior_NK[here_N]
+        suggested_N[judged_N] = found.suggested_N[here_N]
+        # Where the label itself is likeliest, the next one is suggested.
+        others_NK = self.posterior_.copy()
+        others_NK[np.arange(len(y)), labels_N] = -1
+        same_N = judged_N & (suggested_N == labels_N)
+        suggested_N[same_N] = others_NK[same_N].argmax(axis=1)
+        self.suggested_ = self.classes_[suggested_N]
+        return self
+
+    def _usable(self, X: np.ndarray) -> BoolArray:
+        """Rows that the detector can look at."""
+        return np.ones(len(X), bool)
+
+    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+        raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Tags:
+        """Labels are needed."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+
+# By neighbours ----------------------------------------------------------------------------------------------------
+
+
+class _ByNeighbours(LabelErrorDetector):
+    """Detectors that compare the directions of rows."""
+
+    def _usable(self, X: np.ndarray) -> BoolArray:
+        if X.shape[1] < 2:
+            raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
+        return np.asarray((X != 0).any(axis=1))
+
+    def _agree(self, lists: Lists, labels_N: IntArray) -> IntArray:
+        """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
+        counts_KKK = count_triples(lists, labels_N, len(self.classes_), np.ones(len(labels_N), bool)).count_KKK
+        if not counts_KKK.any():
+            raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
+        self.agreement_: Agreement = agreement(counts_KKK)
+        if self.agreement_.above_chance < WARNED_BELOW:
+            warnings.warn(
+                f"neighbours agree in {self.agreement_.pair:.0%} of the rows, by chance in "
+                f"{self.agreement_.pair_by_chance:.0%}: these features do not cluster by label, and what neighbours "
+                "say is worth little.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return counts_KKK
+
+
+def lists_of(X: np.ndarray, num: int) -> Lists:
+    """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
+    return list_neighbours(X, num, near=np.inf, groups_N=np.unique(row_keys(X), return_inverse=True)[1])
+
+
+class SimiFeat(_ByNeighbours):
+    """Neighbours vote for labels in many random draws; no model is trained.
+
+    Source: Zhu, Dong, Liu 2022; the votes are those of `amends curate ds2`. The noise score is the share of draws that
+    flag the row, started at one imagined draw for each outcome. The posterior is the share that propose each class,
+    started at one draw divided among them; the source imagines one for each class, which would outweigh all if there
+    are many.
+
+    Parameters
+    ----------
+    rule : {"vote", "rank"}, default "vote"
+        "vote": rows whose neighbours, and they themselves, mostly have another label. "rank": of each class the rows
+        that agree least with their neighbours, as many as the transition matrix says are wrong.
+    k : int, default 10
+        Rows that vote, with the row itself; at most half of the rows there are.
+    num_draws : int, default 21
+    random_state : int, RandomState or None
+
+    Attributes
+    ----------
+    transition_ : Transition or None
+        T_ij = P(label j | truth i) and the prior, from how often a row and its two nearest agree; None for "vote".
+    agreement_ : Agreement
+        How often they agree, beside chance.
+    """
+
+    def __init__(
+        self, rule: Literal["vote", "rank"] = "vote", *, k: int = 10, num_draws: int = 21, random_state: Any = None
+    ) -> None:
+        self.rule = rule
+        self.k = k
+        self.num_draws = num_draws
+        self.random_state = random_state
+
+    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+        if self.rule not in ("rank", "vote"):
+            raise ValueError(f"rule={self.rule!r}: choose rank or vote.")
+        if self.k < 3 or self.num_draws < 1:
+            raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
+        N, K = len(X), len(self.classes_)
+        k, share = max(3, min(self.k, N // 2)), drawn_share(N, MOST_DRAWN)
+        lists = lists_of(X, length_of_list(share, k - 1))
+        counts_KKK = self._agree(lists, labels_N)
+        self.transition_: Transition | None = None
+        wrong_K = np.zeros(K)
+        if self.rule == "rank":
+            self.transition_ = fit_transition(counts_KKK)
+            size_K = np.bincount(labels_N, minlength=K)
+            wrong_K = wrong_shares(self.transition_, size_K / N)
+            if few := int((size_K < FEW).sum()):
+                warnings.warn(
+                    f"{few} classes have fewer than {FEW} rows: how many of them are wrong is not well known. Votes do "
+                    "without.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
+        tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (N, N, (N, K))))
+        for number in range(self.num_draws):
+            said = votes(lists, labels_N, K, draw(keys_N, seed, number, share), k)
+            rows_M, own_M = said.row_M, labels_N[said.row_M]
+            tally.drawn_N[rows_M] += 1
+            tally.proposed_NK[rows_M, said.proposed_M] += 1
+            is_wrong_M = said.proposed_M != own_M if self.rule == "vote" else flagged(said.cost_M, own_M, wrong_K)
+            tally.flagged_N[rows_M] += is_wrong_M
+        noise_N = np.where(tally.drawn_N > 0, tally.error_prob_N, np.nan)
+        posterior_NK = (tally.proposed_NK + 1 / K) / (tally.drawn_N[:, None] + 1)
+        return Findings(noise_N, noise_N > 0.5, tally.suggestion(labels_N)[0], posterior_NK)
+
+
+class DeepKNN(_ByNeighbours):
+    """A label is called wrong if more of the nearest neighbours have another one in common than have it.
+
+    The name is from Bahri, Jiang, Gupta 2020, where features are those of a deep model. The posterior is the share of
+    the neighbours that has each label.
+
+    Parameters
+    ----------
+    k : int, default 10
+        Neighbours, without the row itself; at most half of the rows there are.
+    """
+
+    def __init__(self, k: int = 10) -> None:
+        self.k = k
+
+    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+        if self.k < 1:
+            raise ValueError(f"k={self.k}: expected at least 1.")
+        N, K = len(X), len(self.classes_)
+        k, all_N = max(1, min(self.k, N // 2)), np.ones(N, bool)
+        lists = lists_of(X, k)
+        self._agree(lists, labels_N)
+        found = neighbours_in(lists, all_N, k)
+        votes_NK, noise_N = np.zeros((N, K)), np.full(N, np.nan)
+        np.add.at(votes_NK, (found.row_M[:, None], labels_N[found.index_Mk]), 1 / k)
+        noise_N[found.row_M] = 1 - votes_NK[found.row_M, labels_N[found.row_M]]
+        most_N = votes_NK.argmax(axis=1)
+        return Findings(noise_N, votes_NK[np.arange(N), most_N] > 1 - noise_N, most_N, votes_NK)
+
+
+# By probabilities -------------------------------------------------------------------------------------------------
+
+
+class _ByProbability(LabelErrorDetector):
+    """Detectors that need, of each row, the probabilities of a model that was not trained on it."""
+
+    def __init__(self, estimator: Any = None, *, cv: int = 5, random_state: Any = None) -> None:
+        self.estimator = estimator
+        self.cv = cv
+        self.random_state = random_state
+
+    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+        p_NK = self._probabilities(X, labels_N)
+        own_N = p_NK[np.arange(len(p_NK)), labels_N]
+        return self._judged(p_NK, own_N, labels_N)
+
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+        raise NotImplementedError
+
+    def _probabilities(self, X: np.ndarray, labels_N: IntArray) -> FloatArray:
+        K = len(self.classes_)
+        if isinstance(self.estimator, str):
+            if self.estimator != "precomputed":
+                raise ValueError(f"estimator={self.estimator!r}: give an estimator, 'precomputed' or None.")
+            return checked_probabilities(X, K)
+        counts_K = np.bincount(labels_N)
+        if self.cv < 2:
+            raise ValueError(f"cv={self.cv}: expected at least 2 folds.")
+        num_folds = min(self.cv, int(counts_K.max()))
+        if few := int((counts_K < num_folds).sum()):
+            warnings.warn(
+                f"{few} classes have fewer rows than the {num_folds} folds: some folds know nothing of them.",
+                UserWarning,
+                stacklevel=2,
+            )
+        folds = StratifiedKFold(num_folds, shuffle=True, random_state=check_random_state(self.random_state))
+        model = LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
+        p_NK = np.zeros((len(X), K))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+            splits = list(folds.split(X, labels_N))
+        for train, test in splits:
+            fitted = clone(model).fit(X[train], labels_N[train])
+            p_NK[np.ix_(test, fitted.classes_)] = fitted.predict_proba(X[test])
+        return p_NK
+
+
+class ConfidentLearning(_ByProbability):
+    """A label is called wrong if a model is confident, by each class's own standard, of another one.
+
+    t_j is the mean probability of j over the rows with label j; a row counts for the likeliest class among those with
+    p_j >= t_j, and is flagged if that is not its label. The same as `cleanlab`'s filter "confident_learning". Source:
+    Northcutt, Jiang, Chuang 2021, eq. 1 and 2.
+
+    Parameters
+    ----------
+    estimator : classifier, "precomputed" or None
+        Default: logistic regression, cross-validated. "precomputed": X holds out-of-sample probabilities (N, K), in the
+        order of the sorted labels.
+    cv : int, default 5
+        Folds.
+    random_state : int, RandomState or None
+        Of the folds.
+    """
+
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+        K = p_NK.shape[1]
+        self.thresholds_ = np.bincount(labels_N, own_N, K) / np.bincount(labels_N, minlength=K)
+        confident_NK = np.where(p_NK >= self.thresholds_ - 1e-12, p_NK, -1.0)
+        best_N = confident_NK.argmax(axis=1)
+        flag_N = (confident_NK.max(axis=1) >= 0) & (best_N != labels_N)
+        return Findings(1 - own_N, flag_N, np.where(flag_N, best_N, p_NK.argmax(axis=1)), p_NK)
+
+
+class Cleanlab(_ByProbability):
+    """`cleanlab.filter.find_label_issues` with its defaults, which prune each class by its estimated noise rate.
+
+    Needs `cleanlab` (extra "cleanlab"). Parameters are those of `ConfidentLearning`.
+    """
+
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+        check_installed("cleanlab", "cleanlab", "cleanlab")
+        from cleanlab.filter import find_label_issues
+
+        flag_N = find_label_issues(labels_N, p_NK, n_jobs=1)
+        return Findings(1 - own_N, np.asarray(flag_N), p_NK.argmax(axis=1), p_NK)
+
+
+class CORES(_ByProbability):
+    """The sieve of CORES: a label is called wrong if its loss is not below the mean loss over all classes.
+
+    The model is trained with the CORES loss, which rewards confidence; without that few labels fail. The noise score is
+    the logistic function of what the label's loss has above the mean. Source: Cheng et al. 2021. Deviation: they sieve
+    the rows they train on, here a row is judged by a model that did not see it.
+
+    Parameters
+    ----------
+    estimator : classifier, "precomputed" or None
+        Default: `RobustClassifier(loss="cores")`.
+    cv, random_state : as of `ConfidentLearning`
+    """
+
+    def _probabilities(self, X: np.ndarray, labels_N: IntArray) -> FloatArray:
+        if self.estimator is not None:
+            return super()._probabilities(X, labels_N)
+        from amends.curate._robust import RobustClassifier
+
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        beside = CORES(RobustClassifier("cores", random_state=seed), cv=self.cv, random_state=seed)
+        beside.classes_ = self.classes_
+        return beside._probabilities(X, labels_N)
+
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+        loss_NK = -np.log(p_NK + 1e-8)
+        excess_N = loss_NK[np.arange(len(p_NK)), labels_N] - loss_NK.mean(axis=1)
+        return Findings(1 / (1 + np.exp(-excess_N)), excess_N >= 0, p_NK.argmax(axis=1), p_NK)
+
+
+def checked_probabilities(p_NK: np.ndarray, num_classes: int) -> FloatArray:
+    """Probabilities of given classes, if they are some.
+
+    Raises
+    ------
+    ValueError : another number of columns, a number outside 0 to 1, or a row that does not sum to 1.
+    """
+    if p_NK.shape[1] != num_classes:
+        raise ValueError(f"probabilities of {p_NK.shape[1]} classes, labels of {num_classes}: give one a class.")
+    off_N = ((p_NK < 0) | (p_NK > 1)).any(axis=1) | (np.abs(p_NK.sum(axis=1) - 1) > 1e-3)
+    if off_N.any():
+        row = int(np.flatnonzero(off_N)[0])
+        what = f"{off_N.sum()} rows hold no probabilities (0 to 1, sum 1)"
+        raise ValueError(f"{what}, the first is row {row}: sum {p_NK[row].sum():.4g}.")
+    return np.asarray(p_NK / p_NK.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+DETECTORS: dict[str, Any] = {
+    "simifeat-vote": lambda **how: SimiFeat("vote", **how),
+    "simifeat-rank": lambda **how: SimiFeat("rank", **how),
+    "knn": DeepKNN,
+    "confident": ConfidentLearning,
+    "cleanlab": Cleanlab,
+    "cores": CORES,
+}
+BY_PROBABILITY = ("confident", "cleanlab", "cores")
