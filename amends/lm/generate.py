@@ -1,11 +1,15 @@
-"""Answers to many prompts at once."""
+"""Answers to many prompts at once.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.progress import track
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from amends.io.console import console
 from amends.lm.load import autocast
@@ -20,7 +24,7 @@ def generate(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     strip: bool = True,
     label: str = "answering",
 ) -> list[str]:
@@ -37,8 +41,9 @@ def generate(
         Prompts are sorted by length, padded on the left, and answered in batches.
     temperature : float, default 0
         Above 0, tokens are drawn from the model's distribution at it.
-    seed : int, default 0
-        Of the drawing; the generators of the caller are left as they were.
+    seed : int, or one for each prompt, default 0
+        Of the drawing; the generators of the caller are left as they were. A continuation with a seed of its own does
+        not hang on what else is continued in the same call.
     strip : bool, default True
         Leave out white space around each continuation.
 
@@ -46,7 +51,9 @@ def generate(
     -------
     list of str : in the order of `prompts`, without control tokens.
     """
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    seeds = None if isinstance(seed, int) else seed
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    drawing = sampled if temperature and seeds is None else {"do_sample": False}
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id, **drawing
     )
@@ -55,7 +62,7 @@ def generate(
     texts = [""] * len(prompts)
     device = next(model.parameters()).device
     with torch.random.fork_rng(enabled=bool(temperature)):
-        if temperature:
+        if isinstance(seed, int) and temperature:
             torch.manual_seed(seed)
         for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
             width = len(prompts[batch[-1]])
@@ -64,10 +71,33 @@ def generate(
             for row, i in enumerate(batch):
                 ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask_BT[row, width - len(prompts[i]) :] = 1
+            draws = LogitsProcessorList()
+            if temperature and seeds is not None:
+                draws.append(_OwnDraws([seeds[i] for i in batch], temperature, device))
             with torch.inference_mode(), autocast():
                 out_BT = model.generate(
-                    input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
+                    input_ids=ids_BT.to(device),
+                    attention_mask=mask_BT.to(device),
+                    generation_config=settings,
+                    logits_processor=draws,
                 )
             for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
                 texts[i] = text.strip() if strip else text
     return texts
+
+
+class _OwnDraws(LogitsProcessor):
+    """Give each row a stream of its own: logits / temperature + Gumbel noise is largest at a draw from the model.
+
+    Source: Gumbel, Statistical theory of extreme values (1954), known as the Gumbel-max trick.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waiting_BV = torch.empty_like(scores, dtype=torch.float32)
+        for waiting_V, generator in zip(waiting_BV, self.generators, strict=True):
+            waiting_V.exponential_(generator=generator)
+        return scores.float() / self.temperature - waiting_BV.log()  # minus the log of exponential noise is Gumbel's
