@@ -4,8 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_HOME: dict[str, str] = {}
-__all__: list[str] = []
+_HOME = {"ScoreCurator": "_curator"}
+__all__ = list(_HOME)
 _METHODS = [file.stem for file in sorted(Path(__file__).parent.glob("[a-z]*.py"))]
 
 

@@ -1,0 +1,290 @@
+"""An estimator that mends noisy ratings by those of neighbours, as DS2 does (Pang et al., arXiv 2410.10877).
+
+Shapes: N rows, D features, K levels.
+"""
+
+from functools import reduce
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from amends.curate._votes import (
+    FloatArray,
+    IntArray,
+    Lists,
+    Tally,
+    Triples,
+    count_triples,
+    draw,
+    drawn_share,
+    flagged,
+    length_of_list,
+    list_neighbours,
+    long_tail,
+    row_keys,
+    votes,
+)
+from amends.maths.transition import Transition, agreement, bootstrap, fit_transition, posterior
+
+MOST_LEVELS = 20
+REFUSED_BELOW, WARNED_BELOW = 0.10, 0.20
+"""Agreement of nearest neighbours above chance (Cohen's kappa of the ratings).
+
+On planted ratings with 35 % noise it is 0.31 where neighbours always share their true score, 0.24 where 0.74 of them do
+(mending wins), 0.16 where 0.45 do (ratings get better, the rows selected get worse) and 0.08 where 0.22 do (ratings get
+worse). GPT-4's ratings of UltraFeedback have 0.05, repeated ratings of a judge 0.32.
+"""
+WIDE = 0.3
+"""Width of the interval of an entry of the diagonal from which on it is warned of."""
+MANY_SHORT = 0.01
+"""Share of the rows drawn, without enough neighbours in their list, from which on it is warned of."""
+LEAST_WRONG, MOST_WRONG = 0.05, 0.95
+"""Shares of a level to flag where the noise model says none, or all (official code: core/knn.py)."""
+
+
+def merged(count_L: ArrayLike, fewest: int) -> IntArray:
+    """Merge each level with fewer rows than `fewest` with the smaller of those beside it, rarest first.
+
+    Returns
+    -------
+    int array (L,) : the group of each level, from 0 up.
+    """
+    sizes = [int(count) for count in np.asarray(count_L)]
+    groups = [[level] for level in range(len(sizes))]
+    while len(groups) > 1 and min(sizes) < fewest:
+        rarest = sizes.index(min(sizes))
+        beside = min((place for place in (rarest - 1, rarest + 1) if 0 <= place < len(sizes)), key=sizes.__getitem__)
+        low, high = sorted((rarest, beside))
+        sizes[low : high + 1] = [sizes[low] + sizes[high]]
+        groups[low : high + 1] = [groups[low] + groups[high]]
+    return np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+
+def wrong_shares(found: Transition, observed_K: ArrayLike) -> FloatArray:
+    """Share of each rating that is wrong: 1 - T_ii p_i / P(rating = i), by Bayes with the frequencies observed."""
+    right_K = np.minimum(np.diag(posterior(found.matrix_KK, found.prior_K, observed_K)), 1)
+    wrong_K = 1 - right_K
+    return np.where(wrong_K >= 1, MOST_WRONG, np.where(wrong_K <= 0, LEAST_WRONG, wrong_K))
+
+
+def select(curated: ArrayLike, long_tail: ArrayLike, budget: int) -> IntArray:
+    """Select rows: best ratings first, and of equal ones those that lie farthest from others.
+
+    That takes whole levels from the best down, and of the level that does not fit the largest long-tail scores.
+
+    Parameters
+    ----------
+    curated, long_tail : array (N,)
+        A long-tail score that is NaN comes last in its level.
+
+    Returns
+    -------
+    int array (budget,) : numbers of rows, best first.
+
+    Raises
+    ------
+    ValueError : fewer rows than the budget, or a rating that is NaN.
+    """
+    score_N, tail_N = np.asarray(curated, dtype=np.float64), np.asarray(long_tail, dtype=np.float64)
+    if not 0 <= budget <= len(score_N):
+        raise ValueError(f"budget {budget}: expected 0 to {len(score_N)}, as there are so many rows.")
+    if np.isnan(score_N).any():
+        raise ValueError("a rating is NaN. Leave out what has no rating.")
+    return np.lexsort((-np.where(np.isnan(tail_N), -1, tail_N), -score_N))[:budget]
+
+
+class ScoreCurator(BaseEstimator):
+    """Mend ratings that their nearest neighbours contradict, by a noise model learnt from the ratings alone.
+
+    Parameters
+    ----------
+    k : int, default 10
+        Rows that vote on a row, itself among them; also the neighbours of the long-tail score.
+    rounds : int, default 50
+        Draws whose triples are counted for the transition matrix.
+    draws : int, default 51
+        Draws in which neighbours vote.
+    most_drawn : int, default 50000
+        Mean number of rows of a draw, at most; it is 0.9 of them if that is fewer.
+    confidence : float, default 0.5
+        A rating is replaced from this confidence on.
+    near : float, default 0.99
+        Rows with at least this cosine are twins and never vote on each other.
+    fewest : int, default 100
+        A level with fewer rows is merged with a level beside it.
+    bootstrap : int, default 100
+        Refits for the interval of the transition matrix.
+    random_state : int, RandomState instance or None, default 0
+
+    Attributes
+    ----------
+    levels_ : array (L,)
+        Ratings found, in order.
+    group_ : int array (L,)
+        Which of the K levels of the noise model each belongs to, after rare ones were merged.
+    transition_, interval_, agreement_ : Transition, Interval, Agreement
+        Of `amends.maths.transition`, for the merged levels; None where `refusal_` says that nothing could be counted.
+    refusal_ : str or None
+        Why nothing was mended: then `curated_` is y, and `error_prob_` and `confidence_` are NaN.
+    warnings_ : list of str
+    error_prob_, confidence_ : float array (N,)
+    suggested_, curated_ : array (N,)
+        In the kind of y.
+    long_tail_ : float array (N,)
+        0 to 1; NaN of a row with nothing but twins and siblings beside it.
+    num_twins_, num_siblings_ : int
+        Neighbours that were left out of the lists.
+
+    Notes
+    -----
+    Deviations from the source: a row is in a draw by its own chance, not so that the draw has an
+    exact size; neighbours inside a draw are read off one exact list; twins and siblings are no neighbours.
+
+    References
+    ----------
+    Pang et al., ICLR 2025, arXiv 2410.10877; Zhu, Song, Liu, ICML 2021; Zhu, Dong, Liu, ICML 2022.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int = 10,
+        rounds: int = 50,
+        draws: int = 51,
+        most_drawn: int = 50_000,
+        confidence: float = 0.5,
+        near: float = 0.99,
+        fewest: int = 100,
+        bootstrap: int = 100,
+        random_state: Any = 0,
+    ) -> None:
+        self.k = k
+        self.rounds = rounds
+        self.draws = draws
+        self.most_drawn = most_drawn
+        self.confidence = confidence
+        self.near = near
+        self.fewest = fewest
+        self.bootstrap = bootstrap
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Learn the noise of the ratings, and mend them.
+
+        Parameters
+        ----------
+        X : array (N, D)
+            Embeddings; only their directions count.
+        y : array (N,)
+            Ratings, of at most `MOST_LEVELS` levels in the order of their values.
+        groups : int array (N,), optional
+            Rows with the same number are siblings and never vote on each other; a negative one has none.
+
+        Raises
+        ------
+        ValueError : a single level, too many, NaN, a row without direction, a parameter out of range.
+        """
+        for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("most_drawn", 1), ("fewest", 1), ("bootstrap", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        X, y = validate_data(self, X, y, ensure_min_features=2, ensure_min_samples=3)
+        self.levels_, level_N, count_L = np.unique(y, return_inverse=True, return_counts=True)
+        if not 2 <= len(self.levels_) <= MOST_LEVELS:
+            found = f"one level only ({self.levels_[0]})" if len(self.levels_) == 1 else f"{len(self.levels_)} levels"
+            raise ValueError(
+                f"y has {found}: expected 2 to {MOST_LEVELS}. Round the ratings, or leave them as they are."
+            )
+        self.group_ = merged(count_L, self.fewest)
+        labels_N = self.group_[level_N]
+        share = drawn_share(len(X), self.most_drawn)
+        lists = list_neighbours(X, length_of_list(share, self.k - 1), near=self.near, groups_N=groups)
+        self.long_tail_ = long_tail(lists, self.k)
+        self.num_twins_, self.num_siblings_ = lists.num_twins, lists.num_siblings
+        keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
+        draws = [(keys_N, seed, number, share) for number in range(self.rounds + self.draws)]
+        self._measure(lists, labels_N, draws[: self.rounds], np.random.default_rng(seed))
+        num = len(y)
+        self.error_prob_, self.confidence_ = np.full(num, np.nan), np.full(num, np.nan)
+        self.suggested_, self.curated_ = y.copy(), y.copy()
+        if self.refusal_ is None:
+            # A merged level speaks with the rating that is most common in it.
+            commonest_K = [
+                max(np.flatnonzero(self.group_ == g), key=count_L.__getitem__) for g in np.unique(self.group_)
+            ]
+            tally = self._tally(lists, labels_N, draws[self.rounds :])
+            self.error_prob_ = tally.error_prob_N
+            suggested_N, self.confidence_ = tally.suggestion(labels_N)
+            self.suggested_ = self.levels_[commonest_K][suggested_N]
+            changed_N = (self.error_prob_ > 0.5) & (self.confidence_ >= self.confidence)
+            self.curated_ = np.where(changed_N, self.suggested_, y)
+        return self
+
+    def _measure(self, lists: Lists, labels_N: IntArray, draws: list[Any], rng: np.random.Generator) -> None:
+        """Count triples, learn the noise, and say whether it can be believed."""
+        num_levels = int(self.group_[-1]) + 1
+        self.transition_, self.interval_, self.agreement_, self.warnings_ = None, None, None, list[str]()
+        self.refusal_: str | None = None
+        if num_levels < len(self.group_):
+            together = [self.levels_[self.group_ == group].tolist() for group in range(num_levels)]
+            told = ", ".join(" with ".join(map(str, some)) for some in together if len(some) > 1)
+            self.warnings_.append(f"Levels with fewer than {self.fewest} rows were merged: {told}.")
+        if num_levels == 1:
+            self.refusal_ = f"no two levels have {self.fewest} rows each, too few to learn how ratings err"
+            return
+        found = reduce(Triples.__add__, (count_triples(lists, labels_N, num_levels, draw(*each)) for each in draws))
+        self.counts_, num_drawn = found.count_KKK, int(found.count_KKK.sum()) + found.num_short
+        if not found.count_KKK.any():
+            self.refusal_ = "no row has two neighbours that are no twins or siblings of it"
+            return
+        self.agreement_ = agreement(self.counts_)
+        self.transition_ = fit_transition(self.counts_)
+        above = self.agreement_.above_chance
+        told = (
+            f"the ratings of nearest neighbours agree {above:.2f} above chance "
+            f"({self.agreement_.pair:.3f} of pairs, {self.agreement_.pair_by_chance:.3f} by chance)"
+        )
+        if above < REFUSED_BELOW:
+            self.refusal_ = f"{told}, and {REFUSED_BELOW:.2f} is the least: neighbours do not share their score"
+            return
+        if not self.transition_.is_dominant:
+            self.refusal_ = "the noise model does not rate each level mostly as itself, so its levels have no names"
+            return
+        self.interval_ = bootstrap(self.counts_ / self.rounds, rng, rounds=self.bootstrap)
+        if above < WARNED_BELOW:
+            self.warnings_.append(
+                f"{told[0].upper()}{told[1:]}; below {WARNED_BELOW:.2f} mended ratings may select worse rows than raw ones."
+            )
+        width_K = np.diag(self.interval_.high_KK - self.interval_.low_KK)
+        if (width_K > WIDE).any():
+            of = ", ".join(str(self.levels_[self.group_ == group].tolist()) for group in np.flatnonzero(width_K > WIDE))
+            self.warnings_.append(
+                f"How often these levels are rated right is hardly known (interval over {WIDE}): {of}."
+            )
+        if found.num_short > MANY_SHORT * num_drawn:
+            self.warnings_.append(
+                f"{found.num_short / num_drawn:.1%} of the rows drawn had too few neighbours in their lists, after twins "
+                "and siblings were left out, and were not counted."
+            )
+
+    def _tally(self, lists: Lists, labels_N: IntArray, draws: list[Any]) -> Tally:
+        """Let neighbours vote in every draw."""
+        num, num_levels = len(labels_N), len(self.transition_.prior_K)
+        wrong_K = wrong_shares(self.transition_, np.bincount(labels_N, minlength=num_levels) / num)
+        tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (num, num, (num, num_levels))))
+        for each in draws:
+            found = votes(lists, labels_N, num_levels, draw(*each), self.k)
+            tally.drawn_N[found.row_M] += 1
+            tally.flagged_N[found.row_M] += flagged(found.cost_M, labels_N[found.row_M], wrong_K)
+            tally.proposed_NK[found.row_M, found.proposed_M] += 1
+        return tally
+
+    def to_frame(self) -> Any:
+        """Give what was found of each row as a pandas data frame."""
+        import pandas as pd
+
+        names = ("error_prob", "suggested", "confidence", "curated", "long_tail")
+        return pd.DataFrame({name: getattr(self, f"{name}_") for name in names})
