@@ -1,0 +1,390 @@
+"""Purge and mix: every row is accounted for, calls add up, and planted facts come through where they must."""
+
+import json
+
+import numpy as np
+import pytest
+
+from amends.curate import entp
+from amends.curate._fusion import Draft, Mixing, Writer, fuse
+from amends.curate._fusion_rules import Checker, Instructions
+from amends.curate._purge import Sample, purge
+from amends.io.errors import InputError, NoResult
+from amends.io.run import read_jsonl, read_run
+from amends.io.tables import rows_of
+from amends.lm.chat import Counts
+
+from .writers import Broken, Saying, Template, chat, facts, num_facts, planted, topics_of
+
+
+def entp_run(rows, model=None, **options):
+    mixing = entp.Mixing(**{k: options.pop(k) for k in ("rounds", "control") if k in options})
+    options = {"embedding_column": "embedding", "mixing": mixing} | options
+    return entp.run(rows, chat(model or Template(), options.pop("cache", None)), **options)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return planted(60, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def mixed(pool):
+    return entp_run(pool)
+
+
+# Planted truth
+
+
+def test_pairs_are_of_one_topic_and_random_ones_are_not(pool, mixed):
+    same = [len(set(topics_of(row))) == 1 for row in mixed.pairs]
+    assert len(same) >= 55 and np.mean(same) >= 0.95
+    at_random = entp_run(pool, control="random").pairs
+    assert len(at_random) == len(same)
+    assert np.mean([len(set(topics_of(row))) == 1 for row in at_random]) <= 0.1
+
+
+def test_fused_rows_hold_all_six_facts_and_rewritten_ones_at_most_three(pool, mixed):
+    whole = [num_facts(topics_of(row)[0], row["output"]) == 6 for row in mixed.fused]
+    assert len(whole) >= 50 and np.mean(whole) >= 0.9
+    alone = entp_run(pool, control="one2one").fused
+    assert len(alone) >= 50
+    assert max(num_facts(topics_of(row)[0], row["output"]) for row in alone) <= 3
+
+
+def test_fused_rows_say_more_facts_a_word_than_their_sources_together(pool, mixed):
+    before = {row["id"]: row["output"] for row in pool}
+    ratios = []
+    for row in mixed.fused:
+        topic, sources = topics_of(row)[0], " ".join(before[source] for source in row["source_ids"])
+        dense = num_facts(topic, row["output"]) / len(row["output"].split())
+        ratios.append(dense / (num_facts(topic, sources) / len(sources.split())))
+    assert np.mean(ratios) >= 1.5
+
+
+def test_curated_scores_put_fewer_good_rows_among_the_low_ones_than_raw_scores():
+    from amends.curate import ScoreCurator
+
+    rng = np.random.default_rng(0)
+    num, topics = 1200, 12
+    cluster = np.arange(num) % topics
+    true = np.where(np.arange(topics) % 2, 1, 4)[cluster]
+    points = rng.normal(size=(topics, 16))[cluster] + 0.2 * rng.normal(size=(num, 16))
+    raw = np.where(rng.random(num) < 0.25, rng.choice([1, 4], num), true)
+    curated = ScoreCurator(rounds=10, draws=11, bootstrap=2).fit(points, raw).curated_
+    lost = {}
+    for name, scores in (("raw", raw), ("curated", curated)):
+        rows = rows_of(
+            {"question": f"q {i}", "answer": f"an answer {i}", "s": s} for i, s in enumerate(scores.tolist())
+        )
+        low = purge(rows, entp.Purging(raw="s")).low
+        lost[name] = sum(true[sample.row] == 4 for sample in low)
+    assert lost["raw"] > 50
+    assert lost["curated"] < lost["raw"] / 3
+
+
+# Every row, every source, every call
+
+
+def test_every_row_is_kept_dropped_or_refused_and_says_why(pool, mixed):
+    counts = mixed.outcome.counts()
+    assert counts["rows"] == len(pool) == counts["kept"] + counts["dropped"] + counts["refused"]
+    assert counts["kept"] == 30 and counts["refused"] == 0
+    assert all(row["reason"] for row in mixed.outcome.of("dropped"))
+    children = {row["fused_into"] for row in mixed.outcome.of("dropped")} - {None}
+    assert children == {row["id"] for row in mixed.fused}
+
+
+def test_every_source_is_in_at_most_one_pair(mixed):
+    sources = [source for row in mixed.pairs for source in row["source_ids"]]
+    assert len(sources) == len(set(sources))
+
+
+@pytest.mark.parametrize(("model", "rounds"), [(Template(), 3), (Broken(1), 3), (Broken(2, ("response",)), 3)])
+def test_calls_are_1_and_1_and_n_q_and_1_and_n_a(tmp_path, model, rounds):
+    rows = planted(10, np.random.default_rng(1))
+    for attempt in range(2):  # the second time from the cache
+        mixed = entp_run(rows, model, rounds=rounds, cache=tmp_path / "answers.sqlite")
+        for row in mixed.pairs:
+            n_q, n_a = row["rounds"]
+            assert row["conversations"] == {"domain": 1, "instruction": 1 + n_q, "response": 1 + n_a}
+        conversations = sum(mixed.summary["fusion"]["conversations"].values())
+        counts = Counts(**mixed.record["calls"])
+        assert counts.asked == counts.calls + counts.cached == conversations
+        assert (counts.calls == 0) == bool(attempt)
+
+
+def test_a_model_that_never_keeps_the_rules_is_stopped_after_the_last_round():
+    model = Broken(99)
+    mixed = entp_run(planted(8, np.random.default_rng(1)), model, rounds=2)
+    assert {row["status"] for row in mixed.pairs} == {"rejected"} and not mixed.fused
+    assert {row["conversations"]["instruction"] for row in mixed.pairs} == {3}
+    assert {row["reason"] for row in mixed.pairs} == {"instruction: refusal, missing"}
+    assert all(len(row["history"]["instruction"]) == 3 for row in mixed.pairs)
+
+
+def test_a_model_that_keeps_all_rules_is_asked_once():
+    mixed = entp_run(planted(8, np.random.default_rng(1)), Template())
+    assert mixed.fused and {tuple(row["rounds"]) for row in mixed.fused} == {(0, 0)}
+
+
+def test_a_repair_is_asked_for_with_the_template_of_the_first_rule_broken():
+    model = Broken(1)
+    entp_run(planted(3, np.random.default_rng(1)), model)
+    told = [material for task, material in model.asked if "problems" in material]
+    assert told and all("refusal" in material["problems"] for material in told)
+    assert all(material["last"].startswith("I'm sorry") for material in told)
+
+
+def test_without_checks_whatever_can_be_read_is_taken(pool):
+    mixed = entp_run(pool, Broken(99), control="unchecked")
+    assert mixed.summary["fusion"]["accept_rate"] == 1.0
+    assert mixed.summary["fusion"]["rule_failures"]["response"]["last"]["refusal"] == len(mixed.pairs)
+    assert {tuple(row["rounds"]) for row in mixed.pairs} == {(0, 0)}
+
+
+@pytest.mark.parametrize(
+    "text", ["no JSON here", '{"instruction": 3}', '{"text": "x"}', '{"instruction": "\\ud800 a b c"}']
+)
+def test_what_is_not_the_object_asked_for_is_repaired_and_then_rejected(text):
+    mixed = entp_run(planted(3, np.random.default_rng(1)), Saying(text), rounds=2)
+    assert {row["reason"] for row in mixed.pairs} == {"instruction: format"}
+    assert {row["conversations"]["instruction"] for row in mixed.pairs} == {3}
+
+
+def test_a_domain_that_cannot_be_read_is_asked_for_once_more_and_then_rejected():
+    class Mute(Template):
+        def say(self, task, material):
+            return "hm" if task == "domain" else super().say(task, material)
+
+    mixed = entp_run(planted(3, np.random.default_rng(1)), Mute())
+    assert {json.dumps(row["conversations"]) for row in mixed.pairs} == {'{"domain": 2}'}
+    assert all(row["status"] == "rejected" and row["reason"].startswith("domain: ") for row in mixed.pairs)
+
+
+# The same again
+
+
+def test_the_same_seed_and_cache_write_the_same_bytes(tmp_path, pool):
+    for name in ("one", "two"):
+        entp_run(pool[:60], Broken(1), cache=tmp_path / "answers.sqlite", out=tmp_path / name)
+    for file in ("fused.jsonl", "pairs.jsonl", "kept.jsonl", "dropped.jsonl"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
+    assert one["found"] == two["found"] and two["calls"]["calls"] == 0 < one["calls"]["calls"]
+    entp_run(pool[:60], Broken(1), control="random", out=tmp_path / "random")
+    assert (tmp_path / "random" / "pairs.jsonl").read_bytes() != (tmp_path / "one" / "pairs.jsonl").read_bytes()
+
+
+def test_a_budget_stops_the_run_and_the_next_one_goes_on(tmp_path):
+    rows, cache = planted(6, np.random.default_rng(1)), tmp_path / "answers.sqlite"
+    whole = entp_run(rows)
+    with pytest.raises(InputError, match="most_calls=7"):
+        entp.run(rows, chat(Template(), cache, 7), embedding_column="embedding", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    found = entp.run(rows, chat(Template(), cache), embedding_column="embedding")
+    assert found.pairs == whole.pairs and found.record["calls"]["cached"] == 7
+
+
+def test_a_dry_run_asks_nothing_and_its_bounds_hold(tmp_path, pool):
+    told = entp.run(pool, embedding_column="embedding", dry_run=True, out=tmp_path / "run").record["estimate"]
+    assert not (tmp_path / "run").exists()
+    for model in (Template(), Broken(1), Broken(99)):
+        mixed = entp_run(pool, model)
+        asked = mixed.record["calls"]["asked"]
+        assert asked <= told["most_conversations"]
+        assert mixed.record["calls"]["tokens"] <= told["most_tokens"]
+    assert told["least_conversations"] == 3 * len(mixed.pairs)
+    with pytest.raises(InputError, match="--llm"):
+        entp.run(pool, embedding_column="embedding")
+
+
+def test_the_folder_can_be_read_and_trained_on(tmp_path, pool):
+    mixed = entp_run(pool, out=tmp_path / "run")
+    fused = read_jsonl(tmp_path / "run" / "fused.jsonl")
+    assert fused == mixed.fused and {"instruction", "output", "source_ids", "licences", "generator"} <= set(fused[0])
+    assert "Purge and mix" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    again = [{**row, "curated": 1} for row in read_jsonl(tmp_path / "run" / "kept.jsonl")]
+    for row in again:
+        row.pop("cluster"), row.pop("fused_into")
+    assert "earlier_where" in entp_run(again, grouping=entp.Grouping(theta=-1.0)).outcome.of("dropped")[0]
+
+
+# Licences, compatibility, benchmarks
+
+
+def test_a_child_has_both_licences_and_those_that_do_not_mix_are_not_fused(pool):
+    rows = [row | {"licence": ("CC BY-NC 4.0", "CC BY-SA 3.0")[row["id"].endswith("-1")]} for row in pool]
+    free = entp_run(rows, purging=entp.Purging(licence_column="licence"))
+    assert ["CC BY-NC 4.0", "CC BY-SA 3.0"] in [sorted(row["licences"]) for row in free.fused]
+    assert any("licences" in warning for warning in free.record["warnings"])
+    purging = entp.Purging(licence_column="licence", never_mix=("cc by-nc 4.0|CC BY-SA 3.0",))
+    model = Template()
+    found = entp_run(rows, model, purging=purging)
+    assert found.fused and all(len(row["licences"]) == 1 for row in found.fused)
+    sources = [source for row in found.pairs for source in row["source_ids"]]
+    assert len(sources) == len(set(sources))
+    halves = [{s["response"] for s in material["samples"]} for _, material in model.asked]
+    licence = {row["output"]: row["licence"] for row in rows}
+    assert all(len({licence[text] for text in half}) == 1 for half in halves)  # not even asked about
+
+
+def test_a_low_row_without_a_licence_is_refused():
+    rows = planted(4, np.random.default_rng(1))
+    rows = [row | {"licence": None if row["id"] == "0-0" else "MIT"} for row in rows]
+    (refused,) = entp_run(rows, purging=entp.Purging(licence_column="licence")).outcome.of("refused")
+    assert refused["id"] == "0-0" and refused["reason"] == 'no licence in "licence"'
+
+
+@pytest.mark.parametrize("pair", ["MIT", "MIT|", "A|B|C"])
+def test_licences_that_are_no_pair_are_refused(pair, pool):
+    with pytest.raises(InputError, match="--never-mix"):
+        entp_run(pool, purging=entp.Purging(never_mix=(pair,)))
+
+
+def test_incompatible_samples_are_paired_again_once():
+    class Picky(Template):
+        """Takes no two samples of one topic together."""
+
+        def domain(self, material):
+            kinds = {sample["instruction"].rstrip("?.").split()[-1] for sample in material["samples"]}
+            return super().domain(material) | {"compatible": len(kinds) > 1, "reason": "they contradict each other"}
+
+    rows = planted(8, np.random.default_rng(1))
+    mixed = entp_run(rows, Picky())
+    sources = [source for row in mixed.pairs for source in row["source_ids"]]
+    assert len(sources) == len(set(sources)) == 16
+    assert all(row["conversations"]["domain"] == 2 for row in mixed.pairs if row["status"] != "incompatible")
+    assert mixed.fused and all(len(set(topics_of(row))) == 2 for row in mixed.fused)
+    never = entp_run(rows, Picky(), control="random")
+    assert {row["conversations"]["domain"] for row in never.pairs} == {1}
+
+
+def test_what_shares_a_run_of_words_with_a_benchmark_is_dropped_before_and_rejected_after(tmp_path):
+    rows = planted(6, np.random.default_rng(1))
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text(json.dumps({"question": facts(2)[1], "level": 3}) + "\n", encoding="utf-8")
+    mixed = entp_run(rows, benchmark=benchmark)
+    dropped = {row["id"]: row["reason"] for row in mixed.outcome.of("dropped")}
+    assert "shares a run of words with the benchmark" in dropped["2-0"] and "bench.jsonl:1" in dropped["2-0"]
+    assert all("benchmark" not in reason for name, reason in dropped.items() if name != "2-0")
+
+    class Copying(Template):
+        def write(self, task, material):
+            return super().write(task, material) + (f" {facts(2)[1]}" if task == "response" else "")
+
+    for control in (None, "unchecked"):
+        caught = entp_run(rows, Copying(), benchmark=benchmark, control=control)
+        assert {row["reason"] for row in caught.pairs} == {"response: contaminated"}
+        assert {row["rounds"][1] for row in caught.pairs} == {0}  # it is not told to hide it
+
+
+# What goes in
+
+
+def test_unusable_rows_are_dropped_and_those_without_a_score_refused_each_with_its_reason():
+    base = {"instruction": "Name a colour.", "output": "Red is one.", "score": 1}
+    rows = [
+        base,
+        base,
+        base | {"output": " "},
+        base | {"output": "Red"},
+        base | {"instruction": ""},
+        base | {"score": None},
+        base | {"score": float("nan"), "output": "Another one."},
+        base | {"score": 5, "output": "Blue is one."},
+        base | {"score": 2.5, "output": "Green is one."},
+    ]
+    found = purge(rows_of(rows), entp.Purging(raw="score"))
+    assert [(v.fate, v.reason) for v in found.verdicts] == [
+        ("dropped", "low score 1"),
+        ("dropped", "unusable: same prompt and answer as data[0]"),
+        ("dropped", 'unusable: column "output" is empty'),
+        ("dropped", "unusable: the response is shorter than 2 words"),
+        ("dropped", 'unusable: column "instruction" is empty'),
+        ("refused", 'no score in "score"'),
+        ("refused", 'no score in "score"'),
+        ("kept", None),
+        ("dropped", "score 2.5 is neither low nor high"),
+    ]
+    assert [sample.where for sample in found.low] == ["data[0]"]
+
+
+def test_raw_scores_are_warned_of(pool):
+    rows = [{("rating" if name == "curated" else name): value for name, value in row.items()} for row in pool]
+    assert any("raw scores" in w for w in entp_run(rows, purging=entp.Purging(raw="rating")).record["warnings"])
+    assert not entp_run(pool).record["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"purging": entp.Purging(curated="nope")}, 'column "nope" is missing'),
+        ({"purging": entp.Purging(curated="a", raw="b")}, "--curated and --raw"),
+        ({"purging": entp.Purging(low=3)}, "--low 3, --high 3"),
+        ({"purging": entp.Purging(curated="output")}, "which is no score"),
+        ({"embedding_column": "nope"}, "no row has an embedding"),
+        ({"embedding_column": None}, "give one of --embedder"),
+        ({"embeddings": np.ones((2, 3))}, "give one of --embedder"),
+    ],
+)
+def test_what_cannot_be_right_is_named(pool, options, match):
+    with pytest.raises(InputError, match=match):
+        entp_run(pool, **options)
+
+
+def test_two_low_rows_are_the_least(pool):
+    with pytest.raises(NoResult, match="two are needed"):
+        entp_run([row for row in pool if row["curated"] == 5] + pool[:1])
+
+
+def test_a_low_row_without_an_embedding_is_refused(pool):
+    rows = [row | {"embedding": [np.nan] * 16} if row["id"] == "0-0" else row for row in pool]
+    (refused,) = entp_run(rows).outcome.of("refused")
+    assert refused["id"] == "0-0" and "no embedding" in refused["reason"]
+
+
+def test_the_best_candidate_is_kept_not_the_last():
+    class Worse(Template):
+        """Forgets a number the first time, and everything later."""
+
+        def write(self, task, material):
+            text = super().write(task, material)
+            return text if task == "instruction" else "Nothing." if "last" in material else text.replace("1000", "")
+
+    mixed = entp_run(planted(3, np.random.default_rng(1)), Worse())
+    (row,) = [row for row in mixed.pairs if 0 in topics_of(row)]
+    assert row["reason"] == "response: missing" and num_facts(0, row["output"]) == 5
+    assert [len(loss) for loss in row["history"]["response"]] == [1, *[len(row["history"]["response"][1])] * 3]
+
+
+def test_a_conversation_that_gets_no_answer_is_rejected_and_not_asked_again():
+    class TooLong(Template):
+        def answers(self, conversations, seeds, **how):
+            for i, answer in super().answers(conversations, seeds, **how):
+                is_part = '{"instruction": TEXT}' in conversations[i][-1]["content"]
+                yield i, answer._replace(text=None, reason="longer than the model holds") if is_part else answer
+
+    samples = [Sample(i, str(i), f"data[{i}]", f"Ask {i} this.", f"Say {i} that.", None) for i in range(2)]
+    draft = Draft(tuple(samples), {"instruction": [], "response": []})
+    writer = Writer(chat(TooLong()), Mixing())
+    fuse([draft], writer, Checker(Instructions(["Ask 0 this.", "Ask 1 this."])), lambda d: {0, 1})
+    assert draft.status == "rejected" and draft.reason == "instruction: no_answer"
+    assert draft.asked == {"domain": 1, "instruction": 1} and writer.counts.failed == 1
+
+
+def test_the_command_runs_on_a_file(tmp_path, pool, monkeypatch):
+    from amends.cli import main
+
+    source = tmp_path / "pool.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in pool), encoding="utf-8")
+    monkeypatch.setattr(entp, "open_chat", lambda name, **how: chat(Template(), how["cache"], how["most_calls"]))
+    common = ["curate", "entp", str(source), "--out", str(tmp_path / "run"), "--embedding-column", "embedding"]
+    for more, makes_folder in (["--dry-run"], False), (["--llm", "any"], True):
+        with pytest.raises(SystemExit) as ended:
+            main([*common, *more])
+        assert ended.value.code == 0 and (tmp_path / "run").is_dir() == makes_folder
+    assert read_run(tmp_path / "run")["found"]["fusion"]["accepted"] == len(
+        read_jsonl(tmp_path / "run" / "fused.jsonl")
+    )
+    assert (tmp_path / "run.answers.sqlite").is_file()
