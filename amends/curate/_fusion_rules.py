@@ -106,7 +106,7 @@ class Instructions:
 
         self.texts = list(texts)
         self._vectorizer: Any = TfidfVectorizer(token_pattern=r"(?u)\w+")
-        self._table = self._vectorizer.fit_transform([text or "-" for text in texts]) if any(texts) else None
+        self._table = self._vectorizer.fit_transform(texts) if any(words_of(text) for text in texts) else None
 
     def twins(self, texts: Sequence[str | None], own: Sequence[set[int]], rows: int = 256) -> list[str | None]:
         """Of each text the instruction it repeats: one of the pool but for its own, or one before it in the list."""

@@ -53,6 +53,19 @@ def read_pool(data: Any) -> list[Row]:
     return rows_of(items)
 
 
+def check_columns(rows: Iterable[Row], added: Iterable[str]) -> None:
+    """Refuse rows with a column that is going to be written; a method asks before its long part.
+
+    Raises
+    ------
+    InputError : names the row and the column.
+    """
+    names = [*added, REASON, WHERE]
+    for row in rows:
+        if name := next((name for name in names if name in row.data), None):
+            raise InputError(f'{row.where}: the column "{name}" is there already, and is written here. Rename it.')
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of every row of a pool."""
@@ -65,9 +78,7 @@ class Outcome:
 
     def __post_init__(self) -> None:
         assert all(len(values) == len(self.rows) for values in (self.verdicts, *self.added.values()))
-        for name in (*self.added, REASON, WHERE):
-            if row := next((row for row in self.rows if name in row.data), None):
-                raise InputError(f'{row.where}: the column "{name}" is there already, and is written here. Rename it.')
+        check_columns(self.rows, self.added)
 
     def of(self, fate: Fate) -> list[dict[str, Any]]:
         """Rows of one fate in the order of the pool, with what was added to them."""

@@ -20,7 +20,7 @@ _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?![\w])")
 _LIST_MARK = re.compile(r"^\s*\(?\d+[.)]\s", re.MULTILINE)
-_NAME = re.compile(r"[^\W\d_][\w\u2019'-]*")
+_NAME = re.compile(r"(?<!\w)[^\W\d_][\w\u2019'-]*")
 _BEGINS = frozenset('.!?:;"\u201c\u201d\u2018«([{*•#>|=-\u2013\u2014')
 
 

@@ -19,9 +19,9 @@ from amends.curate._benchmarks import read_benchmark
 from amends.curate._fusion import Control, Draft, Mixing, Writer, drafts_of, estimate, fuse
 from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
 from amends.curate._fusion_rules import Checker, Instructions
-from amends.curate._pool import REASON, WHERE, Outcome, Verdict, read_pool
-from amends.curate._purge import Purging, Sample, can_mix, never_mixed, purge
-from amends.curate._representatives import Grouping, group, nearest_pairs
+from amends.curate._pool import REASON, WHERE, Outcome, Verdict, check_columns, read_pool
+from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge
+from amends.curate._representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
 from amends.curate._terms import Weights
 from amends.curate._vectors import vectors_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
@@ -34,6 +34,7 @@ from amends.lm.chat import Chat, open_chat
 from amends.report.curation import render_curation
 
 __all__ = ["Control", "Grouping", "Mixed", "Mixing", "Purging", "run"]
+ADDED = ("cluster", "fused_into")
 RAW = (
     "The rows were split by raw scores. A rater's mistakes put good rows among the low ones, where they are fused "
     "away: mend the scores first (amends curate ds2), and name the column with --curated."
@@ -113,64 +114,40 @@ def run(
     options |= {"purging": asdict(purging), "grouping": asdict(grouping), "mixing": asdict(mixing)}
     if out is not None:
         check_new(out)
-    if (embedder is not None) + (embedding_column is not None) + (embeddings is not None) != 1:
-        raise InputError("give one of --embedder and --embedding-column: where the embeddings come from.")
     if llm is None and not dry_run:
         raise InputError("--llm: name the model that writes, or take --dry-run.")
     for module, package in (("faiss", "faiss-cpu"), ("sklearn", "scikit-learn")):
         check_installed(module, package, "curate")
-    never = never_mixed(purging.never_mix)
-    started, rng = time.time(), np.random.default_rng(seed)
+    started, contents = time.time(), read_benchmark(benchmark) if benchmark else None
     say("reading the pool")
     rows = [_renamed(row) for row in read_pool(data)]
-    contents = read_benchmark(benchmark) if benchmark else None
+    check_columns(rows, ADDED)
     purged = purge(rows, purging, contents)
-    verdicts, low = list(purged.verdicts), purged.low
-    low, unit_ND, faulty = vectors_of(low, rows, embedder, embedding_column, embeddings)
-    for number, reason in faulty.items():
-        verdicts[number] = Verdict("refused", reason)
-    if len(low) < 2:
-        raise NoResult(
-            f"{len(low)} usable rows have a score of at most {purging.low:g}, and two are needed to make one. "
-            "Raise --low, or name another column."
-        )
-    grouped = group(unit_ND, grouping, rng, at_random=mixing.control == "random")
-    warnings = _warnings(purging, low)
+    plan = _plan(
+        purged,
+        *vectors_of(purged.low, rows, embedder, embedding_column, embeddings),
+        how=(purging, grouping, mixing),
+        rng=np.random.default_rng(seed),
+    )
+    drafts, warnings = plan.drafts, _warnings(purging, plan.low)
     for warning in warnings:
         say(f"warning: {warning}")
-    weights = Weights([f"{sample.instruction}\n{sample.response}" for sample in purged.usable])
-    alone = mixing.control == "one2one"
-    drafts = drafts_of([[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs], weights)
-    for draft in drafts:
-        if len(draft.samples) > 1 and not can_mix(draft.samples[0], draft.samples[1], never):
-            draft.status, draft.reason = "incompatible", f"licences that do not mix: {' and '.join(draft.licences)}"
-    say(f"{len(low)} rows with a low score, {len(grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
-    told_estimate = estimate([draft for draft in drafts if draft.status == "open"], mixing)
-    place_of = {sample.row: i for i, sample in enumerate(low)}
-
-    def pair_again(unfit: Sequence[Draft]) -> None:
-        samples = [sample for draft in unfit for sample in draft.samples]
-        found = nearest_pairs(
-            unit_ND[[place_of[sample.row] for sample in samples]],
-            [number for number, draft in enumerate(unfit) for _ in draft.samples],
-            grouping.neighbours,
-            lambda i, j: can_mix(samples[i], samples[j], never),
-        )
-        _exchange(unfit, samples, found, weights)
-
-    chat, writer = None, None
+    say(f"{len(plan.low)} rows with a low score, {len(plan.grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
+    would_take = estimate([draft for draft in drafts if draft.status == "open"], mixing)
+    chat, calls = None, dict[str, Any]()
     if not dry_run:
         assert llm is not None
         chat = llm if isinstance(llm, Chat) else _open(llm, out, cache, most_calls, batch_size, concurrency)
         writer = Writer(chat, mixing, seed)
         checker = Checker(Instructions([sample.instruction for sample in purged.usable]), contents)
         number_of = {sample.row: i for i, sample in enumerate(purged.usable)}
-        again = None if mixing.control in ("one2one", "random") else pair_again
+        again = None if mixing.control in ("one2one", "random") else plan.pair_again
         fuse(drafts, writer, checker, lambda draft: {number_of[sample.row] for sample in draft.samples}, again)
-    outcome = outcome_of(rows, verdicts, low, grouped, drafts)
-    told: dict[str, Any] = {"rows": outcome.counts(), "low": len(low)} | summary(drafts, grouped, purged.verdicts)
+        calls = asdict(writer.counts)
+    outcome = outcome_of(rows, plan.verdicts, plan.low, plan.grouped, drafts)
+    told: dict[str, Any] = {"rows": outcome.counts(), "low": len(plan.low)}
+    told |= summary(drafts, plan.grouped, purged.verdicts)
     name = chat.model.name if chat else ""
-    calls = {} if writer is None else asdict(writer.counts)
     if not dry_run and drafts and not told["fusion"]["accepted"]:
         warnings.append("No pair was accepted. The table of rules says what the texts broke.")
         say(f"warning: {warnings[-1]}")
@@ -183,7 +160,7 @@ def run(
         seconds={"in all": round(time.time() - started, 1)},
         stopped="nothing was asked" if dry_run else "all pairs looked at",
         warnings=warnings,
-    ) | {"generator": name, "calls": calls, "estimate": told_estimate, "found": told}
+    ) | {"generator": name, "calls": calls, "estimate": would_take, "found": told}
     page = "" if dry_run else render_curation(record, "Purge and mix", lead(told), sections(told, drafts, calls))
     mixed = Mixed(
         outcome,
@@ -209,6 +186,72 @@ def write(mixed: Mixed, out: Path, kind: str) -> None:
         write_manifest(folder)
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is going to be fused."""
+
+    verdicts: list[Verdict]
+    low: list[Sample]
+    unit_ND: FloatArray
+    """Of the low samples."""
+    grouped: Grouped
+    drafts: list[Draft]
+    weights: Weights
+    neighbours: int
+    never: set[frozenset[str]]
+
+    def pair_again(self, unfit: Sequence[Draft]) -> None:
+        """Exchange samples among drafts that do not go together: the nearest ones that were not together before.
+
+        What is left over goes to the last drafts, which stay as they are.
+        """
+        place_of = {sample.row: i for i, sample in enumerate(self.low)}
+        samples = [sample for draft in unfit for sample in draft.samples]
+        found = nearest_pairs(
+            self.unit_ND[[place_of[sample.row] for sample in samples]],
+            [number for number, draft in enumerate(unfit) for _ in draft.samples],
+            self.neighbours,
+            lambda i, j: can_mix(samples[i], samples[j], self.never),
+        )
+        taken = {i for pair in found for i in pair}
+        rest = [i for i in range(len(samples)) if i not in taken]
+        groups = [[samples[i] for i in pair] for pair in (*found, *zip(rest[::2], rest[1::2], strict=True))]
+        for number, (draft, new) in enumerate(zip(unfit, drafts_of(groups, self.weights), strict=True)):
+            draft.samples, draft.keep = new.samples, new.keep
+            if number < len(found):
+                draft.status, draft.reason, draft.domain = "open", None, None
+            else:
+                draft.reason = f"no other partner was left ({draft.reason})"
+
+
+def _plan(
+    purged: Purged,
+    low: list[Sample],
+    unit_ND: FloatArray,
+    faulty: dict[int, str],
+    *,
+    how: tuple[Purging, Grouping, Mixing],
+    rng: np.random.Generator,
+) -> _Plan:
+    """Group the low samples that have an embedding, and begin a draft of each pair that may be asked about."""
+    purging, grouping, mixing = how
+    never = never_mixed(purging.never_mix)
+    if len(low) < 2:
+        raise NoResult(
+            f"{len(low)} usable rows have a score of at most {purging.low:g}, and two are needed to make one. "
+            "Raise --low, or name another column."
+        )
+    verdicts = [Verdict("refused", faulty[i]) if i in faulty else verdict for i, verdict in enumerate(purged.verdicts)]
+    grouped = group(unit_ND, grouping, rng, at_random=mixing.control == "random")
+    weights = Weights([f"{sample.instruction}\n{sample.response}" for sample in purged.usable])
+    alone = mixing.control == "one2one"
+    drafts = drafts_of([[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs], weights)
+    for draft in drafts:
+        if len(draft.samples) > 1 and not can_mix(draft.samples[0], draft.samples[1], never):
+            draft.status, draft.reason = "incompatible", f"licences that do not mix: {' and '.join(draft.licences)}"
+    return _Plan(verdicts, low, unit_ND, grouped, drafts, weights, grouping.neighbours, never)
+
+
 def _open(
     llm: str,
     out: str | Path | None,
@@ -228,23 +271,6 @@ def _renamed(row: Row) -> Row:
     if not {REASON, WHERE} <= set(row.data):
         return row
     return Row({f"earlier_{name}" if name in (REASON, WHERE) else name: v for name, v in row.data.items()}, row.where)
-
-
-def _exchange(
-    unfit: Sequence[Draft], samples: Sequence[Sample], found: Sequence[tuple[int, int]], weights: Weights
-) -> None:
-    """Give the new pairs to the first drafts, and what is left over to the others."""
-    taken = {i for pair in found for i in pair}
-    rest = [i for i in range(len(samples)) if i not in taken]
-    groups = [*found, *zip(rest[::2], rest[1::2], strict=True)]
-    for number, (draft, new) in enumerate(
-        zip(unfit, drafts_of([[samples[i] for i in pair] for pair in groups], weights), strict=True)
-    ):
-        draft.samples, draft.keep = new.samples, new.keep
-        if number < len(found):
-            draft.status, draft.reason, draft.domain = "open", None, None
-        else:
-            draft.reason = f"no other partner was left ({draft.reason})"
 
 
 def _warnings(how: Purging, low: Sequence[Sample]) -> list[str]:

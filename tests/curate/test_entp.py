@@ -23,6 +23,10 @@ def entp_run(rows, model=None, **options):
     return entp.run(rows, chat(model or Template(), options.pop("cache", None)), **options)
 
 
+def rated_right(topics):
+    return planted(topics, np.random.default_rng(1), wrong=0)
+
+
 @pytest.fixture(scope="module")
 def pool():
     return planted(60, np.random.default_rng(0))
@@ -38,7 +42,7 @@ def mixed(pool):
 
 def test_pairs_are_of_one_topic_and_random_ones_are_not(pool, mixed):
     same = [len(set(topics_of(row))) == 1 for row in mixed.pairs]
-    assert len(same) >= 55 and np.mean(same) >= 0.95
+    assert len(same) >= 30 and np.mean(same) >= 0.95
     at_random = entp_run(pool, control="random").pairs
     assert len(at_random) == len(same)
     assert np.mean([len(set(topics_of(row))) == 1 for row in at_random]) <= 0.1
@@ -46,9 +50,9 @@ def test_pairs_are_of_one_topic_and_random_ones_are_not(pool, mixed):
 
 def test_fused_rows_hold_all_six_facts_and_rewritten_ones_at_most_three(pool, mixed):
     whole = [num_facts(topics_of(row)[0], row["output"]) == 6 for row in mixed.fused]
-    assert len(whole) >= 50 and np.mean(whole) >= 0.9
+    assert len(whole) >= 30 and np.mean(whole) >= 0.9
     alone = entp_run(pool, control="one2one").fused
-    assert len(alone) >= 50
+    assert len(alone) >= 30
     assert max(num_facts(topics_of(row)[0], row["output"]) for row in alone) <= 3
 
 
@@ -60,6 +64,21 @@ def test_fused_rows_say_more_facts_a_word_than_their_sources_together(pool, mixe
         dense = num_facts(topic, row["output"]) / len(row["output"].split())
         ratios.append(dense / (num_facts(topic, sources) / len(sources.split())))
     assert np.mean(ratios) >= 1.5
+
+
+def test_checks_bring_back_facts_that_the_model_forgot(pool):
+    class Forgetful(Template):
+        """Leaves the last fact out, unless it is told what is missing."""
+
+        def write(self, task, material):
+            text = super().write(task, material)
+            forgets = task == "response" and "problems" not in material
+            return text[: text[:-1].rindex(".") + 1] if forgets else text
+
+    checked, unchecked = (entp_run(pool, Forgetful(), control=control).fused for control in (None, "unchecked"))
+    assert len(checked) == len(unchecked) >= 30
+    assert {num_facts(topics_of(row)[0], row["output"]) for row in checked} == {6}
+    assert {num_facts(topics_of(row)[0], row["output"]) for row in unchecked} == {5}
 
 
 def test_curated_scores_put_fewer_good_rows_among_the_low_ones_than_raw_scores():
@@ -89,7 +108,7 @@ def test_curated_scores_put_fewer_good_rows_among_the_low_ones_than_raw_scores()
 def test_every_row_is_kept_dropped_or_refused_and_says_why(pool, mixed):
     counts = mixed.outcome.counts()
     assert counts["rows"] == len(pool) == counts["kept"] + counts["dropped"] + counts["refused"]
-    assert counts["kept"] == 30 and counts["refused"] == 0
+    assert counts["kept"] == sum(row["curated"] >= 3 for row in pool) and counts["refused"] == 0
     assert all(row["reason"] for row in mixed.outcome.of("dropped"))
     children = {row["fused_into"] for row in mixed.outcome.of("dropped")} - {None}
     assert children == {row["id"] for row in mixed.fused}
@@ -102,7 +121,7 @@ def test_every_source_is_in_at_most_one_pair(mixed):
 
 @pytest.mark.parametrize(("model", "rounds"), [(Template(), 3), (Broken(1), 3), (Broken(2, ("response",)), 3)])
 def test_calls_are_1_and_1_and_n_q_and_1_and_n_a(tmp_path, model, rounds):
-    rows = planted(10, np.random.default_rng(1))
+    rows = rated_right(10)
     for attempt in range(2):  # the second time from the cache
         mixed = entp_run(rows, model, rounds=rounds, cache=tmp_path / "answers.sqlite")
         for row in mixed.pairs:
@@ -116,7 +135,7 @@ def test_calls_are_1_and_1_and_n_q_and_1_and_n_a(tmp_path, model, rounds):
 
 def test_a_model_that_never_keeps_the_rules_is_stopped_after_the_last_round():
     model = Broken(99)
-    mixed = entp_run(planted(8, np.random.default_rng(1)), model, rounds=2)
+    mixed = entp_run(rated_right(8), model, rounds=2)
     assert {row["status"] for row in mixed.pairs} == {"rejected"} and not mixed.fused
     assert {row["conversations"]["instruction"] for row in mixed.pairs} == {3}
     assert {row["reason"] for row in mixed.pairs} == {"instruction: refusal, missing"}
@@ -124,13 +143,13 @@ def test_a_model_that_never_keeps_the_rules_is_stopped_after_the_last_round():
 
 
 def test_a_model_that_keeps_all_rules_is_asked_once():
-    mixed = entp_run(planted(8, np.random.default_rng(1)), Template())
+    mixed = entp_run(rated_right(8), Template())
     assert mixed.fused and {tuple(row["rounds"]) for row in mixed.fused} == {(0, 0)}
 
 
 def test_a_repair_is_asked_for_with_the_template_of_the_first_rule_broken():
     model = Broken(1)
-    entp_run(planted(3, np.random.default_rng(1)), model)
+    entp_run(rated_right(3), model)
     told = [material for task, material in model.asked if "problems" in material]
     assert told and all("refusal" in material["problems"] for material in told)
     assert all(material["last"].startswith("I'm sorry") for material in told)
@@ -147,7 +166,7 @@ def test_without_checks_whatever_can_be_read_is_taken(pool):
     "text", ["no JSON here", '{"instruction": 3}', '{"text": "x"}', '{"instruction": "\\ud800 a b c"}']
 )
 def test_what_is_not_the_object_asked_for_is_repaired_and_then_rejected(text):
-    mixed = entp_run(planted(3, np.random.default_rng(1)), Saying(text), rounds=2)
+    mixed = entp_run(rated_right(3), Saying(text), rounds=2)
     assert {row["reason"] for row in mixed.pairs} == {"instruction: format"}
     assert {row["conversations"]["instruction"] for row in mixed.pairs} == {3}
 
@@ -157,7 +176,7 @@ def test_a_domain_that_cannot_be_read_is_asked_for_once_more_and_then_rejected()
         def say(self, task, material):
             return "hm" if task == "domain" else super().say(task, material)
 
-    mixed = entp_run(planted(3, np.random.default_rng(1)), Mute())
+    mixed = entp_run(rated_right(3), Mute())
     assert {json.dumps(row["conversations"]) for row in mixed.pairs} == {'{"domain": 2}'}
     assert all(row["status"] == "rejected" and row["reason"].startswith("domain: ") for row in mixed.pairs)
 
@@ -177,7 +196,7 @@ def test_the_same_seed_and_cache_write_the_same_bytes(tmp_path, pool):
 
 
 def test_a_budget_stops_the_run_and_the_next_one_goes_on(tmp_path):
-    rows, cache = planted(6, np.random.default_rng(1)), tmp_path / "answers.sqlite"
+    rows, cache = rated_right(6), tmp_path / "answers.sqlite"
     whole = entp_run(rows)
     with pytest.raises(InputError, match="most_calls=7"):
         entp.run(rows, chat(Template(), cache, 7), embedding_column="embedding", out=tmp_path / "run")
@@ -230,7 +249,7 @@ def test_a_child_has_both_licences_and_those_that_do_not_mix_are_not_fused(pool)
 
 
 def test_a_low_row_without_a_licence_is_refused():
-    rows = planted(4, np.random.default_rng(1))
+    rows = rated_right(4)
     rows = [row | {"licence": None if row["id"] == "0-0" else "MIT"} for row in rows]
     (refused,) = entp_run(rows, purging=entp.Purging(licence_column="licence")).outcome.of("refused")
     assert refused["id"] == "0-0" and refused["reason"] == 'no licence in "licence"'
@@ -250,7 +269,7 @@ def test_incompatible_samples_are_paired_again_once():
             kinds = {sample["instruction"].rstrip("?.").split()[-1] for sample in material["samples"]}
             return super().domain(material) | {"compatible": len(kinds) > 1, "reason": "they contradict each other"}
 
-    rows = planted(8, np.random.default_rng(1))
+    rows = rated_right(8)
     mixed = entp_run(rows, Picky())
     sources = [source for row in mixed.pairs for source in row["source_ids"]]
     assert len(sources) == len(set(sources)) == 16
@@ -261,7 +280,7 @@ def test_incompatible_samples_are_paired_again_once():
 
 
 def test_what_shares_a_run_of_words_with_a_benchmark_is_dropped_before_and_rejected_after(tmp_path):
-    rows = planted(6, np.random.default_rng(1))
+    rows = rated_right(6)
     benchmark = tmp_path / "bench.jsonl"
     benchmark.write_text(json.dumps({"question": facts(2)[1], "level": 3}) + "\n", encoding="utf-8")
     mixed = entp_run(rows, benchmark=benchmark)
@@ -338,8 +357,8 @@ def test_two_low_rows_are_the_least(pool):
         entp_run([row for row in pool if row["curated"] == 5] + pool[:1])
 
 
-def test_a_low_row_without_an_embedding_is_refused(pool):
-    rows = [row | {"embedding": [np.nan] * 16} if row["id"] == "0-0" else row for row in pool]
+def test_a_low_row_without_an_embedding_is_refused():
+    rows = [row | {"embedding": [np.nan] * 16} if row["id"] == "0-0" else row for row in rated_right(4)]
     (refused,) = entp_run(rows).outcome.of("refused")
     assert refused["id"] == "0-0" and "no embedding" in refused["reason"]
 
@@ -352,7 +371,7 @@ def test_the_best_candidate_is_kept_not_the_last():
             text = super().write(task, material)
             return text if task == "instruction" else "Nothing." if "last" in material else text.replace("1000", "")
 
-    mixed = entp_run(planted(3, np.random.default_rng(1)), Worse())
+    mixed = entp_run(rated_right(3), Worse())
     (row,) = [row for row in mixed.pairs if 0 in topics_of(row)]
     assert row["reason"] == "response: missing" and num_facts(0, row["output"]) == 5
     assert [len(loss) for loss in row["history"]["response"]] == [1, *[len(row["history"]["response"][1])] * 3]

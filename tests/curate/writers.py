@@ -96,11 +96,16 @@ def facts(topic):
     ]
 
 
-def planted(topics, rng, *, wrong=0.2, features=16):
-    """Two half samples of each topic, facts 1-3 and 4-6 with 40 % junk, of which 20 % are rated wrong; and good rows.
+def planted(topics, rng, *, wrong=0.2, spread=0.25, features=16):
+    """Two half samples of each topic, facts 1-3 and 4-6 with 40 % junk, and half as many good rows about other things.
 
-    A wrong rating is another low one, so that all of them stay in the pool.
+    The halves are rated 1 and the others 5, apart from a share that has some other rating.
     """
+
+    def rated(right):
+        others = [rating for rating in range(6) if rating != right]
+        return int(rng.choice(others)) if rng.random() < wrong else right
+
     rows = []
     for topic in range(topics):
         centre = rng.normal(size=features)
@@ -108,14 +113,13 @@ def planted(topics, rng, *, wrong=0.2, features=16):
             told = facts(topic)[3 * half : 3 * half + 3]
             junk = [JUNK[i] for i in rng.choice(len(JUNK), 2, replace=False)]
             said = [sentence for i in rng.permutation(5).tolist() for sentence in [[*told, *junk][i]]]
-            rating = int(rng.choice([0, 2])) if rng.random() < wrong else 1
             rows.append(
                 {
                     "id": f"{topic}-{half}",
                     "instruction": WAYS[half].format(word(topic).title()),
                     "output": " ".join(said),
-                    "curated": rating,
-                    "embedding": (centre + 0.15 * rng.normal(size=features)).tolist(),
+                    "curated": rated(1),
+                    "embedding": (centre + spread * rng.normal(size=features)).tolist(),
                 }
             )
     good = [
@@ -123,7 +127,7 @@ def planted(topics, rng, *, wrong=0.2, features=16):
             "id": f"good-{i}",
             "instruction": f"What does {word(5000 + i).title()} mean?",
             "output": f"It means {word(7000 + i)}, and that is all.",
-            "curated": 5,
+            "curated": rated(5),
             "embedding": rng.normal(size=features).tolist(),
         }
         for i in range(topics // 2)
@@ -137,7 +141,9 @@ def num_facts(topic, text):
 
 
 def topics_of(row):
-    return [int(source.partition("-")[0]) for source in row["source_ids"]]
+    """Topic of each source; a good row is a topic of its own, below 0."""
+    names = [source.split("-") for source in row["source_ids"]]
+    return [-1 - int(second) if first == "good" else int(first) for first, second in names]
 
 
 def unit_rows(count, features, seed):
