@@ -59,7 +59,6 @@ class Purged(NamedTuple):
 
     verdicts: list[Verdict]
     """Of every row; those of low rows are for the time being."""
-    scores: list[float | None]
     usable: list[Sample]
     """Low and high ones, and those between."""
     low: list[Sample]
@@ -115,7 +114,7 @@ def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None)
         else:
             verdicts.append(Verdict("dropped", f"low score {score:g}"))
             low.append(sample)
-    return Purged(verdicts, scores, samples, low)
+    return Purged(verdicts, samples, low)
 
 
 def _sample(number: int, row: Row, pair: Pair, licence_column: str | None) -> Sample:

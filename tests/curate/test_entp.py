@@ -218,6 +218,13 @@ def test_a_dry_run_asks_nothing_and_its_bounds_hold(tmp_path, pool):
         entp.run(pool, embedding_column="embedding")
 
 
+def test_what_a_model_or_a_row_says_is_no_markup_in_the_report(tmp_path):
+    rows = [row | {"output": f"<b>{row['output']}</b>"} for row in rated_right(3)]
+    entp_run(rows, Saying('{"instruction": "<script>alert(1)</script> say it"}'), out=tmp_path / "run", rounds=0)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page and "<script" not in page and "<b>" not in page
+
+
 def test_the_folder_can_be_read_and_trained_on(tmp_path, pool):
     mixed = entp_run(pool, out=tmp_path / "run")
     fused = read_jsonl(tmp_path / "run" / "fused.jsonl")

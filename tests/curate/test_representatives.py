@@ -49,6 +49,12 @@ def test_the_row_with_the_most_links_is_the_first_hub():
     assert found.label_N.tolist() == [0, 0, 0, 1]
 
 
+def test_a_link_counts_for_both_whichever_of_them_lists_the_other():
+    angles = np.radians([0, 10, 30])
+    near = nearest(np.column_stack([np.cos(angles), np.sin(angles)]), 1)
+    assert one_hop_clusters(near, 0.5).hub_C.tolist() == [1]
+
+
 @settings(max_examples=25)
 @given(st.integers(3, 50), st.integers(2, 8), st.integers(0, 10**6))
 def test_silhouettes_are_those_of_scikit_learn(count, num_labels, seed):
