@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from amends.curate._votes import (
+    MANY_SHORT,
     FloatArray,
     IntArray,
     Lists,
@@ -40,8 +41,6 @@ worse). GPT-4's ratings of UltraFeedback have 0.05, repeated ratings of a judge 
 """
 WIDE = 0.3
 """Width of the interval of an entry of the diagonal from which on it is warned of."""
-MANY_SHORT = 0.01
-"""Share of the rows drawn, without enough neighbours in their list, from which on it is warned of."""
 LEAST_WRONG, MOST_WRONG = 0.05, 0.95
 """Shares of a level to flag where the noise model says none, or all (official code: core/knn.py)."""
 
@@ -113,7 +112,7 @@ class ScoreCurator(BaseEstimator):
     confidence : float, default 0.5
         A rating is replaced from this confidence on.
     near : float, default 0.99
-        Rows with at least this cosine are twins and never vote on each other.
+        Rows with at least this cosine are twins: they never vote on each other, and on others as one.
     fewest : int, default 100
         A level with fewer rows is merged with a level beside it.
     bootstrap : int, default 100
@@ -127,7 +126,7 @@ class ScoreCurator(BaseEstimator):
     group_ : int array (L,)
         Which of the K levels of the noise model each belongs to, after rare ones were merged.
     transition_, interval_, agreement_ : Transition, Interval, Agreement
-        Of `amends.maths.transition`, for the merged levels; None where `refusal_` says that nothing could be counted.
+        Of `amends.maths.transition`, for the merged levels; None where it was refused before they were known.
     refusal_ : str or None
         Why nothing was mended: then `curated_` is y, and `error_prob_` and `confidence_` are NaN.
     warnings_ : list of str
@@ -137,7 +136,7 @@ class ScoreCurator(BaseEstimator):
     long_tail_ : float array (N,)
         0 to 1; NaN of a row with nothing but twins and siblings beside it.
     num_twins_, num_siblings_ : int
-        Neighbours that were left out of the lists.
+        Entries that were left out of the lists of neighbours.
 
     Notes
     -----
@@ -186,7 +185,7 @@ class ScoreCurator(BaseEstimator):
 
         Raises
         ------
-        ValueError : a single level, too many, NaN, a row without direction, a parameter out of range.
+        ValueError : a single level, too many, NaN, a parameter out of range.
         """
         for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("most_drawn", 1), ("fewest", 1), ("bootstrap", 2)):
             if getattr(self, name) < least:
@@ -207,15 +206,18 @@ class ScoreCurator(BaseEstimator):
         keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
         draws = [(keys_N, seed, number, share) for number in range(self.rounds + self.draws)]
         self._measure(lists, labels_N, draws[: self.rounds], np.random.default_rng(seed))
+        if zeros := int((~X.any(axis=1)).sum()):
+            self.warnings_.append(f"{zeros} rows of zeros have no direction, so no neighbours, and keep their rating.")
         num = len(y)
         self.error_prob_, self.confidence_ = np.full(num, np.nan), np.full(num, np.nan)
-        self.suggested_, self.curated_ = y.copy(), y.copy()
+        self.suggested_, self.curated_ = np.array(y), np.array(y)
         if self.refusal_ is None:
             # A merged level speaks with the rating that is most common in it.
             commonest_K = [
                 max(np.flatnonzero(self.group_ == g), key=count_L.__getitem__) for g in np.unique(self.group_)
             ]
-            tally = self._tally(lists, labels_N, draws[self.rounds :])
+            wrong_K = wrong_shares(self.transition_, np.bincount(labels_N) / num)
+            tally = self._tally(lists, labels_N, draws[self.rounds :], wrong_K)
             self.error_prob_ = tally.error_prob_N
             suggested_N, self.confidence_ = tally.suggestion(labels_N)
             self.suggested_ = self.levels_[commonest_K][suggested_N]
@@ -226,7 +228,10 @@ class ScoreCurator(BaseEstimator):
     def _measure(self, lists: Lists, labels_N: IntArray, draws: list[Any], rng: np.random.Generator) -> None:
         """Count triples, learn the noise, and say whether it can be believed."""
         num_levels = int(self.group_[-1]) + 1
-        self.transition_, self.interval_, self.agreement_, self.warnings_ = None, None, None, list[str]()
+        self.transition_: Any = None
+        self.interval_: Any = None
+        self.agreement_: Any = None
+        self.warnings_: list[str] = []
         self.refusal_: str | None = None
         if num_levels < len(self.group_):
             together = [self.levels_[self.group_ == group].tolist() for group in range(num_levels)]
@@ -241,7 +246,6 @@ class ScoreCurator(BaseEstimator):
             self.refusal_ = "no row has two neighbours that are no twins or siblings of it"
             return
         self.agreement_ = agreement(self.counts_)
-        self.transition_ = fit_transition(self.counts_)
         above = self.agreement_.above_chance
         told = (
             f"the ratings of nearest neighbours agree {above:.2f} above chance "
@@ -250,13 +254,14 @@ class ScoreCurator(BaseEstimator):
         if above < REFUSED_BELOW:
             self.refusal_ = f"{told}, and {REFUSED_BELOW:.2f} is the least: neighbours do not share their score"
             return
+        self.transition_ = fit_transition(self.counts_)
         if not self.transition_.is_dominant:
             self.refusal_ = "the noise model does not rate each level mostly as itself, so its levels have no names"
             return
         self.interval_ = bootstrap(self.counts_ / self.rounds, rng, rounds=self.bootstrap)
         if above < WARNED_BELOW:
             self.warnings_.append(
-                f"{told[0].upper()}{told[1:]}; below {WARNED_BELOW:.2f} mended ratings may select worse rows than raw ones."
+                f"{told[0].upper()}{told[1:]}; below {WARNED_BELOW:.2f} mended ratings may select worse rows than raw."
             )
         width_K = np.diag(self.interval_.high_KK - self.interval_.low_KK)
         if (width_K > WIDE).any():
@@ -266,14 +271,13 @@ class ScoreCurator(BaseEstimator):
             )
         if found.num_short > MANY_SHORT * num_drawn:
             self.warnings_.append(
-                f"{found.num_short / num_drawn:.1%} of the rows drawn had too few neighbours in their lists, after twins "
-                "and siblings were left out, and were not counted."
+                f"{found.num_short / num_drawn:.1%} of the rows drawn had too few neighbours in their lists, after "
+                "twins and siblings were left out, and were not counted."
             )
 
-    def _tally(self, lists: Lists, labels_N: IntArray, draws: list[Any]) -> Tally:
+    def _tally(self, lists: Lists, labels_N: IntArray, draws: list[Any], wrong_K: FloatArray) -> Tally:
         """Let neighbours vote in every draw."""
-        num, num_levels = len(labels_N), len(self.transition_.prior_K)
-        wrong_K = wrong_shares(self.transition_, np.bincount(labels_N, minlength=num_levels) / num)
+        num, num_levels = len(labels_N), len(wrong_K)
         tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (num, num, (num, num_levels))))
         for each in draws:
             found = votes(lists, labels_N, num_levels, draw(*each), self.k)

@@ -29,8 +29,8 @@ from amends.maths.transition import (
 )
 
 MOST_LEVELS = 20
-LEAST_DETERMINANT = 0.01
-"""Of a rater's matrix: below it what is learnt of the truth hangs on noise."""
+STANDARD_ERRORS = 3
+"""By which raters must agree more than chance lets them."""
 
 
 def rating_of(value: Any, lowest: float, highest: float) -> tuple[float, str | None]:
@@ -40,7 +40,11 @@ def rating_of(value: Any, lowest: float, highest: float) -> tuple[float, str | N
     -------
     (float, str or None) : the rating, or NaN with the reason that it is missing.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    ):
         return math.nan, "no rating"
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -77,7 +81,9 @@ def read_ratings(
     for column in columns:
         if not any(column in row.data for row in rows):
             there = ", ".join(rows[0].data)
-            raise InputError(f'{rows[0].where}: no row has the column "{column}" (found: {there[:200]}). Name another one.')
+            raise InputError(
+                f'{rows[0].where}: no row has the column "{column}" (found: {there[:200]}). Name another one.'
+            )
     found = [[rating_of(row.data.get(column), lowest, highest) for column in columns] for row in rows]
     ratings_NM = np.array([[number for number, _ in of] for of in found], dtype=np.float64)
     reasons = [None if np.isfinite(of).any() else one[0][1] for of, one in zip(ratings_NM, found, strict=True)]
@@ -98,7 +104,9 @@ def _scale(scale: str | None, compress: bool) -> tuple[float, float]:
     if not (low.isdecimal() and high.isdecimal() and int(low) < int(high)):
         raise InputError(f"--scale {scale}: expected LOWEST-HIGHEST, such as 1-10.")
     if compress and (int(low), int(high)) != (LOWEST, HIGHEST):
-        raise InputError(f"--scale {scale}: --compress is for ratings from {LOWEST} to {HIGHEST}. Leave one of them out.")
+        raise InputError(
+            f"--scale {scale}: --compress is for ratings from {LOWEST} to {HIGHEST}. Leave one of them out."
+        )
     return int(low), int(high)
 
 
@@ -154,10 +162,13 @@ class Aggregate:
     labels_N: IntArray
     certainty_N: FloatArray
     """P(truth is that level | the row's ratings)."""
-    raters: RaterTransitions
+    matrices_MKK: FloatArray
+    """T_mij = P(rater m says j | truth = i)."""
+    prior_K: FloatArray
     agreement: Agreement
     """Of the first three raters, in rows that have all of them."""
-    exchangeable: bool
+    misfit: float
+    """Of the same: total variation distance between observed and fitted shares of triples, 0 to 1."""
 
 
 def aggregate(labels_NM: IntArray, num_levels: int, *, exchangeable: bool) -> Aggregate:
@@ -180,17 +191,28 @@ def aggregate(labels_NM: IntArray, num_levels: int, *, exchangeable: bool) -> Ag
     triples = [labels_NM[:, list(three)] for three in combinations(range(num_raters), 3)]
     if not (triples[0] != MISSING).all(axis=1).any():
         raise InputError("no row has a rating by each of the first three raters. Name columns that have.")
-    agree = agreement(triple_counts(triples[0], num_levels))
+    count_KKK = triple_counts(triples[0], num_levels)
+    agree = agreement(count_KKK)
+    error = np.sqrt(agree.pair_by_chance / (1 - agree.pair_by_chance) / agree.num_rows)  # of no agreement at all
+    if agree.above_chance < STANDARD_ERRORS * error:
+        raise NoResult(
+            f"the raters do not agree more than by chance ({agree.pair:.3f} of pairs, {agree.pair_by_chance:.3f} by "
+            "chance), so nothing is learnt of the truth. Name other columns, or one."
+        )
     if exchangeable:
         one = fit_transition(np.sum([triple_counts(of, num_levels) for of in triples], axis=0))
-        raters = RaterTransitions(np.stack([one.matrix_KK] * num_raters), one.prior_K, np.nan, one.residual)
+        raters = RaterTransitions(np.stack([one.matrix_KK] * num_raters), one.prior_K, np.nan, np.nan)
     else:
         raters = fit_raters(patterns(labels_NM, num_levels), num_levels)
-    if not raters.is_dominant or np.abs(raters.determinants_M).min() < LEAST_DETERMINANT:
+    if not raters.is_dominant:
         raise NoResult(
-            f"the ratings cannot be put together: with {num_levels} levels a rater does not rate each of them mostly as "
-            f"itself (agreement {agree.above_chance:.2f} above chance). Give fewer --levels, or one column of ratings."
+            f"the ratings cannot be put together: with {num_levels} levels a rater does not rate each of them mostly "
+            f"as itself (agreement {agree.above_chance:.2f} above chance). Give fewer --levels, or one column."
         )
+    fitted_KKK = np.einsum("i,ij,ik,il->jkl", raters.prior_K, *raters.matrices_MKK[:3])
+    misfit = float(np.abs(count_KKK / count_KKK.sum() - fitted_KKK).sum() / 2)
     posterior_NK = raters.posterior(labels_NM)
     labels_N = posterior_NK.argmax(axis=1)
-    return Aggregate(labels_N, posterior_NK[np.arange(len(labels_N)), labels_N], raters, agree, exchangeable)
+    return Aggregate(
+        labels_N, posterior_NK[np.arange(len(labels_N)), labels_N], raters.matrices_MKK, raters.prior_K, agree, misfit
+    )

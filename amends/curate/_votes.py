@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import binom
 
-from amends.maths.neighbors import nearest, unit
+from amends.maths.neighbors import nearest
 from amends.maths.transition import triple_counts
 
 FloatArray = NDArray[np.float64]
@@ -23,6 +25,8 @@ DRAWN_SHARE = 0.9
 SHORT = 1e-6
 """Chance that a row without twins finds too few drawn rows in its list; it sets the length of the list."""
 SPARE = 8  # places in the list for twins and siblings, which are no neighbours
+MANY_SHORT = 0.01
+LONGEST = 512
 TILE = 16_384  # rows at once
 
 
@@ -35,43 +39,84 @@ class Lists(NamedTuple):
     num_N: NDArray[np.int32]
     """How many count."""
     num_twins: int
-    """Pairs left out since the two rows are nearly equal; a pair that is in both lists is counted twice."""
+    """Entries left out of the lists: twins of the row, or of a nearer neighbour."""
     num_siblings: int
-    """Pairs left out since both rows are of one group, likewise."""
+    """Likewise, siblings."""
 
 
-def list_neighbours(points_ND: ArrayLike, num_listed: int, *, near: float, groups_N: ArrayLike | None = None) -> Lists:
-    """List the nearest neighbours of each row, without its twins and siblings.
+def list_neighbours(points_ND: ArrayLike, num_wanted: int, *, near: float, groups_N: ArrayLike | None = None) -> Lists:
+    """List the nearest neighbours of each row, without its twins and siblings, and of those one of each kind.
+
+    Twins say the same and get the same rating, right or wrong. So a row learns nothing from its own twin, and no more
+    from two neighbours that are each other's twins than from one of them. Where more than `MANY_SHORT` of the rows have
+    fewer than `num_wanted` neighbours left, longer lists are made, up to `LONGEST`.
 
     Parameters
     ----------
     near : float
-        Rows with at least this cosine are twins.
+        Rows with at least this cosine are twins, and so are twins of twins.
     groups_N : array, optional
         Rows with the same value are siblings, such as answers to one prompt; a negative one has none.
 
     Raises
     ------
-    ValueError : as `amends.maths.neighbors.nearest`.
+    ValueError : as `amends.maths.neighbors.nearest`, but for rows of zeros, which have no neighbours.
     """
-    points = unit(points_ND)
-    found = nearest(points, min(num_listed, len(points) - 1))
-    similarity = found.similarity_Qk
-    twin = similarity >= near
-    sibling = np.zeros_like(twin)
+    points = np.asarray(points_ND, dtype=np.float32)
+    pointed = np.flatnonzero(points.any(axis=1))
+    length = num_wanted + SPARE
+    while True:
+        length = min(length, len(pointed) - 1)
+        lists = _listed(points, pointed, length, near, groups_N)
+        if length == len(pointed) - 1 or 2 * length > max(LONGEST, num_wanted + SPARE):
+            return lists
+        if (lists.num_N[pointed] < num_wanted).mean() <= MANY_SHORT:
+            return lists
+        length *= 2
+
+
+def _listed(
+    points_ND: NDArray[np.float32], pointed: IntArray, length: int, near: float, groups_N: ArrayLike | None
+) -> Lists:
+    found = nearest(points_ND[pointed], length)
+    num = len(points_ND)
+    # Rows of zeros have no direction: they stand in no list, and theirs is empty.
+    index_NL = np.zeros((num, length), dtype=np.int32)
+    similarity_NL = np.full(index_NL.shape, np.nan, dtype=np.float32)
+    index_NL[pointed], similarity_NL[pointed] = pointed[found.index_Qk], found.similarity_Qk
+    del found
+    row_P, place_P = np.nonzero(similarity_NL >= near)
+    pairs = coo_array((np.ones(len(row_P)), (row_P, index_NL[row_P, place_P])), shape=(num, num))
+    alike = [connected_components(pairs, directed=False)[1]]
     if groups_N is not None:
-        groups = np.asarray(groups_N)
-        sibling = (groups[found.index_Qk] == groups[:, None]) & (groups[:, None] >= 0) & ~twin
-    left_out = twin | sibling
-    order = np.argsort(left_out, axis=1, kind="stable")
-    similarity = np.where(left_out, np.float32(np.nan), similarity)
-    return Lists(
-        np.take_along_axis(found.index_Qk, order, axis=1).astype(np.int32),
-        np.take_along_axis(similarity, order, axis=1),
-        (~left_out).sum(axis=1).astype(np.int32),
-        int(twin.sum()),
-        int(sibling.sum()),
-    )
+        groups = np.asarray(groups_N)  # a row without a group is one of its own
+        alike.append(np.where(groups < 0, groups.max() + 1 + np.arange(num), groups))
+    num_N, num_left_out = np.empty(num, dtype=np.int32), [0, 0]
+    for start in range(0, num, TILE):
+        part = slice(start, start + TILE)
+        left_out = np.isnan(similarity_NL[part])
+        for kind, of_N in enumerate(alike):
+            new = _seen(index_NL[part], of_N[part], of_N) & ~left_out
+            num_left_out[kind] += int(new.sum())
+            left_out |= new
+        order = np.argsort(left_out, axis=1, kind="stable")
+        similarity_NL[part][left_out] = np.nan
+        index_NL[part] = np.take_along_axis(index_NL[part], order, axis=1)
+        similarity_NL[part] = np.take_along_axis(similarity_NL[part], order, axis=1)
+        num_N[part] = (~left_out).sum(axis=1)
+    return Lists(index_NL, similarity_NL, num_N, *num_left_out)
+
+
+def _seen(index_ML: NDArray[np.int32], group_M: IntArray, group_N: IntArray) -> BoolArray:
+    """Whether the row itself, or one that stands before in its list, is of the same group."""
+    group_ML = np.column_stack([group_M, group_N[index_ML]])
+    order_ML = np.argsort(group_ML, axis=1, kind="stable")
+    group_ML = np.take_along_axis(group_ML, order_ML, axis=1)
+    again_ML = np.zeros(group_ML.shape, dtype=bool)
+    again_ML[:, 1:] = group_ML[:, 1:] == group_ML[:, :-1]
+    seen_ML = np.empty_like(again_ML)
+    np.put_along_axis(seen_ML, order_ML, again_ML, axis=1)
+    return seen_ML[:, 1:]
 
 
 # Draws ------------------------------------------------------------------------------------------------------------
@@ -83,11 +128,11 @@ def drawn_share(num_rows: int, most_drawn: int) -> float:
 
 
 def length_of_list(share: float, num_neighbours: int) -> int:
-    """Neighbours to list so that enough of them are drawn, but for a chance of `SHORT`; with places for twins."""
+    """Neighbours to list so that enough of them are drawn, but for a chance of `SHORT`."""
     length = num_neighbours
     while binom.cdf(num_neighbours - 1, length, share) > SHORT:
         length += max(1, length // 16)
-    return length + SPARE
+    return length
 
 
 def row_keys(points_ND: ArrayLike) -> NDArray[np.uint64]:
@@ -211,7 +256,7 @@ def votes(
 def flagged(cost_M: FloatArray, labels_M: IntArray, wrong_K: ArrayLike) -> BoolArray:
     """Flag, of each label, the share of rows that the noise model calls wrong: those that cost most.
 
-    A row is flagged if it costs more than the (1 - share) quantile of its label; rows that cost the same as that are not.
+    A row is flagged if it costs more than the (1 - share) quantile of its label, and not if it costs just that.
     """
     found = np.zeros(len(cost_M), dtype=bool)
     for label, share in enumerate(np.asarray(wrong_K, dtype=np.float64)):

@@ -231,8 +231,9 @@ def ask(
     reasons: list[str | None] = [None] * size
     counts, left, failed = Counts(asked=size), list(range(size)), 0
     for attempt in range(attempts):
-        how = {"max_new_tokens": max_new_tokens, "temperature": max(temperature, WARMER) if attempt else temperature}
-        drawn = [seed, attempt] if how["temperature"] else None
+        heat = float(max(temperature, WARMER) if attempt else temperature)  # 1 and 1.0 are one key
+        how = {"max_new_tokens": max_new_tokens, "temperature": heat}
+        drawn = [seed, attempt] if heat else None
         answers, cost = _answers(
             chat, [conversations[i] for i in left], how, {"seed": drawn, "version": version}, label
         )

@@ -25,6 +25,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
 
+    def is_text(self, column: int) -> bool:
+        """Whether a column holds words alone, and no number."""
+        return all(isinstance(row[column], str) for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Chart:

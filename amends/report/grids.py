@@ -1,7 +1,6 @@
 """Charts of small tables: a matrix with its numbers, and shares of the same levels side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +11,6 @@ from amends.report.plots import COLOURS, STYLE, TEXT, _figure, _legend, _svg
 
 DEEPEST = 0.6
 """Opacity of the largest entry: the number in it stands out on a white page and on a dark one."""
-HATCHES = ("", "///", "...", "xxx")
 
 
 def matrix(
@@ -26,7 +24,7 @@ def matrix(
     across: str,
     digits: int = 2,
 ) -> str:
-    """A matrix as a heat map with its numbers; an entry is as deep as its share of the largest one of its row.
+    """Draw a matrix as a heat map with its numbers; an entry is as deep as its share of the largest one of its row.
 
     Parameters
     ----------
@@ -70,7 +68,7 @@ def matrix(
 
 
 def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: str, title: str, across: str) -> str:
-    """Shares of the same levels in several sets of rows, as bars beside each other.
+    """Draw shares of the same levels in several sets of rows, as bars beside each other.
 
     Parameters
     ----------
@@ -87,8 +85,7 @@ def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: st
         figure, (axes,) = _figure(1, 3.4, len(of))
         width = 0.8 / len(of)
         for k, values in enumerate(of.values()):
-            style: dict[str, Any] = {"color": COLOURS[k % 6], "hatch": HATCHES[k % 4], "edgecolor": TEXT, "linewidth": 0.5}
-            axes.bar(np.arange(len(labels)) + (k - (len(of) - 1) / 2) * width, values, width, **style)
+            axes.bar(np.arange(len(labels)) + (k - (len(of) - 1) / 2) * width, values, width, color=COLOURS[k % 6])
         axes.set_xticks(range(len(labels)), [visible(label) for label in labels])
         for label in axes.get_xticklabels():
             label.set_parse_math(False)

@@ -17,6 +17,7 @@ class Say(NamedTuple):
     status: int = 200
     headers: dict[str, str] = {}  # noqa: RUF012 - a default that nobody changes
     raw: bytes | None = None
+    drips: bool = False  # comes whole, but takes seconds
 
 
 def digest(body: dict[str, Any]) -> Say:
@@ -81,7 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(data)), **say.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        for start in range(0, len(data), 8) if say.drips else ():
+            self.wfile.write(data[start : start + 8])
+            threading.Event().wait(0.1)
+        if not say.drips:
+            self.wfile.write(data)
 
 
 @contextmanager
@@ -94,3 +99,16 @@ def serving(behave: Callable[[dict[str, Any], int], Say]) -> Iterator[FakeServer
         finally:
             server.shutdown()
             thread.join()
+
+
+def talks(count: int, start: int = 0) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"Rate sample {i}."}] for i in range(start, start + count)]
+
+
+def number_of(body: dict[str, Any]) -> int:
+    """Of the conversation that `talks` made."""
+    return int(body["messages"][-1]["content"].split()[-1].rstrip("."))
+
+
+def steady(body: dict[str, Any], before: int) -> Say:
+    return digest(body)
