@@ -16,15 +16,16 @@ from amends.maths.neighbors import unit
 
 
 def vectors_of(
-    samples: Sequence[Sample], rows: Sequence[Row], embedder: str | None, column: str | None, given: Any
+    samples: Sequence[Sample], rows: Sequence[Row], embedder: str | None, embedding: Any
 ) -> tuple[list[Sample], FloatArray, dict[int, str]]:
     """Embed samples: instruction and response as one text, or what one of the others gives.
 
     Parameters
     ----------
-    embedder, column, given
-        One of them: a name for `load_encoder`, a column with lists of numbers (in CSV their JSON), or an array of a
-        vector for each row of the pool.
+    embedder : str, or
+    embedding : str or array
+        A name for `load_encoder`; a column with lists of numbers (in CSV their JSON), or a vector for each row of the
+        pool.
 
     Returns
     -------
@@ -32,10 +33,11 @@ def vectors_of(
 
     Raises
     ------
-    InputError : not one of the three, vectors of different lengths, or none at all.
+    InputError : not one of the two, vectors of different lengths, or none at all.
     """
-    if (embedder is not None) + (column is not None) + (given is not None) != 1:
-        raise InputError("give one of --embedder and --embedding-column: where the embeddings come from.")
+    if (embedder is None) == (embedding is None):
+        raise InputError("give one of --embedder and --embedding: where the embeddings come from.")
+    column, given = (embedding, None) if isinstance(embedding, str) else (None, embedding)
     if given is not None and (np.ndim(given) != 2 or len(given) != len(rows)):
         raise InputError(f"embeddings {np.shape(given)}: expected a vector for each of the {len(rows)} rows.")
     if not samples:
@@ -59,7 +61,9 @@ def vectors_of(
         kept.append(sample)
         vectors.append(vector)
     if not kept:
-        raise InputError(f'{samples[0].where}: no row has an embedding in "{column}". Name the column, or --embedder.')
+        raise InputError(
+            f'{samples[0].where}: no row has an embedding in "{column}". Name the column, or an --embedder.'
+        )
     return kept, unit(np.stack(vectors)), faulty
 
 

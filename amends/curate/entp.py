@@ -65,8 +65,7 @@ def run(
     *,
     out: str | Path | None = None,
     embedder: str | None = None,
-    embedding_column: str | None = None,
-    embeddings: ArrayLike | None = None,
+    embedding: str | ArrayLike | None = None,
     purging: Purging | None = None,
     grouping: Grouping | None = None,
     mixing: Mixing | None = None,
@@ -90,9 +89,10 @@ def run(
         `concurrency` are its own. Not needed for a dry run.
     out : path, optional
         Run folder to make.
-    embedder, embedding_column, embeddings : one of them
-        A sentence encoder that `amends.lm.encoders.load_encoder` reads; a column with lists of numbers; or an array
-        (rows of the pool, features).
+    embedder : str
+        Sentence encoder that `amends.lm.encoders.load_encoder` reads, which embeds instruction and response; or
+    embedding : str or array (rows of the pool, features)
+        A column with lists of numbers, or the embeddings themselves.
     purging, grouping, mixing : optional
         How each step goes.
     benchmark : path, optional
@@ -109,7 +109,7 @@ def run(
     InputError : what the user can mend. If `most_calls` is reached, all answers so far are in the cache.
     NoResult : fewer than two usable rows with a low score.
     """
-    options = {name: value for name, value in locals().items() if name != "embeddings"}
+    options = dict(locals())
     purging, grouping, mixing = purging or Purging(), grouping or Grouping(), mixing or Mixing()
     options |= {"purging": asdict(purging), "grouping": asdict(grouping), "mixing": asdict(mixing)}
     if out is not None:
@@ -125,7 +125,7 @@ def run(
     purged = purge(rows, purging, contents)
     plan = _plan(
         purged,
-        *vectors_of(purged.low, rows, embedder, embedding_column, embeddings),
+        *vectors_of(purged.low, rows, embedder, embedding),
         how=(purging, grouping, mixing),
         rng=np.random.default_rng(seed),
     )
@@ -312,7 +312,7 @@ def command(
     embedder: Annotated[
         str | None, typer.Option(help="Sentence encoder: hub id, folder, or package:NAME/FOLDER.")
     ] = None,
-    embedding_column: Annotated[str | None, typer.Option(help="Column of embeddings, instead of --embedder.")] = None,
+    embedding: Annotated[str | None, typer.Option(help="Column with embeddings, instead of --embedder.")] = None,
     question_column: Annotated[str | None, typer.Option(help="Column of the instruction, if named otherwise.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the response, if named otherwise.")] = None,
     licence_column: Annotated[
@@ -358,7 +358,7 @@ def command(
         llm,
         out=out,
         embedder=embedder,
-        embedding_column=embedding_column,
+        embedding=embedding,
         purging=Purging(
             curated, raw, low, high, question_column, answer_column, licence_column, tuple(never_mix or ())
         ),

@@ -14,12 +14,12 @@ from amends.io.run import read_jsonl, read_run
 from amends.io.tables import rows_of
 from amends.lm.chat import Counts
 
-from .writers import Broken, Saying, Template, chat, facts, num_facts, planted, topics_of
+from .writers import Broken, Saying, Template, chat, facts, num_facts, planted, topics_of, word
 
 
 def entp_run(rows, model=None, **options):
     mixing = entp.Mixing(**{k: options.pop(k) for k in ("rounds", "control") if k in options})
-    options = {"embedding_column": "embedding", "mixing": mixing} | options
+    options = {"embedding": "embedding", "mixing": mixing} | options
     return entp.run(rows, chat(model or Template(), options.pop("cache", None)), **options)
 
 
@@ -103,6 +103,30 @@ def test_curated_scores_put_fewer_good_rows_among_the_low_ones_than_raw_scores()
 
 
 # Every row, every source, every call
+
+
+def test_what_ds2_writes_is_a_pool(tmp_path):
+    from amends.curate import ds2
+
+    rng = np.random.default_rng(0)
+    topic = np.arange(320) % 8
+    points = rng.normal(size=(8, 16))[topic] + 0.2 * rng.normal(size=(320, 16))
+    score = np.where(rng.random(320) < 0.15, rng.choice([1, 4], 320), np.where(topic % 2, 1, 4))
+    rows = [
+        {
+            "question": f"Ask {i}?",
+            "answer": f"It is {word(i)}.",
+            "score": int(score[i]),
+            "embedding": points[i].tolist(),
+        }
+        for i in range(320)
+    ]
+    found = ds2.run(rows, rating="score", embedding="embedding", out=tmp_path / "ds2", rounds=5, draws=5)
+    curated = [row["curated"] for row in found.outcome.of("kept")]
+    assert len(curated) > 300 and curated != [row["score"] for row in found.outcome.of("kept")]
+    mixed = entp_run(tmp_path / "ds2" / "kept.jsonl", grouping=entp.Grouping(most_pairs=2))
+    assert mixed.outcome.counts()["kept"] == sum(score >= 3 for score in curated)
+    assert {"earlier_where", "earlier_reason"} <= set(mixed.outcome.of("kept")[0])
 
 
 def test_every_row_is_kept_dropped_or_refused_and_says_why(pool, mixed):
@@ -199,14 +223,14 @@ def test_a_budget_stops_the_run_and_the_next_one_goes_on(tmp_path):
     rows, cache = rated_right(6), tmp_path / "answers.sqlite"
     whole = entp_run(rows)
     with pytest.raises(InputError, match="most_calls=7"):
-        entp.run(rows, chat(Template(), cache, 7), embedding_column="embedding", out=tmp_path / "run")
+        entp.run(rows, chat(Template(), cache, 7), embedding="embedding", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    found = entp.run(rows, chat(Template(), cache), embedding_column="embedding")
+    found = entp.run(rows, chat(Template(), cache), embedding="embedding")
     assert found.pairs == whole.pairs and found.record["calls"]["cached"] == 7
 
 
 def test_a_dry_run_asks_nothing_and_its_bounds_hold(tmp_path, pool):
-    told = entp.run(pool, embedding_column="embedding", dry_run=True, out=tmp_path / "run").record["estimate"]
+    told = entp.run(pool, embedding="embedding", dry_run=True, out=tmp_path / "run").record["estimate"]
     assert not (tmp_path / "run").exists()
     for model in (Template(), Broken(1), Broken(99)):
         mixed = entp_run(pool, model)
@@ -215,7 +239,7 @@ def test_a_dry_run_asks_nothing_and_its_bounds_hold(tmp_path, pool):
         assert mixed.record["calls"]["tokens"] <= told["most_tokens"]
     assert told["least_conversations"] == 3 * len(mixed.pairs)
     with pytest.raises(InputError, match="--llm"):
-        entp.run(pool, embedding_column="embedding")
+        entp.run(pool, embedding="embedding")
 
 
 def test_what_a_model_or_a_row_says_is_no_markup_in_the_report(tmp_path):
@@ -349,9 +373,10 @@ def test_raw_scores_are_warned_of(pool):
         ({"purging": entp.Purging(curated="a", raw="b")}, "--curated and --raw"),
         ({"purging": entp.Purging(low=3)}, "--low 3, --high 3"),
         ({"purging": entp.Purging(curated="output")}, "which is no score"),
-        ({"embedding_column": "nope"}, "no row has an embedding"),
-        ({"embedding_column": None}, "give one of --embedder"),
-        ({"embeddings": np.ones((2, 3))}, "give one of --embedder"),
+        ({"embedding": "nope"}, "no row has an embedding"),
+        ({"embedding": None}, "give one of --embedder"),
+        ({"embedding": np.ones((2, 3))}, r"embeddings \(2, 3\): expected a vector for each"),
+        ({"embedder": "any"}, "give one of --embedder"),
     ],
 )
 def test_what_cannot_be_right_is_named(pool, options, match):
@@ -405,7 +430,7 @@ def test_the_command_runs_on_a_file(tmp_path, pool, monkeypatch):
     source = tmp_path / "pool.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in pool), encoding="utf-8")
     monkeypatch.setattr(entp, "open_chat", lambda name, **how: chat(Template(), how["cache"], how["most_calls"]))
-    common = ["curate", "entp", str(source), "--out", str(tmp_path / "run"), "--embedding-column", "embedding"]
+    common = ["curate", "entp", str(source), "--out", str(tmp_path / "run"), "--embedding", "embedding"]
     for more, makes_folder in (["--dry-run"], False), (["--llm", "any"], True):
         with pytest.raises(SystemExit) as ended:
             main([*common, *more])
