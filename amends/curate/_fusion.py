@@ -1,7 +1,8 @@
 """Two samples become one: a language model writes, rules check, and what breaks one is written again.
 
 The two cycles, first the instruction and then the answer, each with checks and repairs, are those that the public
-reviews of ENTP (arXiv 2510.23160) describe. The prompts are ours; those of the paper are not known.
+reviews of ENTP (arXiv 2510.23160) describe. The prompts are [design], choices of this tool;
+those of the paper are not known.
 """
 
 import json

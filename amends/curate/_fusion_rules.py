@@ -1,7 +1,8 @@
 """Rules that what a model wrote must keep, and what it is told if it does not.
 
 A list of rules, and a switch from the first one broken to a template: that is what the public reviews of ENTP (arXiv
-2510.23160) say of its checks. Which rules, hard and soft, their thresholds and the templates are ours.
+2510.23160) say of its checks. Which rules, hard and soft, their thresholds and the templates are [design], choices of
+this tool.
 """
 
 import re

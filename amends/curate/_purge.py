@@ -1,7 +1,7 @@
 """Which rows of a pool are unusable, and which of the others have a low and which a high score.
 
 That is the purge of ENTP (arXiv 2510.23160), which its public reviews describe: a split by curated score. Where the cut
-lies, and what counts as unusable, is not known from them and is ours.
+lies, and what counts as unusable, is not known from them: both are [design], a choice of this tool.
 """
 
 import math
@@ -30,6 +30,7 @@ class Purging:
     """Column of a rater's score as it came."""
     low: float = 2.0
     high: float = 3.0
+    """Largest low and least high score: [design]."""
     question_column: str | None = None
     answer_column: str | None = None
     licence_column: str | None = None

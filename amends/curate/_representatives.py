@@ -1,7 +1,7 @@
 """Which rows stand for their topic, and which two of them go together.
 
 One-hop clusters, a threshold by silhouette, and maximal marginal relevance are named by the public reviews of ENTP
-(arXiv 2510.23160); how they work together is ours.
+(arXiv 2510.23160); their numbers and how they work together are [design], choices of this tool.
 
 Shapes: N rows, D features, C clusters, M rows of a sample or of one cluster.
 """

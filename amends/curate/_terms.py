@@ -1,6 +1,7 @@
 """What a text must not lose: its numbers, names, code and weightiest words, found by rules.
 
-The public reviews of ENTP (arXiv 2510.23160) say that rules keep key terms; which terms those are is ours.
+The public reviews of ENTP (arXiv 2510.23160) say that rules keep key terms; which terms those are is [design], a choice
+of this tool.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Rows with a high score are kept as they are; of the low ones those that stand for their topic are paired, fused, and
 checked (arXiv 2510.23160). The paper's text, prompts and thresholds could not be read: each file says which part of it
-the public reviews describe, and what is a choice of this tool.
+the public reviews describe, and what is [design], a choice of this tool.
 """
 
 import time
