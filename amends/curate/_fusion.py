@@ -233,7 +233,7 @@ def cycle(part: Part, drafts: Sequence[Draft], writer: Writer, checker: Checker,
     prompts = [first_prompt(part, drafts[i]) for i in left]
     tried: dict[int, list[tuple[str, Loss]]] = {i: [] for i in left}
     started, now = left, dict[int, str]()
-    for number in range(writer.how.repairs + 1):
+    for _ in range(writer.how.repairs + 1):
         if not left:
             break
         replies = writer.ask([drafts[i] for i in left], part, prompts, read_part(part))
@@ -247,7 +247,7 @@ def cycle(part: Part, drafts: Sequence[Draft], writer: Writer, checker: Checker,
         for i, (value, text, reason) in answers.items():
             loss = _loss(part, drafts[i], checker, value, text, reason, twins.get(i))
             tried[i].append((value or "", loss))
-            if can_be_repaired(loss) and number < writer.how.repairs:
+            if can_be_repaired(loss):
                 again.append(i)
                 prompts.append(repair_prompt(part, drafts[i], value or text or "", loss))
         left = again

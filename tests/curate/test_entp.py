@@ -7,7 +7,7 @@ import pytest
 
 from amends.curate import entp
 from amends.curate._fusion import Draft, Mixing, Writer, fuse
-from amends.curate._fusion_rules import Checker, Instructions
+from amends.curate._fusion_rules import RULES, Checker, Instructions
 from amends.curate._purge import Sample, purge
 from amends.io.errors import InputError, NoResult
 from amends.io.run import read_jsonl, read_run
@@ -175,7 +175,9 @@ def test_a_repair_is_asked_for_with_the_template_of_the_first_rule_broken():
     model = Broken(1)
     entp_run(rated_right(3), model)
     told = [material for task, material in model.asked if "problems" in material]
-    assert told and all("refusal" in material["problems"] for material in told)
+    assert told and all(list(material["problems"])[:2] == ["refusal", "missing"] for material in told)
+    assert sum(RULES["refusal"].repair in prompt for prompt in model.prompts) == len(told)
+    assert not any(RULES["missing"].repair in prompt for prompt in model.prompts)
     assert all(material["last"].startswith("I'm sorry") for material in told)
 
 
@@ -342,7 +344,8 @@ def test_unusable_rows_are_dropped_and_those_without_a_score_refused_each_with_i
         base | {"instruction": ""},
         base | {"score": None},
         base | {"score": float("nan"), "output": "Another one."},
-        base | {"score": 5, "output": "Blue is one."},
+        base | {"score": "2", "output": "Pink is one."},
+        base | {"score": 3, "output": "Blue is one."},
         base | {"score": 2.5, "output": "Green is one."},
     ]
     found = purge(rows_of(rows), entp.Purging(raw="score"))
@@ -354,10 +357,11 @@ def test_unusable_rows_are_dropped_and_those_without_a_score_refused_each_with_i
         ("dropped", 'unusable: column "instruction" is empty'),
         ("refused", 'no score in "score"'),
         ("refused", 'no score in "score"'),
+        ("dropped", "low score 2"),
         ("kept", None),
         ("dropped", "score 2.5 is neither low nor high"),
     ]
-    assert [sample.where for sample in found.low] == ["data[0]"]
+    assert [sample.where for sample in found.low] == ["data[0]", "data[7]"]
 
 
 def test_raw_scores_are_warned_of(pool):

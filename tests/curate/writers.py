@@ -22,12 +22,13 @@ class Template:
     name, identity = "template", "template-1"
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.prompts = [], []
 
     def answers(self, conversations, seeds, max_new_tokens, temperature):
         for i, conversation in enumerate(conversations):
             task, material = task_and_material(conversation)
             self.asked.append((task, material))
+            self.prompts.append(conversation[-1]["content"])
             yield i, Answer(self.say(task, material), tokens=len(conversation[-1]["content"]) // 4)
 
     def say(self, task, material):
