@@ -136,10 +136,10 @@ def _once(terms: Sequence[Term]) -> list[Term]:
 
 
 def conversation(task: str, draft: Draft, **material: Any) -> list[Message]:
-    """Put a task and its material into messages; the material is JSON, so that no text ends it."""
+    """Put material and a task into messages; the material is JSON, so that no text ends it, and the task comes last."""
     samples = [{"instruction": sample.instruction, "response": sample.response} for sample in draft.samples]
     text = json.dumps({"samples": samples} | material, ensure_ascii=False)
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": f"{task}\n\nMaterial: {text}"}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": f"Material: {text}\n\n{task}"}]
 
 
 def first_prompt(part: Part, draft: Draft) -> list[Message]:

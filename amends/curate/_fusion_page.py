@@ -135,6 +135,7 @@ def summary(drafts: Sequence[Draft], grouped: Grouped, verdicts: Sequence[Verdic
         "fusion": {
             **{state: found[state] for state in STATES},
             "accept_rate": found["accepted"] / len(drafts) if drafts else None,
+            "rejected_for": dict(Counter(_cause(draft) for draft in drafts if draft.status == "rejected")),
             "conversations": dict(sum((draft.asked for draft in drafts), Counter[str]())),
             "rule_failures": {
                 part: {
@@ -149,6 +150,11 @@ def summary(drafts: Sequence[Draft], grouped: Grouped, verdicts: Sequence[Verdic
             },
         },
     }
+
+
+def _cause(draft: Draft) -> str:
+    """Say what a draft was rejected for; of a domain that cannot be read without its details."""
+    return "domain: cannot be read" if draft.domain is None else str(draft.reason)
 
 
 def _failures(losses: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -207,6 +213,11 @@ def sections(told: Mapping[str, Any], drafts: Sequence[Draft], calls: Mapping[st
                 Table(
                     ("pairs", "number"),
                     [*([state, fusion[state]] for state in STATES), ["share accepted", fusion["accept_rate"]]],
+                ),
+                *(
+                    [Table(("rejected for", "pairs"), reasons)]
+                    if (reasons := list(fusion["rejected_for"].items()))
+                    else []
                 ),
                 Table(
                     ("mean", "accepted", "n", "all with texts", "n"),

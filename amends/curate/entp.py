@@ -149,7 +149,7 @@ def run(
     told |= summary(drafts, plan.grouped, purged.verdicts)
     name = chat.model.name if chat else ""
     if not dry_run and drafts and not told["fusion"]["accepted"]:
-        warnings.append("No pair was accepted. The table of rules says what the texts broke.")
+        warnings.append("No pair was accepted. The report says what they were rejected for.")
         say(f"warning: {warnings[-1]}")
     record = describe(
         command="curate entp",

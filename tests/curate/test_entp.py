@@ -204,6 +204,7 @@ def test_a_domain_that_cannot_be_read_is_asked_for_once_more_and_then_rejected()
 
     mixed = entp_run(rated_right(3), Mute())
     assert {json.dumps(row["conversations"]) for row in mixed.pairs} == {'{"domain": 2}'}
+    assert mixed.summary["fusion"]["rejected_for"] == {"domain: cannot be read": len(mixed.pairs)}
     assert all(row["status"] == "rejected" and row["reason"].startswith("domain: ") for row in mixed.pairs)
 
 

@@ -12,7 +12,7 @@ TASK_OF = {"instruction": '{"instruction": TEXT}', "response": '{"response": TEX
 
 def task_and_material(conversation):
     text = conversation[-1]["content"]
-    task, _, material = text.partition("\n\nMaterial: ")
+    material, _, task = text.removeprefix("Material: ").rpartition("\n\n")
     return next(name for name, sign in TASK_OF.items() if sign in task), json.loads(material)
 
 
