@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from amends.curate import entp
 from amends.lm.chat import Answer, Chat
 
 TASK_OF = {"instruction": '{"instruction": TEXT}', "response": '{"response": TEXT}', "domain": '"compatible"'}
@@ -150,3 +151,13 @@ def topics_of(row):
 def unit_rows(count, features, seed):
     found = np.random.default_rng(seed).normal(size=(count, features)).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def entp_run(rows, model=None, **options):
+    mixing = entp.Mixing(**{k: options.pop(k) for k in ("rounds", "control") if k in options})
+    options = {"embedding": "embedding", "mixing": mixing} | options
+    return entp.run(rows, chat(model or Template(), options.pop("cache", None)), **options)
+
+
+def rated_right(topics):
+    return planted(topics, np.random.default_rng(1), wrong=0)
