@@ -1,0 +1,178 @@
+"""Which rows of a pool are unusable, and which of the others have a low and which a high score.
+
+That is the purge of ENTP (arXiv 2510.23160), which its public reviews describe: a split by curated score. Where the cut
+lies, and what counts as unusable, is not known from them: both are [design], a choice of this tool.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import NamedTuple
+
+from amends.curate._benchmarks import Benchmark, words_of
+from amends.curate._pool import Verdict
+from amends.io.errors import InputError
+from amends.io.tables import Row
+from amends.lm.pairs import Pair, read_pairs
+
+LEAST_WORDS = 2
+"""Of a response."""
+
+
+@dataclass(frozen=True)
+class Purging:
+    """How the pool is split; the options of the same names."""
+
+    curated: str | None = None
+    """Column of the curated score; "curated" if neither this nor `raw` is given."""
+    raw: str | None = None
+    """Column of a rater's score as it came."""
+    low: float = 2.0
+    high: float = 3.0
+    """Largest low and least high score: [design]."""
+    question_column: str | None = None
+    answer_column: str | None = None
+    licence_column: str | None = None
+    never_mix: tuple[str, ...] = ()
+    """Pairs of licences, A|B, that no row may carry together."""
+
+    @property
+    def column(self) -> str:
+        """Column of the score."""
+        return self.raw or self.curated or "curated"
+
+
+class Sample(NamedTuple):
+    """A row that can be fused."""
+
+    row: int
+    """Its number in the pool."""
+    id: str
+    where: str
+    instruction: str
+    response: str
+    licence: str | None
+
+
+class Purged(NamedTuple):
+    """What a purge found."""
+
+    verdicts: list[Verdict]
+    """Of every row; those of low rows are for the time being."""
+    usable: list[Sample]
+    """Low and high ones, and those between."""
+    low: list[Sample]
+
+
+def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None) -> Purged:
+    """Split a pool.
+
+    A row without a score is refused; so is a low one without a licence where a column of licences is named. Dropped
+    are rows without an instruction or a response, rows equal to an earlier one, responses shorter than `LEAST_WORDS`
+    words, rows that share a run of words with the benchmark, and those between the two cuts.
+
+    Raises
+    ------
+    InputError : cuts that overlap, a column that is missing everywhere, a score that is no number, no usable row.
+    """
+    if how.curated and how.raw:
+        raise InputError("--curated and --raw: give one of them, the scores to cut by.")
+    if not how.low < how.high:
+        raise InputError(f"--low {how.low:g}, --high {how.high:g}: the first must be below the second.")
+    for name in (how.column, how.licence_column):
+        if name and not any(name in row.data for row in rows):
+            found = ", ".join(rows[0].data)[:200]
+            raise InputError(
+                f'{rows[0].where}: the column "{name}" is missing (found: {found}). Name the curated score with '
+                "--curated (amends curate ds2 makes one), a raw one with --raw."
+            )
+    scores = [_score(row, how.column) for row in rows]
+    rated = [row for row, score in zip(rows, scores, strict=True) if score is not None]
+    if not rated:
+        raise InputError(f'{rows[0].where}: the column "{how.column}" has no number in any row. Name another one.')
+    pairs = read_pairs(rated, question_column=how.question_column, answer_column=how.answer_column, skip_bad_rows=True)
+    usable = {pair.where: pair for pair in pairs.kept}
+    unusable = {dropped.where: dropped.reason.partition(". ")[0] for dropped in pairs.dropped}
+    verdicts, samples, low = list[Verdict](), list[Sample](), list[Sample]()
+    for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        pair = usable.get(row.where)
+        if score is None:
+            verdicts.append(Verdict("refused", f'no score in "{how.column}"'))
+            continue
+        if reason := unusable[row.where] if pair is None else _unusable(pair, benchmark):
+            verdicts.append(Verdict("dropped", f"unusable: {reason}"))
+            continue
+        assert pair is not None
+        sample = _sample(number, row, pair, how.licence_column)
+        samples.append(sample)
+        if score >= how.high:
+            verdicts.append(Verdict("kept"))
+        elif score > how.low:
+            verdicts.append(Verdict("dropped", f"score {score:g} is neither low nor high"))
+        elif how.licence_column and not sample.licence:
+            verdicts.append(Verdict("refused", f'no licence in "{how.licence_column}"'))
+        else:
+            verdicts.append(Verdict("dropped", f"low score {score:g}"))
+            low.append(sample)
+    return Purged(verdicts, samples, low)
+
+
+def _sample(number: int, row: Row, pair: Pair, licence_column: str | None) -> Sample:
+    given, licence = row.data.get("id"), row.data.get(licence_column) if licence_column else None
+    return Sample(
+        number,
+        row.where if given is None else str(given),
+        row.where,
+        _asked(pair),
+        pair.answer,
+        licence.strip() or None if isinstance(licence, str) else None,
+    )
+
+
+def never_mixed(pairs: Sequence[str]) -> set[frozenset[str]]:
+    """Read pairs of licences, A|B each.
+
+    Raises
+    ------
+    InputError : one that is no pair.
+    """
+    found = [[name.strip().casefold() for name in pair.split("|")] for pair in pairs]
+    for pair, names in zip(pairs, found, strict=True):
+        if len(names) != 2 or not all(names):
+            raise InputError(f"--never-mix {pair!r}: expected two licences as they stand in the column, A|B.")
+    return {frozenset(names) for names in found}
+
+
+def can_mix(one: Sample, other: Sample, never: set[frozenset[str]]) -> bool:
+    """Whether a row may carry the licences of both."""
+    return frozenset((str(one.licence).casefold(), str(other.licence).casefold())) not in never
+
+
+def _score(row: Row, column: str) -> float | None:
+    """Read a score; a missing one is None, in CSV an empty one."""
+    value = row.data.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value) if isinstance(value, str | Real) else math.inf
+    except ValueError:
+        number = math.inf
+    if math.isinf(number):
+        raise InputError(f'{row.where}: the column "{column}" holds {str(value)[:60]!r}, which is no score.')
+    return None if math.isnan(number) else number
+
+
+def _unusable(pair: Pair, benchmark: Benchmark | None) -> str | None:
+    if len(words_of(pair.answer)) < LEAST_WORDS:
+        return f"the response is shorter than {LEAST_WORDS} words"
+    if benchmark and (place := benchmark.place_of(f"{_asked(pair)}\n{pair.answer}")):
+        return f"shares a run of words with the benchmark, {place}"
+    return None
+
+
+def _asked(pair: Pair) -> str:
+    """Give what a row asks as one text; turns before the last are named."""
+    if isinstance(pair.prompt, str) or len(pair.prompt) == 1:
+        return pair.question
+    return "\n".join(f"{message['role']}: {message['content']}" for message in pair.prompt)

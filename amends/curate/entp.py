@@ -1,0 +1,380 @@
+"""ENTP: fuse low-scored samples two by two into fewer, denser ones; rules check what a language model writes.
+
+Rows with a high score are kept as they are; of the low ones those that stand for their topic are paired, fused, and
+checked (arXiv 2510.23160). The paper's text, prompts and thresholds could not be read: each file says which part of it
+the public reviews describe, and what is [design], a choice of this tool.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+from numpy.typing import ArrayLike
+
+from amends.curate._benchmarks import read_benchmark
+from amends.curate._fusion import Control, Draft, Mixing, Writer, drafts_of, estimate, fuse
+from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
+from amends.curate._fusion_rules import Checker, Instructions
+from amends.curate._pool import REASON, WHERE, Outcome, Verdict, check_columns, read_pool
+from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge
+from amends.curate._representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
+from amends.curate._terms import Weights
+from amends.curate._vectors import vectors_of
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.console import say
+from amends.io.errors import InputError, NoResult, check_installed
+from amends.io.run import describe, write_jsonl
+from amends.io.tables import Row
+from amends.io.write import kind_of
+from amends.lm.chat import Chat, open_chat
+from amends.report.curation import render_curation
+
+__all__ = ["Control", "Grouping", "Mixed", "Mixing", "Purging", "run"]
+ADDED = ("cluster", "fused_into")
+RAW = (
+    "The rows were split by raw scores. A rater's mistakes put good rows among the low ones, where they are fused "
+    "away: mend the scores first (amends curate ds2), and name the column with --curated."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What a purge and mix found; the run folder holds the same."""
+
+    outcome: Outcome
+    """What became of every row."""
+    fused: list[dict[str, Any]]
+    """Rows to train on: the drafts that were accepted."""
+    pairs: list[dict[str, Any]]
+    """All drafts, whatever became of them."""
+    summary: dict[str, Any]
+    """Numbers that hang on the rows, the seed and the answers alone."""
+    record: dict[str, Any]
+    """As run.json has it: with the calls, and the summary."""
+    page: str
+    """As report.html has it; empty after a dry run."""
+
+
+def run(
+    data: Any,
+    llm: str | Chat | None = None,
+    *,
+    out: str | Path | None = None,
+    embedder: str | None = None,
+    embedding: str | ArrayLike | None = None,
+    purging: Purging | None = None,
+    grouping: Grouping | None = None,
+    mixing: Mixing | None = None,
+    benchmark: str | Path | None = None,
+    cache: str | Path | None = None,
+    most_calls: int | None = None,
+    batch_size: int = 32,
+    concurrency: int = 8,
+    dry_run: bool = False,
+    seed: int = 0,
+) -> Mixed:
+    """Purge a pool, and fuse what is low.
+
+    Parameters
+    ----------
+    data : path, list of paths, `datasets.Dataset`, data frame, or list of dictionaries
+        Rows with an instruction, a response (in a shape that `amends.lm.pairs.read_pairs` knows) and a score. The
+        columns "reason" and "where" of rows that an earlier curation wrote are renamed to "earlier_...".
+    llm : str or Chat
+        What `amends.lm.chat.open_chat` takes, or one that is open; then `cache`, `most_calls`, `batch_size` and
+        `concurrency` are its own. Not needed for a dry run.
+    out : path, optional
+        Run folder to make.
+    embedder : str
+        Sentence encoder that `amends.lm.encoders.load_encoder` reads, which embeds instruction and response; or
+    embedding : str or array (rows of the pool, features)
+        A column with lists of numbers, or the embeddings themselves.
+    purging, grouping, mixing : optional
+        How each step goes.
+    benchmark : path, optional
+        Table whose texts must not be trained on.
+    cache : path, optional
+        File of answers; default OUT.answers.sqlite. A run that was interrupted goes on from it.
+    dry_run : bool, default False
+        Ask nothing and write nothing; `record["estimate"]` says what the calls and tokens would be.
+    seed : int, default 0
+        Of the rows whose silhouettes are measured, of random pairs, and of draws above temperature 0.
+
+    Raises
+    ------
+    InputError : what the user can mend. If `most_calls` is reached, all answers so far are in the cache.
+    NoResult : fewer than two usable rows with a low score.
+    """
+    options = dict(locals())
+    purging, grouping, mixing = purging or Purging(), grouping or Grouping(), mixing or Mixing()
+    options |= {"purging": asdict(purging), "grouping": asdict(grouping), "mixing": asdict(mixing)}
+    if out is not None:
+        check_new(out)
+    if llm is None and not dry_run:
+        raise InputError("--llm: name the model that writes, or take --dry-run.")
+    for module, package in (("faiss", "faiss-cpu"), ("sklearn", "scikit-learn")):
+        check_installed(module, package, "curate")
+    started, contents = time.time(), read_benchmark(benchmark) if benchmark else None
+    say("reading the pool")
+    rows = [_renamed(row) for row in read_pool(data)]
+    check_columns(rows, ADDED)
+    purged = purge(rows, purging, contents)
+    plan = _plan(
+        purged,
+        *vectors_of(purged.low, rows, embedder, embedding),
+        how=(purging, grouping, mixing),
+        rng=np.random.default_rng(seed),
+    )
+    drafts, warnings = plan.drafts, _warnings(purging, plan.low)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    say(f"{len(plan.low)} rows with a low score, {len(plan.grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
+    would_take = estimate([draft for draft in drafts if draft.status == "open"], mixing)
+    chat, calls = None, dict[str, Any]()
+    if not dry_run:
+        assert llm is not None
+        chat = llm if isinstance(llm, Chat) else _open(llm, out, cache, most_calls, batch_size, concurrency)
+        writer = Writer(chat, mixing, seed)
+        checker = Checker(Instructions([sample.instruction for sample in purged.usable]), contents)
+        number_of = {sample.row: i for i, sample in enumerate(purged.usable)}
+        again = None if mixing.control in ("one2one", "random") else plan.pair_again
+        fuse(drafts, writer, checker, lambda draft: {number_of[sample.row] for sample in draft.samples}, again)
+        calls = asdict(writer.counts)
+    outcome = outcome_of(rows, plan.verdicts, plan.low, plan.grouped, drafts)
+    told: dict[str, Any] = {"rows": outcome.counts(), "low": len(plan.low)}
+    told |= summary(drafts, plan.grouped, purged.verdicts)
+    name = chat.model.name if chat else ""
+    if not dry_run and drafts and not told["fusion"]["accepted"]:
+        warnings.append("No pair was accepted. The report says what they were rejected for.")
+        say(f"warning: {warnings[-1]}")
+    record = describe(
+        command="curate entp",
+        config={key: _told(value) for key, value in options.items()},
+        seed=seed,
+        data={"data": outcome.about(data)},
+        weights={"generator": chat.model.identity} if chat else {},
+        seconds={"in all": round(time.time() - started, 1)},
+        stopped="nothing was asked" if dry_run else "all pairs looked at",
+        warnings=warnings,
+    ) | {"generator": name, "calls": calls, "estimate": would_take, "found": told}
+    page = "" if dry_run else render_curation(record, "Purge and mix", lead(told), sections(told, drafts, calls))
+    mixed = Mixed(
+        outcome,
+        [fused_row(draft, name) for draft in drafts if draft.status == "accepted"],
+        [pair_row(draft, name) for draft in drafts],
+        told,
+        record,
+        page,
+    )
+    if out is not None and not dry_run:
+        write(mixed, Path(out), kind_of(data))
+    return mixed
+
+
+def write(mixed: Mixed, out: Path, kind: str) -> None:
+    """Write the run folder in one move."""
+    with new_folder(out) as folder:
+        write_jsonl(folder / "fused.jsonl", mixed.fused)
+        write_jsonl(folder / "pairs.jsonl", mixed.pairs)
+        mixed.outcome.write(folder, kind)
+        write_json(folder / "run.json", mixed.record)
+        write_text(folder / "report.html", mixed.page)
+        write_manifest(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is going to be fused."""
+
+    verdicts: list[Verdict]
+    low: list[Sample]
+    unit_ND: FloatArray
+    """Of the low samples."""
+    grouped: Grouped
+    drafts: list[Draft]
+    weights: Weights
+    neighbours: int
+    never: set[frozenset[str]]
+
+    def pair_again(self, unfit: Sequence[Draft]) -> None:
+        """Exchange samples among drafts that do not go together: the nearest ones that were not together before.
+
+        What is left over goes to the last drafts, which stay as they are.
+        """
+        place_of = {sample.row: i for i, sample in enumerate(self.low)}
+        samples = [sample for draft in unfit for sample in draft.samples]
+        found = nearest_pairs(
+            self.unit_ND[[place_of[sample.row] for sample in samples]],
+            [number for number, draft in enumerate(unfit) for _ in draft.samples],
+            self.neighbours,
+            lambda i, j: can_mix(samples[i], samples[j], self.never),
+        )
+        taken = {i for pair in found for i in pair}
+        rest = [i for i in range(len(samples)) if i not in taken]
+        groups = [[samples[i] for i in pair] for pair in (*found, *zip(rest[::2], rest[1::2], strict=True))]
+        for number, (draft, new) in enumerate(zip(unfit, drafts_of(groups, self.weights), strict=True)):
+            draft.samples, draft.keep = new.samples, new.keep
+            if number < len(found):
+                draft.status, draft.reason, draft.domain = "open", None, None
+            else:
+                draft.reason = f"no other partner was left ({draft.reason})"
+
+
+def _plan(
+    purged: Purged,
+    low: list[Sample],
+    unit_ND: FloatArray,
+    faulty: dict[int, str],
+    *,
+    how: tuple[Purging, Grouping, Mixing],
+    rng: np.random.Generator,
+) -> _Plan:
+    """Group the low samples that have an embedding, and begin a draft of each pair that may be asked about."""
+    purging, grouping, mixing = how
+    never = never_mixed(purging.never_mix)
+    if len(low) < 2:
+        raise NoResult(
+            f"{len(low)} usable rows have a score of at most {purging.low:g}, and two are needed to make one. "
+            "Raise --low, or name another column."
+        )
+    verdicts = [Verdict("refused", faulty[i]) if i in faulty else verdict for i, verdict in enumerate(purged.verdicts)]
+    grouped = group(unit_ND, grouping, rng, at_random=mixing.control == "random")
+    weights = Weights([f"{sample.instruction}\n{sample.response}" for sample in purged.usable])
+    alone = mixing.control == "one2one"
+    drafts = drafts_of([[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs], weights)
+    for draft in drafts:
+        if len(draft.samples) > 1 and not can_mix(draft.samples[0], draft.samples[1], never):
+            draft.status, draft.reason = "incompatible", f"licences that do not mix: {' and '.join(draft.licences)}"
+    return _Plan(verdicts, low, unit_ND, grouped, drafts, weights, grouping.neighbours, never)
+
+
+def _open(
+    llm: str,
+    out: str | Path | None,
+    cache: str | Path | None,
+    most_calls: int | None,
+    batch_size: int,
+    concurrency: int,
+) -> Chat:
+    if cache is None and out is not None:
+        cache = Path(f"{Path(out)}.answers.sqlite")
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    return open_chat(llm, cache=cache, most_calls=most_calls, batch_size=batch_size, concurrency=concurrency)
+
+
+def _renamed(row: Row) -> Row:
+    """Rename what an earlier curation wrote beside a row, where it wrote both."""
+    if not {REASON, WHERE} <= set(row.data):
+        return row
+    return Row({f"earlier_{name}" if name in (REASON, WHERE) else name: v for name, v in row.data.items()}, row.where)
+
+
+def _warnings(how: Purging, low: Sequence[Sample]) -> list[str]:
+    licences = sorted({sample.licence for sample in low if sample.licence})
+    found = [RAW] if how.raw else []
+    if len(licences) > 1 and not how.never_mix:
+        found.append(
+            f"Rows have {len(licences)} licences ({', '.join(licences)[:200]}), and each fused row carries those of "
+            "both its sources. Say with --never-mix which of them no row may carry together."
+        )
+    return found
+
+
+def _told(value: Any) -> Any:
+    """Write an option as run.json keeps it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Chat):
+        return value.model.name
+    if isinstance(value, list | tuple) and all(isinstance(item, str | Path) for item in value):
+        return [str(item) for item in value]
+    return value if isinstance(value, str | int | float | dict | None) else "given from Python"
+
+
+def command(
+    pool: Annotated[
+        list[str], typer.Argument(help="Rows with an instruction, a response and a score; several files are one pool.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
+    llm: Annotated[
+        str | None, typer.Option(help="Model that writes: a name that amends loads, or http://HOST:PORT/v1#MODEL.")
+    ] = None,
+    curated: Annotated[
+        str | None, typer.Option(help='Column of the curated score; "curated" if none is given.')
+    ] = None,
+    raw: Annotated[str | None, typer.Option(help="Column of raw scores, instead of curated ones; warns.")] = None,
+    low: Annotated[float, typer.Option(help="Largest score that is low.")] = 2,
+    high: Annotated[float, typer.Option(help="Least score that is high; rows between are dropped.")] = 3,
+    embedder: Annotated[
+        str | None, typer.Option(help="Sentence encoder: hub id, folder, or package:NAME/FOLDER.")
+    ] = None,
+    embedding: Annotated[str | None, typer.Option(help="Column with embeddings, instead of --embedder.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of the instruction, if named otherwise.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Column of the response, if named otherwise.")] = None,
+    licence_column: Annotated[
+        str | None, typer.Option(help="Column of the licence; fused rows carry those of both sources.")
+    ] = None,
+    never_mix: Annotated[
+        list[str] | None, typer.Option(help="Two licences, A|B, that no row may carry together; repeat for several.")
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="Table whose texts must not be trained on: runs of 13 words are looked for.")
+    ] = None,
+    neighbours: Annotated[int, typer.Option(help="Nearest rows that may be linked to a row.", min=1)] = 10,
+    theta: Annotated[
+        float | None, typer.Option(help="Least cosine of a link; by silhouette from 0.5 to 0.9 if none is given.")
+    ] = None,
+    per_cluster: Annotated[int, typer.Option(help="Rows that stand for a cluster.", min=1)] = 2,
+    mmr: Annotated[float, typer.Option(help="1: nearest to the mean; 0: far from each other.", min=0, max=1)] = 0.6,
+    pairing: Annotated[
+        Literal["within", "nearest"], typer.Option(help="Pair those of one cluster, or of different ones.")
+    ] = "within",
+    most_pairs: Annotated[
+        int | None, typer.Option(help="Pairs at most, of the clusters that come first.", min=1)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Repairs of an instruction, and of a response, at most.", min=0)] = 3,
+    control: Annotated[
+        Control | None,
+        typer.Option(help="Rewrite the first of each pair alone, pair at random, or let the checks decide nothing."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer of the model.", min=1)] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0,
+    cache: Annotated[Path | None, typer.Option(help="File of answers; OUT.answers.sqlite if none is given.")] = None,
+    most_calls: Annotated[int | None, typer.Option(help="New calls of the model at most.", min=0)] = None,
+    batch_size: Annotated[int, typer.Option(help="Local model: conversations answered together.", min=1)] = 32,
+    concurrency: Annotated[int, typer.Option(help="Server: calls under way at the same time.", min=1)] = 8,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask and write nothing; say what calls and tokens it would take.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Split POOL by score, and fuse the low rows two by two."""
+    mixed = run(
+        pool if len(pool) > 1 else pool[0],
+        llm,
+        out=out,
+        embedder=embedder,
+        embedding=embedding,
+        purging=Purging(
+            curated, raw, low, high, question_column, answer_column, licence_column, tuple(never_mix or ())
+        ),
+        grouping=Grouping(neighbours, theta, per_cluster, mmr, pairing, most_pairs),
+        mixing=Mixing(rounds, control, max_new_tokens, temperature),
+        benchmark=benchmark,
+        cache=cache,
+        most_calls=most_calls,
+        batch_size=batch_size,
+        concurrency=concurrency,
+        dry_run=dry_run,
+        seed=seed,
+    )
+    if dry_run:
+        for name, value in mixed.record["estimate"].items():
+            say(f"{name.replace('_', ' ')}: {value:,}")
+        return
+    say(lead(mixed.summary))
+    say(f"done: {out / 'report.html'}; rows to train on are in {out / 'fused.jsonl'}")
