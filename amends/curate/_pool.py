@@ -14,6 +14,7 @@ Fate = Literal["kept", "dropped", "refused"]
 FATES: tuple[Fate, ...] = ("kept", "dropped", "refused")
 REASON, WHERE = "reason", "where"
 """Columns that every row gets: why it was dropped, refused or changed, and where it stood in the pool."""
+EARLIER = "earlier_"
 
 
 class Verdict(NamedTuple):
@@ -31,12 +32,27 @@ def read_pool(data: Any) -> list[Row]:
     Parameters
     ----------
     data : path, list of paths, `datasets.Dataset`, pandas or polars data frame, or list of dictionaries
-        Paths as `amends.io.tables.read_rows` reads them.
+        Paths as `amends.io.tables.read_rows` reads them. What an earlier curation wrote beside a row, its columns
+        "reason" and "where" together, is renamed "earlier_reason" and "earlier_where".
 
     Raises
     ------
     InputError : no row, a file that is missing or faulty, or another kind of object.
     """
+    return [_of_earlier(row) for row in _rows(data)]
+
+
+def _of_earlier(row: Row) -> Row:
+    if not {REASON, WHERE} <= set(row.data):
+        return row
+    data = {
+        f"{EARLIER}{name}" if name.split(EARLIER)[-1] in (REASON, WHERE) else name: value
+        for name, value in row.data.items()
+    }
+    return Row(data, row.where)
+
+
+def _rows(data: Any) -> list[Row]:
     if isinstance(data, str | Path):
         return list(read_rows(data))
     if hasattr(data, "to_dicts"):  # polars

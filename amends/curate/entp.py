@@ -19,7 +19,7 @@ from amends.curate._benchmarks import read_benchmark
 from amends.curate._fusion import Control, Draft, Mixing, Writer, drafts_of, estimate, fuse
 from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
 from amends.curate._fusion_rules import Checker, Instructions
-from amends.curate._pool import REASON, WHERE, Outcome, Verdict, check_columns, read_pool
+from amends.curate._pool import Outcome, Verdict, check_columns, read_pool
 from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge
 from amends.curate._representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
 from amends.curate._terms import Weights
@@ -28,7 +28,6 @@ from amends.io.atomic import check_new, new_folder, write_json, write_manifest, 
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, check_installed
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import Row
 from amends.io.write import kind_of
 from amends.lm.chat import Chat, open_chat
 from amends.report.curation import render_curation
@@ -120,7 +119,7 @@ def run(
         check_installed(module, package, "curate")
     started, contents = time.time(), read_benchmark(benchmark) if benchmark else None
     say("reading the pool")
-    rows = [_renamed(row) for row in read_pool(data)]
+    rows = read_pool(data)
     check_columns(rows, ADDED)
     purged = purge(rows, purging, contents)
     plan = _plan(
@@ -264,13 +263,6 @@ def _open(
         cache = Path(f"{Path(out)}.answers.sqlite")
         cache.parent.mkdir(parents=True, exist_ok=True)
     return open_chat(llm, cache=cache, most_calls=most_calls, batch_size=batch_size, concurrency=concurrency)
-
-
-def _renamed(row: Row) -> Row:
-    """Rename what an earlier curation wrote beside a row, where it wrote both."""
-    if not {REASON, WHERE} <= set(row.data):
-        return row
-    return Row({f"earlier_{name}" if name in (REASON, WHERE) else name: v for name, v in row.data.items()}, row.where)
 
 
 def _warnings(how: Purging, low: Sequence[Sample]) -> list[str]:

@@ -55,3 +55,17 @@ def test_a_text_of_several_columns_says_which_is_which():
     assert text_of(row, ["question", "input", "answer"]) == "question: Why?\nanswer: So."
     with pytest.raises(InputError, match='the column "title" is missing'):
         text_of(row, ["title"])
+
+
+def test_what_a_curation_wrote_is_a_pool_for_the_next_and_the_one_after_it():
+    rows = ROWS[:1]
+    for times in range(1, 4):
+        pool = read_pool(rows)
+        rows = Outcome(pool, [Verdict("kept", f"round {times}")], {}).of("kept")
+    told = {name: value for name, value in rows[0].items() if name.endswith("reason")}
+    assert told == {"earlier_earlier_reason": "round 1", "earlier_reason": "round 2", "reason": "round 3"}
+
+
+def test_a_reason_of_the_users_own_is_not_taken_for_one_of_ours():
+    with pytest.raises(InputError, match='the column "reason" is there already'):
+        Outcome(read_pool([{"text": "one", "reason": "mine"}]), [Verdict("kept")], {})
