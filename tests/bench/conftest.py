@@ -113,7 +113,10 @@ def copying(folder: Path, texts: Sequence[str]) -> Loaded:
     loaded = load(folder)
     tokenizer: Any = loaded.tokenizer
 
-    def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any) -> torch.Tensor:
+    def generate(
+        input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any, logits_processor: list[Any]
+    ) -> torch.Tensor:
+        assert not logits_processor  # it does not draw
         most = generation_config.max_new_tokens
         out = torch.full((len(input_ids), most), tokenizer.pad_token_id)
         for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
