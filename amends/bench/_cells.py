@@ -130,7 +130,7 @@ class Bench:
         self.compared_with(split)
         folder = self._evaluations(split)
         asked = self._asked(split) | {"evaluations": folder}  # the reference is not asked again, so not even read
-        started = time.time()
+        started = time.time(), time.process_time()
         try:
             result = self._forget(cell.entry, cell.settings, split, cell.seed, own | asked)
         except NoResult as error:
@@ -142,7 +142,8 @@ class Bench:
             "steps": len(result.history),
             "stopped": result.stopped,
             "weights": weights_sha256(result.model),
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(time.time() - started[0], 1),
+            "cpu_seconds": round(time.process_time() - started[1], 1),
             "versions": versions(),
             "precision": precision(),
         }

@@ -123,7 +123,7 @@ def lines_of(cells: Sequence[tuple[Cell, dict[str, Any] | None]]) -> list[Line]:
 
 def table(lines: Sequence[Line], roles: dict[str, Any]) -> str:
     """Lay out a table: the models that all are compared with, then the entries."""
-    head = ["", "seeds", "rate", *COLUMNS.values(), "minutes"]
+    head = ["", "seeds", "rate", *COLUMNS.values(), "CPU minutes"]
     rows = [head, ["---"] * len(head)]
     for role, name in (("before", "before"), ("reference", "retrained reference")):
         if role in roles:
@@ -131,7 +131,8 @@ def table(lines: Sequence[Line], roles: dict[str, Any]) -> str:
             rows.append([name, "", "", *(text_of(shown.value(column)) for column in COLUMNS), ""])
     for line in lines:
         rates = sorted({f"{c['options']['learning_rate']:g}" for c in line.made if "learning_rate" in c["options"]})
-        minutes = f"{np.mean([c['seconds'] for c in line.made]) / 60:.1f}" if line.made else ""
+        cpu_s = [c["cpu_seconds"] for c in line.made if "cpu_seconds" in c]  # the first cells recorded have none
+        minutes = f"{np.mean(cpu_s) / 60:.1f}" if cpu_s else ""
         seeds = f"{len(line.made)} of {line.wanted}" + (f", {len(line.failed)} came to nothing" if line.failed else "")
         values = [text_of(line.value(column)) for column in COLUMNS]
         rows.append([f"`{line.entry}`", seeds, ", ".join(rates), *values, minutes])
