@@ -8,6 +8,7 @@ Shapes: N rows, D features, K classes, k neighbours.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class Findings(NamedTuple):
     posterior_NK: FloatArray
 
 
-class LabelErrorDetector(BaseEstimator):
+class LabelErrorDetector(BaseEstimator, ABC):
     """What all detectors share; a detector gives `_find`."""
 
     classes_: np.ndarray
@@ -109,8 +110,9 @@ class LabelErrorDetector(BaseEstimator):
         """Rows that the detector can look at."""
         return np.ones(len(X), bool)
 
+    @abstractmethod
     def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
-        raise NotImplementedError
+        """Judge the usable rows."""
 
     def __sklearn_tags__(self) -> Tags:
         """Labels are needed."""
@@ -268,8 +270,9 @@ class _ByProbability(LabelErrorDetector):
         own_N = p_NK[np.arange(len(p_NK)), labels_N]
         return self._judged(p_NK, own_N, labels_N)
 
+    @abstractmethod
     def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
-        raise NotImplementedError
+        """Judge rows by the probabilities of a model that did not see them; `own_N` are those of their labels."""
 
     def _probabilities(self, X: np.ndarray, labels_N: IntArray) -> FloatArray:
         K = len(self.classes_)
