@@ -7,6 +7,7 @@ Every cell is a file in --out: cells that are there are not made again, and what
 """
 
 import argparse
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 from amends.io.atomic import read_json, write_json
 from amends.io.tables import read_rows
 from amends.lm.generate import generate
-from amends.lm.load import Loaded, load, train_only
+from amends.lm.load import Loaded, add_lora, load, train_only
 from amends.lm.pairs import Pair, encode, read_pairs, turn_end
 from amends.unlearn._evaluate import build_suite, evaluate
 from amends.unlearn._metrics import rouge_l_recall
@@ -44,10 +45,14 @@ class Variant(NamedTuple):
     floor: float | None = None
     """With a floor (--floor-v-f) training does not stop at the level, but goes on for all epochs and mends."""
     epochs: int = 20
+    rank: int | None = None
+    """A new adapter of this rank on the taught model's merged weights, in place of the adapter that was taught (16)."""
 
 
 VARIANTS = {
     "flat": Variant(2e-3),
+    "flat, rank 4": Variant(2e-3, rank=4),
+    "flat, rank 1": Variant(2e-3, rank=1),
     "flat, 80 neighbours": Variant(4e-3, 80),
     "flat, retain data": Variant(4e-3, "retain_train"),
     "flat, 80 neighbours, floor .8": Variant(4e-3, 80, 0.8, 12),
@@ -83,7 +88,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.loaded: Loaded = load(TOFU / "taught", trainable=True)
-        self.adapter = {n: p.detach().clone() for n, p in self.loaded.model.named_parameters() if p.requires_grad}
+        self.model = self.loaded.model
+        self.adapter = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
         self.forget, self.asked = self.pairs("forget"), self.pairs("retain_eval")
         self.before = self.answers(self.asked)
         reference = read_json(TOFU / "evaluations" / "reference.json")
@@ -95,7 +101,7 @@ class Bench:
 
     def answers(self, pairs: list[Pair]) -> list[str]:
         """Let the model answer, greedily."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        model, tokenizer = self.model, self.loaded.tokenizer
         was_training = model.training
         model.eval()
         prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for pair in pairs]
@@ -111,15 +117,21 @@ class Bench:
                 break
         return found
 
+    def lower(self, rank: int) -> Any:
+        """Return the taught model with its adapter merged, under a new one of a lower rank."""
+        return add_lora(copy.deepcopy(self.loaded.model).merge_and_unload(), rank)
+
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """One cell: train from the taught adapter to the level, then ask what should be kept."""
         variant = VARIANTS[name]
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        tokenizer = self.loaded.tokenizer
         with torch.no_grad():
-            for place, weight in model.named_parameters():
+            for place, weight in self.loaded.model.named_parameters():
                 weight.requires_grad_(place in self.adapter)
                 if place in self.adapter:
                     weight.copy_(self.adapter[place])
+        set_seed(seed)  # of a new adapter
+        self.model = model = self.loaded.model if variant.rank is None else self.lower(variant.rank)
         keep: dict[str, Any] = {}
         if isinstance(variant.keep, int):
             keep["neighbours"] = neighbours(model.eval(), tokenizer, self.forget, variant.keep, seed)
