@@ -250,18 +250,21 @@ def main() -> None:
 
         def step(side: str, loss_of: Callable[[], Tensor], losses: dict[str, Tensor] = losses) -> None:
             model.zero_grad()
+            losses[side] = loss_of()
+
+        def ours(trainer: Any = trainer, samples: Any = samples) -> Tensor:
+            loss: Tensor = trainer.training_step(model, trainer.data_collator(samples))
+            return loss
+
+        their_loss = getattr(upstream, name)
+
+        def theirs(loss_of: Callable[[], Tensor] = their_loss) -> Tensor:
             with autocast():
                 loss = loss_of()
             loss.backward()
-            losses[side] = loss.detach()
+            return loss.detach()
 
-        def ours(trainer: Any = trainer, samples: Any = samples) -> Tensor:
-            batch = {n: t.to(device()) for n, t in trainer.data_collator(samples).items()}
-            loss: Tensor = trainer.compute_loss(model, batch)
-            return loss
-
-        theirs = getattr(upstream, name)
-        costs = in_turn({"a": lambda: step("a", theirs), "b": lambda: step("b", ours)}, options.rounds)  # noqa: B023
+        costs = in_turn({"a": lambda: step("a", theirs), "b": lambda: step("b", ours)}, options.rounds)
         a, b = costs.values()
         held = reference_bytes if name in HOLD_REFERENCE else 0
         a_s, b_s = (cost.cpu_s if options.cpu_seconds else cost.wall_s for cost in (a, b))

@@ -24,9 +24,10 @@ from amends.io.atomic import new_file, new_folder, write_json
 from amends.io.console import console, say
 from amends.io.errors import InputError
 from amends.io.tables import read_json
+from amends.lm.callbacks import Bar
 from amends.lm.load import Loaded, load, prepare, save_model, shares_base
 from amends.lm.logprobs import NOTED_AT_ONCE, AnswerLogprobs, PackedRow, log_probability, note
-from amends.lm.trainer import AnswerTrainer, Bar, TrainRow, training_arguments
+from amends.lm.trainer import AnswerTrainer, TrainRow, training_arguments
 
 REQUEST = "request.json"
 WARMUP = 0.03
@@ -108,7 +109,7 @@ class ChosenTokensTrainer(AnswerTrainer):
         """Give the row itself."""
         return [self._rows[index]]
 
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the chosen tokens' NLL, nats; only they reach the output layer."""
         assert out.said_BAK is not None
         chosen_BA = out.said_BAK[..., 0] > 0

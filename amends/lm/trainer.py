@@ -1,29 +1,26 @@
 """The base trainer: samples are prompts with candidate answers; a method is a loss on their log-probabilities."""
 
 import errno
-import math
 import random
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 
 from amends.io.atomic import lock, write_json
-from amends.io.console import console, say
-from amends.io.errors import InputError, NoResult, Stopped
+from amends.io.console import say
+from amends.io.errors import InputError, Stopped
+from amends.lm.callbacks import Bar, StopOnNonFinite, StopOnSignal, TellEpoch
 from amends.lm.checkpoint import (
     REQUEST,
     STATE,
@@ -70,25 +67,36 @@ class KeyedRows(Dataset[list[TrainRow]]):
 
 
 class Collate:
-    """Pack the rows of a batch of samples."""
+    """Pack the rows of a batch of samples; rows to keep are a part of their own."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Tensor]:
-        """Tensors of `amends.lm.logprobs.pack`, is_retain (B,), and those of `pack_said` where there is such."""
+    def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Any]:
+        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_said` where there is such.
+
+        is_retain says which part it is; the rows to keep, if there are any, are under "retain" in the same shape.
+        """
         rows = [row for sample in samples for row in sample]
+        batch = self.part([row for row in rows if not row.is_retain])
+        retain = [row for row in rows if row.is_retain]
+        return batch | {"retain": self.part(retain) | {"is_retain": True}} if retain else batch
+
+    def part(self, rows: Sequence[TrainRow]) -> dict[str, Any]:
+        """Tensors of some rows that go through the model together."""
         batch = pack([row.packed for row in rows], self.pad_id)
-        batch["is_retain"] = torch.tensor([row.is_retain for row in rows])
         said = [row.said for row in rows]
-        return batch if all(s is None for s in said) else batch | pack_said(said, batch["answer"].shape[1])
+        noted = {} if all(s is None for s in said) else pack_said(said, batch["answer"].shape[1])
+        return batch | noted | {"is_retain": False}
 
 
 class AnswerTrainer(Trainer):
     """`transformers.Trainer` on packed answers.
 
-    A subclass says which rows a sample has (`draw`) and what they cost (`losses`). The loss is the sum over samples
-    divided by the samples of the whole optimizer step, over accumulation and processes: 8 x 1 = 4 x 2 = 1 x 8.
+    A subclass says which rows a sample has (`draw`) and what they cost (`losses`, `retain_losses`). The loss is the sum
+    over samples divided by the samples of the whole optimizer step, over accumulation and processes: 8 x 1 = 4 x 2 =
+    1 x 8. Rows to keep go through the model after the backward pass of the others, so that only one part's activations
+    are in memory.
 
     Checkpoints (`amends.lm.checkpoint`) appear whole, and are resumed from only if they verify. Of the older ones
     `args.save_total_limit` are kept, at least two, or all if it is None.
@@ -131,30 +139,54 @@ class AnswerTrainer(Trainer):
         """Rows of sample `index`; every random choice comes from `random_`."""
         raise TypeError(f"{type(self).__name__} does not say which rows a sample has (draw).")
 
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each sample (S,), and values to log as one tensor (S,) each."""
+    def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each sample (S,) without its row to keep, and values to log as one tensor (S,) each."""
         raise TypeError(f"{type(self).__name__} has no loss (losses).")
+
+    def retain_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each row to keep (S,), which is added, and values to log as one tensor (S,) each."""
+        raise TypeError(f"{type(self).__name__} has no loss for rows to keep (retain_losses).")
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the samples' losses over the number of samples in the optimizer step."""
         out = answer_logprobs(model, inputs, self.layer)
-        losses_S, values = self.losses(out, inputs["is_retain"])
-        for name, values_S in {"mean_loss": losses_S, **values}.items():
-            self._sums.setdefault(name, []).append(values_S.detach().float())
-        num_samples = losses_S.numel() if num_items_in_batch is None else num_items_in_batch
+        losses_S, values = self.retain_losses(out) if inputs["is_retain"] else self.losses(out)
+        for name, values_S in values.items():
+            self._note_sum(name, values_S, len(values_S))
+        self._note_sum("mean_loss", losses_S, 0 if inputs["is_retain"] else len(losses_S))  # a sample counts once
+        num_samples = len(losses_S) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, while the loss is divided by the samples of all of them.
         loss = losses_S.sum() / num_samples * self.accelerator.num_processes
+        if "retain" in inputs:
+            loss = loss + self.compute_loss(model, inputs["retain"], num_items_in_batch=num_samples)
         return (loss, out) if return_outputs else loss
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Go forward and back with one part of the batch after the other; processes exchange gradients once."""
+        if "retain" not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            num_items_in_batch = len(inputs["answer"])
+        retain = inputs.pop("retain")
+        with self.accelerator.no_sync(model):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        return loss + super().training_step(model, retain, num_items_in_batch)
+
+    def _note_sum(self, name: str, values_S: Tensor, count: int) -> None:
+        total = values_S.detach().float().sum()
+        self._sums.setdefault(name, []).append(torch.stack([total, torch.full_like(total, count)]))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples in all micro-batches of one optimizer step, on all processes."""
-        count = torch.tensor(sum(int((~batch["is_retain"]).sum()) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(len(batch["answer"]) for batch in batch_samples), device=device)
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered
 
@@ -271,91 +303,10 @@ class AnswerTrainer(Trainer):
         """Add the means of the method's values since the last log."""
         if "loss" in logs:
             for name, parts in self._sums.items():
-                total = torch.stack(
-                    [torch.cat(parts).sum(), torch.tensor(float(sum(map(len, parts))), device=parts[0].device)]
-                )
-                total = self.accelerator.reduce(total, "sum")
+                total = self.accelerator.reduce(torch.stack(parts).sum(0), "sum")
                 logs[name] = (total[0] / total[1]).item()
             self._sums.clear()
         super().log(logs, start_time)
-
-
-class TellEpoch(TrainerCallback):
-    """Tell the rows which epoch it is: accelerate's data loaders do not on several processes or on resuming."""
-
-    def __init__(self, rows: KeyedRows) -> None:
-        self.rows = rows
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Come before the first batch is drawn; a resumed epoch is a fraction here."""
-        self.rows.set_epoch(int(state.epoch))
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stop at a loss or gradient that is not a number, before it reaches a saved model.
-
-    Every step that is saved is logged first, so that no checkpoint holds what came of such a loss.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have the losses since the last log looked at."""
-        control.should_log = control.should_log or control.should_save
-
-    on_epoch_end = on_step_end
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Raise NoResult with the step and the last good checkpoint."""
-        for name in ("mean_loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(float(value)):
-                saves = args.save_strategy != SaveStrategy.NO
-                good = next(
-                    (path for path in checkpoints(args.output_dir) if saves and not fault(path, args.world_size)), None
-                )
-                raise NoResult(
-                    f"{name} is {value} at step {state.global_step}: training stopped and "
-                    + (f"the last good checkpoint is {good}. " if good else "nothing was saved. ")
-                    + "Lower --learning-rate, or train in float32."
-                )
-
-
-USUAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-"""Handlers that are replaced during a training; an application that has its own keeps them."""
-
-
-class StopOnSignal(TrainerCallback):
-    """End the training in good order at SIGTERM and Ctrl-C."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.signal = trainer, 0
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Note signals meanwhile instead of being ended by them, where that is possible: in the main thread."""
-        self.signal = 0
-        in_main = threading.current_thread() is threading.main_thread()
-        before = {number: usual for number, usual in USUAL.items() if in_main and signal.getsignal(number) == usual}
-        for number in before:
-            signal.signal(number, self.note)
-        try:
-            yield
-        finally:
-            for number, usual in before.items():
-                signal.signal(number, usual)
-
-    def note(self, number: int, frame: Any) -> None:
-        """Hear a signal."""
-        if self.signal:
-            raise Stopped("stopped at once.", number)
-        self.signal = number
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop all processes at the same step, as soon as one was told to."""
-        heard = torch.tensor([self.signal], device=args.device)
-        self.signal = int(self.trainer.accelerator.gather(heard).max()) if args.world_size > 1 else self.signal
-        if self.signal:
-            control.should_training_stop = True
-            control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
 
 
 def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -> Arguments:
@@ -372,33 +323,3 @@ def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -
         "weight_decay": 0.01,
     }
     return cls(output_dir=output_dir, **(defaults | settings))
-
-
-class Bar(TrainerCallback):
-    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs.
-
-    Where there is no terminal, a line for every tenth of the steps instead.
-    """
-
-    def __init__(self, label: str, measure: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console, transient=True)
-        self.label, self.measure = label, measure
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar."""
-        self.task = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step)
-        self.progress.start()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Advance it."""
-        if logs and self.measure in logs:
-            text = f"{self.label}, {self.measure} {logs[self.measure]:.3f}"
-            self.progress.update(self.task, completed=state.global_step, description=text)
-            tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
-            if tenths > before and not console.is_terminal:
-                say(f"{text} at step {state.global_step} of {state.max_steps}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take it away."""
-        self.progress.stop()

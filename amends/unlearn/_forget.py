@@ -222,20 +222,21 @@ class ForgetTrainer(AnswerTrainer):
             return torch.zeros_like(mask_BA, dtype=torch.float32)
         return out.score(lambda logits, _, said: forward_kl(logits, self.reference_logits(said)), mask_BA, out.said_BAK)
 
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the method's loss and the weighted costs of the rows to keep."""
-        losses_S, values = self.forget_losses(out.of(~is_retain_B))
+    def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the method's loss; a row that is forgotten enough is not pushed further."""
+        losses_S, values = self.forget_losses(out)
         losses_S = self.args.forget_weight * losses_S
         if "v_f" in values:
             self._batch_v_f = values["v_f"].detach().mean()
         if self.args.floor_v_f is not None:
             values["pushed"] = (values["v_f"] > self.args.floor_v_f).float()
             losses_S = values["pushed"] * losses_S
-        if is_retain_B.any():
-            for name, cost_S in self.retain_costs(out.of(is_retain_B)).items():
-                values[name] = cost_S
-                losses_S = losses_S + self.retain_weight * cost_S
         return losses_S, values
+
+    def retain_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the costs of the rows to keep."""
+        costs = self.retain_costs(out)
+        return self.retain_weight * torch.stack([*costs.values()]).sum(0), costs
 
     @property
     def retain_weight(self) -> float:

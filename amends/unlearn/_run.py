@@ -23,10 +23,10 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
+from amends.lm.callbacks import Bar
 from amends.lm.load import Loaded, load, precision, prepare, save_model, shares_base, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
-from amends.lm.trainer import Bar
 from amends.report.card import model_card
 from amends.report.html import render_report
 from amends.unlearn._beside import Judge, Start, load_judge, with_others

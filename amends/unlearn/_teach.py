@@ -24,7 +24,7 @@ class TeachTrainer(AnswerTrainer):
         """Give the pair itself."""
         return [self._rows[index]]
 
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean NLL per answer token, and the token-normalised probability exp(mean log p)."""
         mean_logp_B = masked_mean(out.logp_BA, out.mask(0))
         return -mean_logp_B, {"probability": mean_logp_B.exp()}

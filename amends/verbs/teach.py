@@ -19,10 +19,11 @@ from amends.io.atomic import check_new, new_folder, write_json, write_manifest, 
 from amends.io.console import say
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
+from amends.lm.callbacks import Bar
 from amends.lm.load import load, prepare, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, read_pairs
-from amends.lm.trainer import Bar, training_arguments
+from amends.lm.trainer import training_arguments
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._run import about
 from amends.unlearn._teach import TeachTrainer

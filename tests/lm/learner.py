@@ -5,9 +5,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from amends.io.tables import rows_of
+from amends.lm.callbacks import Bar
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import read_pairs
-from amends.lm.trainer import Bar, training_arguments
+from amends.lm.trainer import training_arguments
 from amends.verbs.teach import TeachTrainer
 
 

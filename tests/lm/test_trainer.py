@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from amends.io.errors import InputError, Stopped
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, masked_mean
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean
 from amends.lm.trainer import AnswerTrainer, KeyedRows, TrainRow, training_arguments
 
 from .conftest import VOCAB, tiny
@@ -32,9 +32,13 @@ class Teacher(AnswerTrainer):
         rows = [TrainRow(PackedRow(prompt, [answer]))]
         return [*rows, TrainRow(PackedRow(prompt, [[3]]), is_retain=True)] if index % 2 else rows
 
-    def losses(self, out: AnswerLogprobs, is_retain_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         nll_B = -masked_mean(out.logp_BA, out.mask(0)) * self.scale
-        return nll_B[~is_retain_B], {"p": torch.exp(-nll_B[~is_retain_B])}
+        return nll_B, {"p": torch.exp(-nll_B)}
+
+    def retain_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        nll_B = -masked_mean(out.logp_BA, out.mask(0))
+        return nll_B / 2, {"nll": nll_B}
 
 
 def train(folder: Path, tokenizer: PreTrainedTokenizerBase, kind: type[Teacher] = Teacher, **settings: Any) -> Teacher:
@@ -181,15 +185,47 @@ def test_callbacks_of_the_user_are_heard(tmp_path: Path, tokenizer: PreTrainedTo
     assert run.state.global_step == 2
 
 
+def test_rows_to_keep_come_after_the_backward_pass_of_the_others_and_gradients_add_up(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    args = training_arguments(TrainingArguments, str(tmp_path), use_cpu=True)
+    trainer = Teacher(tiny("llama"), args, NUM_SAMPLES, tokenizer)
+    model = trainer.model
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+    whole = trainer.compute_loss(model, batch)
+    whole.backward()
+    at_once = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    has_gradient = []
+    model.register_forward_pre_hook(lambda *_: has_gradient.append(model.lm_head.weight.grad is not None))
+    loss = trainer.training_step(model, batch)
+    assert has_gradient == [False, True]
+    torch.testing.assert_close(loss, whole.detach())
+    for weight, expected in zip(model.parameters(), at_once, strict=True):
+        torch.testing.assert_close(weight.grad, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_a_sample_counts_once_in_what_is_logged(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    run = train(tmp_path, tokenizer, per_device_train_batch_size=NUM_SAMPLES, num_train_epochs=1, learning_rate=0.0)
+    (logged,) = steps(run)
+    assert logged["mean_loss"] == pytest.approx(logged["loss"], rel=1e-5)
+    batch = run.data_collator([run.train_dataset[i] for i in range(NUM_SAMPLES)])
+    assert len(batch["retain"]["answer"]) == NUM_SAMPLES // 2
+    with torch.no_grad():
+        half_B, _ = run.retain_losses(answer_logprobs(run.model, batch["retain"]))
+    assert logged["nll"] == pytest.approx(2 * half_B.mean().item(), rel=1e-5)
+
+
 def test_a_trainer_without_draw_or_losses_says_so(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     args = training_arguments(TrainingArguments, str(tmp_path), use_cpu=True)
     trainer = AnswerTrainer(tiny("llama"), args, NUM_SAMPLES, tokenizer)
     with pytest.raises(TypeError, match=r"which rows a sample has \(draw\)"):
         trainer.draw(0, random.Random(0))
+    out = AnswerLogprobs(*torch.zeros(3, 1, 1), logits_of=torch.exp, vocab_size=1)
     with pytest.raises(TypeError, match=r"has no loss \(losses\)"):
-        trainer.losses(
-            AnswerLogprobs(*torch.zeros(3, 1, 1), logits_of=torch.exp, vocab_size=1), torch.zeros(1, dtype=torch.bool)
-        )
+        trainer.losses(out)
+    with pytest.raises(TypeError, match=r"no loss for rows to keep \(retain_losses\)"):
+        trainer.retain_losses(out)
 
 
 def test_the_houses_defaults_give_way_to_what_is_asked(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""What happens between the steps of a training: the epoch is told, bad numbers and signals stop it, a bar moves."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from amends.io.console import console, say
+from amends.io.errors import NoResult, Stopped
+from amends.lm.checkpoint import checkpoints, fault
+
+
+class HasEpoch(Protocol):
+    """Rows that are drawn anew each epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take note of the epoch that starts."""
+
+
+class TellEpoch(TrainerCallback):
+    """Tell the rows which epoch it is: accelerate's data loaders do not on several processes or on resuming."""
+
+    def __init__(self, rows: HasEpoch) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Come before the first batch is drawn; a resumed epoch is a fraction here."""
+        self.rows.set_epoch(int(state.epoch))
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stop at a loss or gradient that is not a number, before it reaches a saved model.
+
+    Every step that is saved is logged first, so that no checkpoint holds what came of such a loss.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the losses since the last log looked at."""
+        control.should_log = control.should_log or control.should_save
+
+    on_epoch_end = on_step_end
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Raise NoResult with the step and the last good checkpoint."""
+        for name in ("mean_loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(float(value)):
+                saves = args.save_strategy != SaveStrategy.NO
+                good = next(
+                    (path for path in checkpoints(args.output_dir) if saves and not fault(path, args.world_size)), None
+                )
+                raise NoResult(
+                    f"{name} is {value} at step {state.global_step}: training stopped and "
+                    + (f"the last good checkpoint is {good}. " if good else "nothing was saved. ")
+                    + "Lower --learning-rate, or train in float32."
+                )
+
+
+USUAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+"""Handlers that are replaced during a training; an application that has its own keeps them."""
+
+
+class StopOnSignal(TrainerCallback):
+    """End the training in good order at SIGTERM and Ctrl-C."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.signal = trainer, 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals meanwhile instead of being ended by them, where that is possible: in the main thread."""
+        self.signal = 0
+        in_main = threading.current_thread() is threading.main_thread()
+        before = {number: usual for number, usual in USUAL.items() if in_main and signal.getsignal(number) == usual}
+        for number in before:
+            signal.signal(number, self.note)
+        try:
+            yield
+        finally:
+            for number, usual in before.items():
+                signal.signal(number, usual)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Hear a signal."""
+        if self.signal:
+            raise Stopped("stopped at once.", number)
+        self.signal = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop all processes at the same step, as soon as one was told to."""
+        heard = torch.tensor([self.signal], device=args.device)
+        self.signal = int(self.trainer.accelerator.gather(heard).max()) if args.world_size > 1 else self.signal
+        if self.signal:
+            control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
+
+
+class Bar(TrainerCallback):
+    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs.
+
+    Where there is no terminal, a line for every tenth of the steps instead.
+    """
+
+    def __init__(self, label: str, measure: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.label, self.measure = label, measure
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self.task = self.progress.add_task(self.label, total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Advance it."""
+        if logs and self.measure in logs:
+            text = f"{self.label}, {self.measure} {logs[self.measure]:.3f}"
+            self.progress.update(self.task, completed=state.global_step, description=text)
+            tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
+            if tenths > before and not console.is_terminal:
+                say(f"{text} at step {state.global_step} of {state.max_steps}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take it away."""
+        self.progress.stop()
