@@ -44,7 +44,7 @@ def shown(address: str) -> str:
         return address
     place, *more = re.split(r"(?=[/?#])", rest.partition("#")[0], maxsplit=1)
     text = f"{scheme}://{place.rpartition('@')[2]}{''.join(more)}"
-    return re.sub(r"([?&;]([^=&;]+)=)[^&;]*", lambda m: f"{m[1]}REMOVED" if _is_secret(m[2]) else m[0], text)
+    return re.sub(r"([?&;]([^=&;?]+)=)[^&;]*", lambda m: f"{m[1]}REMOVED" if _is_secret(m[2]) else m[0], text)
 
 
 def _is_secret(parameter: str) -> bool:

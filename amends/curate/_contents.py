@@ -1,13 +1,15 @@
 """What a file holds, by its bytes and not by its name: an image of a known kind, a text, or nothing that is taken."""
 
-from html.parser import HTMLParser
+import re
+from html import unescape
 from typing import NamedTuple
 
 from amends.curate._addresses import Refused
 from amends.curate._sources import Kind
 
 MOST_COLUMN_BYTES = 100_000  # of a file's text that stands in the table too
-_UNSEEN = ("script", "style", "template", "noscript", "head")
+_UNSEEN = ("script", "style", "template", "noscript", "title")
+_TAG = re.compile("/?[a-zA-Z][a-zA-Z0-9-]*")
 _CONTROL = frozenset(map(chr, range(32))) - frozenset("\t\n\r\f")
 
 
@@ -68,26 +70,22 @@ def _image(data: bytes) -> str | None:
     return ".bmp" if data[:2] == b"BM" and data[6:10] == bytes(4) else None
 
 
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-        self.unseen = 0
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.unseen += tag in _UNSEEN
-
-    def handle_endtag(self, tag: str) -> None:
-        self.unseen -= tag in _UNSEEN and self.unseen > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self.unseen and data.strip():
-            self.parts.append(" ".join(data.split()))
-
-
 def _seen(page: str) -> str:
-    """Text of a page that a reader sees, a line for each piece."""
-    reader = _Reader()
-    reader.feed(page)
-    reader.close()
-    return "\n".join(reader.parts)
+    """Text of a page that a reader sees, a line for each piece.
+
+    In one pass: the parser of the standard library takes half a minute for 40 kB of tags that are not closed.
+    """
+    first, *rest = page.split("<!--")
+    first, *rest = "".join([first, *(part.partition("-->")[2] for part in rest)]).split("<")
+    parts, unseen = [first], ""
+    for piece in rest:
+        found = _TAG.match(piece)
+        name = found[0].lower() if found else ""
+        after = piece.partition(">")[2] if found or piece[:1] in ("!", "?") else f"<{piece}"
+        if not unseen and name in _UNSEEN:
+            unseen = name
+        elif not unseen or name == f"/{unseen}":
+            unseen = ""
+            parts.append(after)
+    lines = (" ".join(unescape(part).split()) for part in parts)
+    return "\n".join(line for line in lines if line)

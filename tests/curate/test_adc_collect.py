@@ -193,6 +193,7 @@ def test_nothing_collected_is_an_error_that_says_why(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+WEB = {"fetch": True, "contact": "me@example.org", "allow_private": True, "pause_s": 0.0}
 NASTY = ["=cmd|' /C calc'!A0", "<script>alert(1)</script>", "../../outside", "\x1b[31mred", "‮dlrow"]
 
 
@@ -282,35 +283,38 @@ def start(tmp_path, out):
     )
 
 
-@pytest.mark.parametrize("at", [3, 8])
-def test_killed_in_a_fetch_a_run_goes_on_and_asks_for_no_file_twice(tmp_path, at):
-    there, held, free = pages(), threading.Event(), threading.Event()
+def test_killed_in_a_fetch_a_run_goes_on_and_asks_for_no_file_twice(tmp_path, monkeypatch):
+    there, held = pages(), {at: (threading.Event(), threading.Event()) for at in (3, 8)}
 
-    def hold(before):
-        if not before:
-            held.set()
-            free.wait(60)
-        return Page(JPEG + str(at).encode(), "image/jpeg")
+    def holding(at):
+        def hold(before):
+            if not before:
+                asked, free = held[at]
+                asked.set()
+                free.wait(60)
+            return Page(JPEG + str(at).encode(), "image/jpeg")
 
-    with serving(there | {f"/{at}": hold}) as site:
+        return hold
+
+    with serving(there | {f"/{at}": holding(at) for at in held}) as site:
         write_design(tmp_path / "design.yaml", design())
         write_jsonl(tmp_path / "list.jsonl", addresses(site))
-        process = start(tmp_path, "raw")
-        assert held.wait(60)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        free.set()
-        assert (tmp_path / "raw.part").is_dir() and not (tmp_path / "raw").exists()
-        journal = tmp_path / "raw.part" / "fetched.jsonl"
-        with journal.open("ab") as file:
-            file.write(b'{"address": "half a li')  # as a kill in the middle of a write leaves it
+        for asked, free in held.values():
+            process = start(tmp_path, "raw")
+            assert asked.wait(60)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            free.set()
+            assert (tmp_path / "raw.part").is_dir() and not (tmp_path / "raw").exists()
+            with (tmp_path / "raw.part" / "fetched.jsonl").open("ab") as file:
+                file.write(b'{"address": "half a li')  # as a kill in the middle of a write leaves it
         process = start(tmp_path, "raw")
         _, told = process.communicate()
         assert process.returncode == 0, told
         assert "going on from raw.part" in told
-        assert site.files_asked == {f"/{i}": 1 + (i == at) for i in range(12)}  # what was held never came
-        process = start(tmp_path, "whole")
-        process.communicate()
+        assert site.files_asked == {f"/{i}": 1 + (i in held) for i in range(12)}  # what was held never came
+        monkeypatch.chdir(tmp_path)
+        adc_collect.run("design.yaml", "list:list.jsonl", out="whole", **WEB)
     assert manifest(tmp_path / "raw") == manifest(tmp_path / "whole")
     rows, (missing, refused), files = manifest(tmp_path / "raw")
     assert len(rows) == 12 and len(files) == 11 and len(missing) == 1 and not refused
@@ -320,12 +324,11 @@ def test_killed_in_a_fetch_a_run_goes_on_and_asks_for_no_file_twice(tmp_path, at
 
 def test_what_is_missing_is_a_list_to_ask_again(tmp_path):
     there = pages()
-    how = {"fetch": True, "contact": "me@example.org", "allow_private": True, "pause_s": 0.0}
     with serving(there) as site:
         write_jsonl(tmp_path / "list.jsonl", addresses(site))
-        adc_collect.run(design(), f"list:{tmp_path / 'list.jsonl'}", out=tmp_path / "raw", **how)
+        adc_collect.run(design(), f"list:{tmp_path / 'list.jsonl'}", out=tmp_path / "raw", **WEB)
         there["/2"] = Page(JPEG, "image/jpeg")
-        adc_collect.run(design(), f"list:{tmp_path / 'raw' / 'missing.jsonl'}", out=tmp_path / "again", **how)
+        adc_collect.run(design(), f"list:{tmp_path / 'raw' / 'missing.jsonl'}", out=tmp_path / "again", **WEB)
     (row,) = table(tmp_path / "again")
     assert (row["label"], row["query"]) == ("cat", "cat") and row["uri"].endswith("/2")
 
@@ -345,8 +348,7 @@ def test_what_a_server_calls_an_image_and_is_a_page_is_refused(tmp_path):
     page = Page(b"<!doctype html>Please log in", "image/jpeg")
     with serving({"/a": page, "/b": page._replace(kind="text/html"), "/c": Page(JPEG, "")}) as site:
         write_jsonl(tmp_path / "list.jsonl", [{"uri": site.at(path), "label": "cat"} for path in ("/a", "/b", "/c")])
-        how = {"fetch": True, "contact": "me", "allow_private": True, "pause_s": 0.0}
-        found = adc_collect.run(design(), f"list:{tmp_path / 'list.jsonl'}", out=tmp_path / "raw", **how)
+        found = adc_collect.run(design(), f"list:{tmp_path / 'list.jsonl'}", out=tmp_path / "raw", **WEB)
     assert [row["reason"] for row in found.rows] == ["is said to be image, but is text", None, None]
     assert [(row["text"], Path(row["path"]).suffix) for row in table(tmp_path / "raw")] == [
         ("Please log in", ".html"),

@@ -42,6 +42,7 @@ class Site(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # a connection stays open for the next request
     server: Site
 
     def log_message(self, *_: object) -> None:
@@ -55,9 +56,10 @@ class _Handler(BaseHTTPRequestHandler):
         found: Any = self.server.pages.get(self.path, Page(b"no such page", status=404))
         page = found(before) if callable(found) else found
         if page.status == 0:
+            self.close_connection = True
             return
         self.send_response(page.status)
-        size = {} if page.in_pieces else {"Content-Length": str(len(page.data))}
+        size = {"Connection": "close"} if page.in_pieces else {"Content-Length": str(len(page.data))}
         for name, value in {"Content-Type": page.kind, **size, **page.headers}.items():
             self.send_header(name, value)
         self.end_headers()
