@@ -1,12 +1,14 @@
 """Fetch files from the web politely: what robots.txt allows, slowly, within limits, from public machines alone."""
 
+import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import httpx2
 from protego import Protego
@@ -82,6 +84,36 @@ class _Call(NamedTuple):
     check: Callable[[httpx2.Headers], None] = lambda headers: None
     """Refuses a reply by its head, before its body is read."""
     private: bool = False
+
+
+class _Deadline:
+    """Ends a request that takes too long in all; the time-outs of the client are for each piece that comes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Hear of each connection, as the client's extension `trace` tells it."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.append(info["return_value"].get_extra_info("socket"))
+            if self.passed:
+                self._end()
+
+    def _end(self) -> None:
+        self.passed = True
+        for one in self._sockets:
+            with suppress(OSError):  # closed meanwhile
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of TLS too: the reader finds the end, and no lock
 
 
 class Web:
@@ -244,7 +276,18 @@ class Web:
             raise Missing("stopped")
 
     def _once(self, call: _Call) -> Reply:
-        deadline, url = time.monotonic() + self.manners.timeout_s, call.url
+        with _Deadline(self.manners.timeout_s) as deadline:
+            try:
+                reply = self._reply(call, deadline)
+            except httpx2.RequestError:
+                if not deadline.passed:
+                    raise
+            if deadline.passed:
+                raise httpx2.ReadTimeout(f"not whole after {self.manners.timeout_s:g} s")
+            return reply
+
+    def _reply(self, call: _Call, deadline: _Deadline) -> Reply:
+        url = call.url
         numbers = machines(url, call.private)
         for last, number in enumerate(numbers, 1 - len(numbers)):
             try:
@@ -252,19 +295,19 @@ class Web:
                     "GET",
                     url.copy_with(host=number),
                     headers={**call.headers, "Host": url.netloc.decode()},
-                    extensions={"sni_hostname": url.raw_host.decode()},
+                    extensions={"sni_hostname": url.raw_host.decode(), "trace": deadline.trace},
                 ) as response:
                     data = b""
                     if response.status_code == 200:
                         call.check(response.headers)
-                        data = b"".join(self._pieces(response, call.most_bytes, deadline))
+                        data = b"".join(self._pieces(response, call.most_bytes))
                     return Reply(response.status_code, response.headers, data)
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 if not last:
                     raise
         raise AssertionError("a host has at least one address")
 
-    def _pieces(self, response: httpx2.Response, most: int, deadline: float) -> Iterator[bytes]:
+    def _pieces(self, response: httpx2.Response, most: int) -> Iterator[bytes]:
         """Read and unpack a body, never more than its limit, whatever its head says."""
         packed = response.headers.get("Content-Encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip", "x-gzip", ""):
@@ -283,8 +326,6 @@ class Web:
                 self._left_bytes -= len(piece)
                 if self._left_bytes < 0:
                     raise Refused("the limit of all files together is reached", lasting=False)
-            if time.monotonic() > deadline:  # the time-out of the client is for each piece
-                raise httpx2.ReadTimeout(f"not whole after {self.manners.timeout_s:g} s")
             yield piece
         if unpack and not unpack.eof:
             raise Missing("damaged: its gzip ends early")

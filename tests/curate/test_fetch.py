@@ -387,8 +387,10 @@ def test_a_server_that_asks_for_hours_is_not_waited_for(monkeypatch):
     assert site.files_asked == {"/a": 1} and max(found) < 100
 
 
-def test_a_file_that_drips_is_given_up():
-    with serving({"/a": Page(b"x", in_pieces=True, pause_s=0.05), "/b": Page(b"x")}) as site:
+@pytest.mark.parametrize("in_head", [False, True])
+def test_a_file_that_drips_is_given_up(in_head):
+    drips = Page(b"x", in_pieces=True, pause_s=0.05, in_head=in_head)
+    with serving({"/a": drips, "/b": Page(b"x"), "/robots.txt": Page()}) as site:
         assert outcome(site.at("/a"), timeout_s=0.5) == "Missing: no answer (ReadTimeout) in 1 tries"
         assert outcome(site.at("/b"), timeout_s=0.5) == b"x"
     assert site.sent < 500  # of 1,000 pieces

@@ -17,6 +17,7 @@ class Page(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012 - a default that nobody changes
     in_pieces: bool = False  # a thousand times, without Content-Length
     pause_s: float = 0.0  # after each piece
+    in_head: bool = False  # pieces of a head without end
 
 
 class Site(ThreadingHTTPServer):
@@ -62,7 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
         size = {"Connection": "close"} if page.in_pieces else {"Content-Length": str(len(page.data))}
         for name, value in {"Content-Type": page.kind, **size, **page.headers}.items():
             self.send_header(name, value)
-        self.end_headers()
+        if page.in_head:
+            self.flush_headers()
+            self.wfile.write(b"X-More: ")
+        else:
+            self.end_headers()
         for _ in range(1000 if page.in_pieces else 1):
             self.wfile.write(page.data)
             threading.Event().wait(page.pause_s)
