@@ -202,7 +202,7 @@ class Web:
         host = self._host(url)
         with host.lock:
             if host.closed:
-                raise host.closed
+                raise host.closed.with_traceback(None)
             if host.robots is None:
                 try:
                     host.robots = self._robots(url, host)

@@ -1,4 +1,6 @@
-"""ADC: how pure what a search finds is, and what curation makes of it: make bench NAME=adc ARGS="--banking77 FILE".
+"""ADC, step 2: how many labels of a search are right, and of what curation leaves: make bench NAME=adc_collect.
+
+Needs ARGS="--banking77 FILE".
 
 The texts of BANKING77 (CC BY 4.0, a .parquet with text and category) are a corpus without labels. Each of the 77
 intents is a class whose name is the query; the texts most like it by a sentence embedding are its samples. The true
