@@ -49,6 +49,17 @@ def test_servers_hear_who_asks_and_get_no_cookie_back():
     assert not any(name in found for found in site.headers for name in ("Cookie", "Authorization", "Referer"))
 
 
+def test_no_proxy_of_the_environment_is_used(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving({"/a": Page()}) as site:
+        with pytest.raises(httpx2.ConnectError), httpx2.Client() as other:
+            other.get(site.at("/a"))
+        assert outcome(site.at("/a")) == b"a page"
+
+
 @pytest.mark.parametrize("contact", ["", " ", "me\r\nX-Evil: 1", "mé@example.org"])
 def test_a_contact_that_no_header_can_hold_is_refused(contact):
     with pytest.raises(InputError, match="--contact"):
