@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx2
 import yaml
 
-from amends.curate._addresses import Missing, Refused, shown
+from amends.curate._addresses import Missing, Refused
 from amends.curate._fetch import MOVED, Web
 from amends.curate._sources import Hit
 from amends.io.atomic import sha256_file
@@ -67,6 +67,8 @@ def read_service(path: Path) -> Service:
         if not all(isinstance(text, str) for text in texts) or (name == "headers") != isinstance(value, dict):
             raise InputError(f"{path}: {name}: expected {'name: text lines' if name == 'headers' else 'a text'}.")
     service = Service(**data)
+    if not all(text.isascii() and text.isprintable() for pair in service.headers.items() for text in pair):
+        raise InputError(f"{path}: headers: only printable ASCII characters can be sent.")
     if "{query}" not in service.address:
         raise InputError(f"{path}: address: {{query}} must stand where the query goes.")
     if any("{key}" in text for text in (service.address, *service.headers.values())) != bool(service.key):
@@ -103,8 +105,8 @@ class ServiceCollector:
         headers = {name: _filled(text, {"key": self._key}) for name, text in self.service.headers.items()}
         try:
             reply = self.web.ask(address, {"Accept": "application/json", **headers}, MOST_ANSWER_BYTES)
-        except (Missing, Refused, ValueError) as error:
-            raise InputError(f"{self.name}: {self._shown(str(error))}. The same command goes on from here.") from None
+        except (Missing, Refused) as error:  # their texts hold no address, and so no key
+            raise InputError(f"{self.name}: {error}. The same command goes on from here.") from None
         if reply.status != 200:
             more = " It leads elsewhere: write the new address." if reply.status in MOVED else ""
             raise InputError(f"{self.name}: answered {reply.status}. Look at its address and key.{more}")
@@ -126,9 +128,6 @@ class ServiceCollector:
         if self.service.text:
             return Hit(uri or where, text, "text", licence, fault="" if text else "no text in the answer")
         return Hit(uri or where, licence=licence, fault="" if uri and "://" in uri else "no address in the answer")
-
-    def _shown(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else shown(text)
 
 
 def _filled(template: str, values: dict[str, str]) -> str:

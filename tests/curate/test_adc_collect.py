@@ -590,6 +590,7 @@ def test_the_key_of_a_service_is_sent_and_stands_nowhere(tmp_path, monkeypatch, 
         ({"key": "HOME", "address": "http://e.org/?q={query}&k={key}"}, "unencrypted"),
         ({"results": 3}, "expected a text"),
         ({"headers": "X: y"}, "expected name: text lines"),
+        ({"headers": {"X": "a\nY: b"}}, "printable ASCII"),
     ],
 )
 def test_a_service_that_is_not_well_described_is_refused_before_it_is_asked(tmp_path, lines, reason):
