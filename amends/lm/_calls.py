@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import httpx2
 
 from amends.io.errors import InputError
+from amends.io.retry import retry_after_s
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.pairs import Message, encode, plain_ids, turn_end
@@ -239,7 +238,7 @@ class Server:
                     return Answer(None, problem, retried=retried)
                 if reply.status not in AGAIN and reply.status < 500:
                     raise InputError(self._advice(reply.status, problem))
-                asked_s = _seconds(reply.retry_after)
+                asked_s = retry_after_s(reply.retry_after)
                 unreachable = reply.status == 429
             pause_s = max(asked_s, self.pause_s * 2**retried)
             if asked_s > MOST_WAIT_S:
@@ -293,16 +292,6 @@ class Server:
 def _pause(stop: threading.Event, seconds: float) -> bool:
     """Wait, and say whether all was stopped meanwhile."""
     return stop.wait(seconds)
-
-
-def _seconds(retry_after: str) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 without one."""
-    with suppress(ValueError):
-        return max(float(retry_after), 0.0)
-    with suppress(ValueError):
-        when = parsedate_to_datetime(retry_after)
-        return max((when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
-    return 0.0
 
 
 def _message(data: bytes) -> str:
