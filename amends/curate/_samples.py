@@ -1,0 +1,215 @@
+"""Samples that were collected: rows with a text or a picture, and a label; and those that cannot be used."""
+
+import io
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from amends.curate._images import Broken, inside, open_picture, perceptual_hash, sha256_of
+from amends.curate._pool import Verdict, read_pool
+from amends.io.console import console
+from amends.io.errors import InputError, check_installed
+from amends.io.tables import Row
+
+TABLES = ("samples.parquet", "samples.jsonl", "samples.csv")
+MOST_UNREADABLE = 0.1
+"""Share of a text's characters that may be signs of bytes that were no text."""
+
+
+@dataclass
+class Samples:
+    """A pool of one kind; lists have an entry for each row."""
+
+    rows: list[Row]
+    kind: Literal["text", "image"]
+    labels: list[str | None]
+    """As text; None where there is none."""
+    refused: dict[int, Verdict]
+    digests: list[str | None]
+    """SHA-256 of the picture's file or of the text; None where it could not be read."""
+    keys: list[str | None]
+    """Equal of samples that are the same: the digest of a picture, the text without case and odd spaces."""
+    texts: list[str]
+    """Empty of pictures."""
+    files: list[Path | None]
+    hashes: dict[int, NDArray[np.bool_]]
+    """Perceptual hashes of pictures."""
+
+    @property
+    def used(self) -> list[int]:
+        """Rows that were not refused."""
+        return [i for i in range(len(self.rows)) if i not in self.refused]
+
+
+def find_table(data: Any) -> tuple[Any, Path | None]:
+    """Find the rows, and the folder that paths start from: that of the table."""
+    if not isinstance(data, str | Path):
+        return data, None
+    if found := next((Path(data) / name for name in TABLES if (Path(data) / name).is_file()), None):
+        return found, Path(data)
+    return data, Path(data) if Path(data).is_dir() else Path(data).parent
+
+
+def read_samples(data: Any, *, label: str, text: str, path: str, folder: Path | None, most_pixels: int) -> Samples:
+    """Read a pool, open every picture, and refuse what cannot be used.
+
+    Parameters
+    ----------
+    data : as `amends.curate._pool.read_pool` takes it, or a folder with a table of `TABLES`
+    label, text, path : names of columns
+    folder : path, optional
+        That paths of pictures start from; default is the folder of the table.
+    most_pixels : int
+        Of a picture.
+
+    Raises
+    ------
+    InputError : no such columns, texts and pictures in one pool, or no row that can be used.
+    """
+    table, home = find_table(data)
+    rows = read_pool(table)
+    for names in ((label,), (text, path)):
+        if not any(name in row.data for row in rows for name in names):
+            told = " or ".join(f'"{name}"' for name in names)
+            raise InputError(f"{rows[0].where}: no row has the column {told}. Name another one with --{names[0]}.")
+    kinds = [_kind(row, text, path) for row in rows]
+    if {"text", "image"} <= set(kinds):
+        one, other = (rows[kinds.index(kind)].where for kind in ("text", "image"))
+        raise InputError(f"{one} is a text and {other} a picture. Clean them apart: they are compared by other means.")
+    kind: Literal["text", "image"] = "image" if "image" in kinds else "text"
+    num = len(rows)
+    labels = [_label(row.data.get(label)) for row in rows]
+    found = Samples(rows, kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {})
+    if kind == "image":
+        for package, name in (("PIL", "pillow"), ("imagehash", "ImageHash")):
+            check_installed(package, name, "curate")
+        if (folder := folder or home) is None:
+            raise InputError("pictures need the folder that their paths start from. Give it as folder.")
+    bar = track(range(num), "opening pictures", console=console, transient=True) if kind == "image" else range(num)
+    for i in bar:
+        try:
+            if labels[i] is None:
+                raise Broken("no label")
+            if kind == "image":
+                assert folder is not None
+                _picture(found, i, folder, path, most_pixels)
+            else:
+                _text(found, i, text)
+        except Broken as error:
+            found.refused[i] = Verdict("refused", str(error))
+    if not found.used:
+        raise InputError(f"{rows[0].where}: {found.refused[0].reason}, and no other row can be used either.")
+    return found
+
+
+def _kind(row: Row, text: str, path: str) -> str | None:
+    said = row.data.get("kind")
+    if said in ("text", "image"):
+        return str(said)
+    return "text" if row.data.get(text) else "image" if row.data.get(path) else None
+
+
+def _label(value: Any) -> str | None:
+    usable = isinstance(value, str | int | float) and value == value and str(value).strip() != ""
+    return str(value) if usable else None
+
+
+def _picture(found: Samples, i: int, folder: Path, column: str, most_pixels: int) -> None:
+    row = found.rows[i]
+    file = inside(folder, row.data.get(column))
+    data = file.read_bytes()
+    digest = sha256_of(data)
+    if isinstance(said := row.data.get("sha256"), str) and said != digest:
+        raise Broken("the file is not the one that was collected (sha256)")
+    found.hashes[i] = perceptual_hash(open_picture(io.BytesIO(data), most_pixels))
+    found.files[i], found.digests[i], found.keys[i] = file, digest, digest
+
+
+def _text(found: Samples, i: int, column: str) -> None:
+    value = found.rows[i].data.get(column)
+    if value is not None and not isinstance(value, str):
+        raise Broken("the text is no text")
+    if not value or not value.strip():
+        raise Broken("no text")
+    odd = sum(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") and char not in "\t\n\r" for char in value)
+    if odd + value.count("\ufffd") > MOST_UNREADABLE * len(value):
+        raise Broken("the text is no readable text")
+    found.texts[i] = value
+    found.digests[i] = sha256_of(value.encode(errors="replace"))
+    found.keys[i] = normal(value)
+
+
+def normal(text: str) -> str:
+    """Text without differences of case, of spaces and of how characters are encoded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def features(
+    samples: Samples, stays: Sequence[int], embedder: str | None, embedding: str | None, digests: dict[str, str]
+) -> tuple[list[int], NDArray[np.float32], dict[int, str]]:
+    """Embed samples, by a model or from a column.
+
+    Returns
+    -------
+    The rows that have a vector, their vectors at length 1 (n, D), and why the others have none.
+
+    Raises
+    ------
+    InputError : no such column, vectors of different lengths, or none.
+    """
+    from amends.curate._features import embeddings
+    from amends.curate._vectors import vector_of
+    from amends.io.console import say
+    from amends.lm.load import weights_sha256
+    from amends.maths.neighbors import unit
+
+    rows = samples.rows
+    if embedding is not None:
+        if not any(embedding in row.data for row in rows):
+            raise InputError(f'{rows[0].where}: no row has the column "{embedding}". Name another with --embedding.')
+        vectors = {i: vector for i in stays if (vector := vector_of(rows[i].data.get(embedding))) is not None}
+        if not vectors:
+            raise InputError(f'{rows[0].where}: no row has a usable vector in "{embedding}". Name another column.')
+        first = next(iter(vectors))
+        if strange := next((i for i, vector in vectors.items() if len(vector) != len(vectors[first])), None):
+            sizes = f"{len(vectors[strange])} numbers, where {rows[first].where} has {len(vectors[first])}"
+            raise InputError(f"{rows[strange].where}: an embedding of {sizes}. Mend the column.")
+        faulty = {
+            i: "no embedding, or one without a direction (NaN, infinite, zero)" for i in stays if i not in vectors
+        }
+        return [*vectors], unit(np.stack([*vectors.values()])), faulty
+    assert embedder is not None
+    if samples.kind == "text":
+        return [*stays], unit(embeddings(rows, samples.texts, [*stays], embedder, None, digests)), {}
+    from amends.lm.image_encoders import embed_images, load_image_encoder
+
+    encoder = load_image_encoder(embedder)
+    digests["embedder"] = weights_sha256(encoder.model)
+    say(f"embedding {len(stays)} pictures")
+    bar = track(stays, "embedding", console=console, transient=True)
+    pictures = (open_picture(samples.files[i], 2**62) for i in bar)  # measured when they were read
+    return [*stays], unit(embed_images(encoder, pictures).numpy()), {}
+
+
+def words_in(row: Row, column: str) -> str | None:
+    """Text of a value; None where it is missing or empty."""
+    value = row.data.get(column)
+    return None if value is None or value != value or not str(value).strip() else str(value)
+
+
+def rank_of(row: Row) -> int | None:
+    """Rank of a row in the search that found it, 0 for the best hit; None where it has none."""
+    said = words_in(row, "rank")
+    return int(float(said)) if said and said.replace(".", "", 1).isdecimal() else None
+
+
+def order_of(row: Row) -> int:
+    """Rank of a row, or a number after all ranks: the best hit of a search stays before its copies."""
+    rank = rank_of(row)
+    return 2**62 if rank is None else rank
