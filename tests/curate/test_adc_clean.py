@@ -201,9 +201,9 @@ def test_cleaning_what_was_cleaned_finds_no_more_copies(tmp_path):
     rows = pool(noise=0.1)
     rng = np.random.default_rng(5)
     chain = np.array(rows[0]["vector"])
-    for i in range(30):  # each near the one before, the last far from the first
+    for i in range(30):  # each near the one before, the last far from the first, in no order of rank
         chain = chain + 0.08 * rng.normal(size=16)
-        rows.append(rows[0] | {"text": f"chain {i}", "vector": chain.tolist()})
+        rows.append(rows[0] | {"text": f"chain {i}", "vector": chain.tolist(), "rank": int(rng.integers(99))})
     found = run(rows, near=0.99)
     names = [name for name in rows[0] if name not in adc_clean.ADDED]
     again = run([{name: row[name] for name in names} for row in found.outcome.of("kept")], near=0.99)

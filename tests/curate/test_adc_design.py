@@ -164,6 +164,8 @@ def test_classes_of_the_user_are_neither_asked_for_nor_looked_through(tmp_path):
     found = run(tmp_path, model, classes=["hat", "glove"], num_axes=0)
     assert [(name, sub.query) for name, sub in found.design.queries()] == [("hat", "hat"), ("glove", "glove")]
     assert model.asked == [] and found.counts.asked == 0
+    alone = adc_design.run("clothes", classes=["hat", "glove"], num_axes=0)
+    assert alone.design.classes == found.design.classes and alone.design.origin["llm"] is None
     run(tmp_path, model, classes=["hat", "glove"])
     assert {material["list"] for name, material in model.asked if name == "add"} == set(AXES)
     assert all(material["classes"] == ["hat", "glove"] for _, material in model.asked)
