@@ -40,7 +40,8 @@ VERSIONS = {task: f"adc-{task}-1" for task in TASKS}
 class Asking:
     """A model, what it is told of the domain each time, and what came of it."""
 
-    chat: Chat
+    chat: Chat | None
+    """None if nothing is going to be asked."""
     about: dict[str, Any]
     how: dict[str, Any]
     """Options of `amends.lm.chat.ask`."""
@@ -53,6 +54,7 @@ class Asking:
         self, task: str, parse: Callable[[str], Any], materials: Sequence[Mapping[str, Any]], num: int = 0
     ) -> Replies[Any]:
         """Ask the same of each material."""
+        assert self.chat is not None
         talks = [talk(task, {**self.about, **material}, num) for material in materials]
         found = ask(
             self.chat, talks, parse, version=VERSIONS[task], attempts=ATTEMPTS, label=f"asking for {task}", **self.how
@@ -110,6 +112,7 @@ class Asking:
         said = " ".join((found.texts[0] or "").split())
         shown = f'; it said: "{said[:SHOWN]}{"…" if len(said) > SHOWN else ""}"' if said else ""
         hint = "give the --classes yourself" if task == "classes" else "take --num-axes 0, for classes alone"
+        assert self.chat is not None
         return (
             f"{self.chat.model.name}: no list of {task} could be read from what it answered in {ATTEMPTS} tries "
             f"({found.reasons[0]}{shown}). Nothing was written. Name a more capable model with --llm, or {hint}."

@@ -40,6 +40,7 @@ class Samples:
     files: list[Path | None]
     hashes: dict[int, NDArray[np.bool_]]
     """Perceptual hashes of pictures."""
+    most_pixels: int
 
     @property
     def used(self) -> list[int]:
@@ -85,7 +86,7 @@ def read_samples(data: Any, *, label: str, text: str, path: str, folder: Path | 
     kind: Literal["text", "image"] = "image" if "image" in kinds else "text"
     num = len(rows)
     labels = [_label(row.data.get(label)) for row in rows]
-    found = Samples(rows, kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {})
+    found = Samples(rows, kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {}, most_pixels)
     if kind == "image":
         for package, name in (("PIL", "pillow"), ("imagehash", "ImageHash")):
             check_installed(package, name, "curate")
@@ -98,7 +99,7 @@ def read_samples(data: Any, *, label: str, text: str, path: str, folder: Path | 
                 raise Broken("no label")
             if kind == "image":
                 assert folder is not None
-                _picture(found, i, folder, path, most_pixels)
+                _picture(found, i, folder, path)
             else:
                 _text(found, i, text)
         except Broken as error:
@@ -120,14 +121,14 @@ def _label(value: Any) -> str | None:
     return str(value) if usable else None
 
 
-def _picture(found: Samples, i: int, folder: Path, column: str, most_pixels: int) -> None:
+def _picture(found: Samples, i: int, folder: Path, column: str) -> None:
     row = found.rows[i]
     file = inside(folder, row.data.get(column))
     data = file.read_bytes()
     digest = sha256_of(data)
     if isinstance(said := row.data.get("sha256"), str) and said != digest:
         raise Broken("the file is not the one that was collected (sha256)")
-    found.hashes[i] = perceptual_hash(open_picture(io.BytesIO(data), most_pixels))
+    found.hashes[i] = perceptual_hash(open_picture(io.BytesIO(data), found.most_pixels))
     found.files[i], found.digests[i], found.keys[i] = file, digest, digest
 
 
@@ -193,7 +194,7 @@ def features(
     digests["embedder"] = weights_sha256(encoder.model)
     say(f"embedding {len(stays)} pictures")
     bar = track(stays, "embedding", console=console, transient=True)
-    pictures = (open_picture(samples.files[i], 2**62) for i in bar)  # measured when they were read
+    pictures = (open_picture(samples.files[i], samples.most_pixels) for i in bar)
     return [*stays], unit(embed_images(encoder, pictures).numpy()), {}
 
 

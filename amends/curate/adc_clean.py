@@ -172,7 +172,7 @@ def run(
         weights=digests,
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all rows looked at",
-        warnings=_warnings(samples, looked, outcome),
+        warnings=_warnings(samples, looked, outcome, label),
         method={"title": "ADC, step 3", "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
     )
     for warning in record["warnings"]:
@@ -261,23 +261,21 @@ def _outcome(
     return Outcome(rows, everything, added)
 
 
-def _warnings(samples: Samples, looked: Looked, outcome: Outcome) -> list[str]:
+def _warnings(samples: Samples, looked: Looked, outcome: Outcome, label: str) -> list[str]:
     """Say what the numbers rest on, and what became of whole classes."""
     found = [
         f"{num} of {len(samples.rows)} rows were refused: {why}."
-        for why, num in Counter(v.reason for v in samples.refused.values()).most_common()
+        for why, num in Counter(verdict.reason for verdict in samples.refused.values()).most_common()
     ]
     found += [*looked.heard, *([f"{FEATURELESS}{looked.refusal}."] if looked.refusal else [])]
-    before, after = Counter(name for name in samples.labels if name), Counter[str]()
-    tested = set()
-    for verdict, row, split, given in zip(
-        outcome.verdicts, outcome.added["found_as"], outcome.added["split"], samples.labels, strict=True
-    ):
-        if verdict.fate == "kept" and given is not None:
-            after[given] += 1
-            tested |= {str(row)} if split == "test" else set()
+    before = Counter(name for name in samples.labels if name is not None)
+    kept = outcome.of("kept")
+    after = Counter(str(row[label]) for row in kept)
     for name in (name for name in sorted(before) if after[name] * 2 < before[name]):
         found.append(f'Of the class "{name}" {after[name]} of {before[name]} rows are left: look at what was dropped.')
+    tested = {str(row[label]) for row in kept if row["split"] == "test"}
+    if untested := sorted(name for name in after if name not in tested):
+        found.append(f"No row in test, as they have too few: {', '.join(untested)[:300]}.")
     return found
 
 

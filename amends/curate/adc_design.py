@@ -68,7 +68,7 @@ def run(
         A sentence: what is to be told apart.
     llm : str or Chat
         What `amends.lm.chat.open_chat` takes, or one that is open; then `cache` and `most_calls` are its own. Not
-        needed for a dry run.
+        needed for a dry run, nor for given classes without axes.
     out : path, optional
         YAML file to write.
     query : str
@@ -85,14 +85,15 @@ def run(
     _check(domain, given, num_axes, query, most_subclasses)
     if out is not None:
         check_new(out)
-    if llm is None and not dry_run:
-        raise InputError("--llm: name the model that designs, or take --dry-run.")
     about: dict[str, Any] = {"domain": domain.strip()} | ({"examples": list(examples)} if examples else {})
     would = _estimate(about, len(given), num_classes, num_axes, num_values, max_new_tokens)
     if dry_run:
         return Designed(Design(domain.strip(), ()), Counts(), [], would)
-    assert llm is not None
-    chat = llm if isinstance(llm, Chat) else _open(llm, out, cache, most_calls)
+    if would["conversations"] and llm is None:
+        raise InputError("--llm: name the model that designs, or take --dry-run, or --classes with --num-axes 0.")
+    chat = llm if isinstance(llm, Chat) else None
+    if isinstance(llm, str) and would["conversations"]:
+        chat = _open(llm, out, cache, most_calls)
     asking = Asking(chat, about, {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed})
     names = given or asking.reviewed("classes", asking.wanted("classes", num_classes), least=2)
     asking.about["classes"] = names
@@ -109,11 +110,11 @@ def run(
     counts = asking.counts
     origin = {
         "made_by": "amends curate adc_design",
-        "llm": chat.model.name,
-        "identity": chat.model.identity,
+        "llm": chat.model.name if chat else None,
+        "identity": chat.model.identity if chat else None,
         "prompts": VERSIONS,
         "seed": seed,
-        "temperature": temperature,
+        "temperature": float(temperature),
         "conversations": counts.asked,
         "unparseable": counts.unparseable,
         "failed": counts.failed,
