@@ -470,7 +470,7 @@ def test_broken_pictures_are_refused_and_none_leads_out_of_the_folder(raw, tmp_p
     ]
 
 
-@pytest.fixture(scope="module", params=["clip", "vit"])
+@pytest.fixture(scope="module", params=["clip", "vit", "pooled"])
 def tiny_eye(request, tmp_path_factory):
     """A random encoder of pictures with its processor."""
     import torch
@@ -485,7 +485,7 @@ def tiny_eye(request, tmp_path_factory):
         model = CLIPModel(CLIPConfig(text_config=read, vision_config=seen, projection_dim=8))
         kind = "CLIPImageProcessor"
     else:
-        model = ViTModel(ViTConfig(**size, image_size=32, patch_size=8), add_pooling_layer=False)
+        model = ViTModel(ViTConfig(**size, image_size=32, patch_size=8), add_pooling_layer=request.param == "pooled")
         kind = "ViTImageProcessor"
     model.save_pretrained(folder)
     edge = {"height": 32, "width": 32}
@@ -493,6 +493,22 @@ def tiny_eye(request, tmp_path_factory):
     about |= {"do_rescale": True, "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     return folder
+
+
+def seen_by(folder, pixels):
+    """What a model makes of one picture, written out without its processor."""
+    import torch
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder).eval()
+    x = torch.tensor((pixels / 255 - 0.5) / 0.5, dtype=torch.float32).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        if folder.name == "clip":
+            vector = model.visual_projection(model.vision_model(x).pooler_output)
+        else:
+            out = model(x)
+            vector = out.pooler_output if folder.name == "pooled" else out.last_hidden_state[:, 0]
+    return (vector / vector.norm()).numpy()[0]
 
 
 def test_pictures_are_embedded_by_a_model_each_as_if_it_were_alone(raw, tiny_eye):
@@ -505,6 +521,9 @@ def test_pictures_are_embedded_by_a_model_each_as_if_it_were_alone(raw, tiny_eye
     assert found_ND.shape == (40, 8 if tiny_eye.name == "clip" else 16)
     assert np.linalg.norm(found_ND, axis=1) == pytest.approx(np.ones(40), abs=1e-5)
     assert embed_images(encoder, pictures[35:36]).numpy()[0] == pytest.approx(found_ND[35], abs=1e-5)
+    assert found_ND[35] == pytest.approx(seen_by(tiny_eye, np.asarray(pictures[35])), abs=1e-4)
+    if tiny_eye.name != "clip":
+        return
     folder, _ = raw
     found = run(str(folder), embedder=str(tiny_eye), near=0.99999)
     assert found.record["weights"]["embedder"]
