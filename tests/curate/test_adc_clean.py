@@ -438,6 +438,26 @@ def test_a_folder_of_pictures_is_cleaned_and_saved_anew_ones_are_found(raw, tmp_
     )
 
 
+def test_pictures_that_are_kept_are_copied_into_folders_with_safe_names(raw, tmp_path):
+    from amends.curate._images import folder_names
+
+    folder, rows = raw
+    strange = {"0": "../../escape", "1": "a/b", "2": "a b", "3": "CON", "4": "\u732b"}
+    rows = [row | {"label": strange.get(row["label"], row["label"])} for row in rows]
+    how = {"embedding": "vector", "how": How(near=1.0), "folder": folder}
+    found = adc_clean.run(rows, out=tmp_path / "out", export="imagefolder", **how)
+    place = tmp_path / "out" / "pictures"
+    labels = json.loads((place / "labels.json").read_text(encoding="utf-8"))
+    kept = found.outcome.of("kept")
+    there = {(file.parts[-3], labels[file.parts[-2]], file.stem) for file in place.rglob("*.png")}
+    assert there == {(row["split"], row["label"], row["sha256"]) for row in kept}
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert all(name.replace("_", "").replace("-", "").isalnum() and name != "CON" for name in labels)
+    assert len(set(folder_names(["a/b", "a b", "", "CON", "A_B"]).values())) == 5
+    with pytest.raises(InputError, match="these are texts"):
+        adc_clean.run(pool(), embedding="vector", export="imagefolder")
+
+
 def test_broken_pictures_are_refused_and_none_leads_out_of_the_folder(raw, tmp_path):
     folder, rows = raw
     Image.new("1", (20000, 20000)).save(folder / "bomb.png")
