@@ -4,7 +4,9 @@ A file is opened only if it lies in the folder, by formats that hold pixels alon
 """
 
 import hashlib
+import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from numpy.typing import NDArray
 MOST_FILE_BYTES = 100_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # no EPS or PDF: those start a program
 HASH_BITS = 64
+MOST_NAME = 60
+DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d|class_\d+", re.IGNORECASE)
 
 
 class Broken(ValueError):
@@ -93,3 +97,19 @@ def hex_of(bits: NDArray[np.bool_]) -> str:
 def sha256_of(data: bytes) -> str:
     """Digest of a sample's bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def folder_names(labels: Iterable[str]) -> dict[str, str]:
+    """Give each label a name that any file system takes as a folder: letters, digits, "-" and "_".
+
+    A label that has none of these, is a device of Windows, or would share its name gets "class_NUMBER" instead.
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for number, label in enumerate(sorted(labels)):
+        name = re.sub(r"[^\w-]+", "_", label).strip("_")[:MOST_NAME]
+        if not name or DEVICE.fullmatch(name) or name.casefold() in taken:
+            name = f"class_{number}"
+        taken.add(name.casefold())
+        found[label] = name
+    return found

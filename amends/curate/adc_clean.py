@@ -16,7 +16,7 @@ import typer
 
 from amends.curate._copies import Copies, Sample, equal, near_copies, nearly_equal
 from amends.curate._doubts import Looked, Mixed, look, mixed_subclasses
-from amends.curate._images import HASH_BITS, hex_of
+from amends.curate._images import HASH_BITS, folder_names, hex_of, sha256_of
 from amends.curate._pool import Outcome, Verdict, check_columns
 from amends.curate._review import NONE, queue_of, read_votes, write_queue
 from amends.curate._samples import Samples, features, find_table, order_of, read_samples, words_in
@@ -99,6 +99,7 @@ def run(
     most_pixels: int = 50_000_000,
     review: int = 0,
     votes: str | Path | None = None,
+    export: Literal["imagefolder"] | None = None,
     seed: int = 0,
 ) -> Cleaned:
     """Clean a pool of samples.
@@ -133,6 +134,8 @@ def run(
     home = Path(folder) if folder is not None else None
     samples = read_samples(data, label=label, text=text, path=path, folder=home, most_pixels=most_pixels)
     check_columns(samples.rows, ADDED)
+    if export and samples.kind == "text":
+        raise InputError("--export imagefolder: these are texts. Leave it out; the splits are in the column split.")
     names = sorted({name for i in samples.used if (name := samples.labels[i]) is not None})
     said = read_votes(votes, samples.digests, names) if votes is not None else {}
     verdicts = dict(samples.refused)
@@ -181,7 +184,7 @@ def run(
     queue = queue_of(samples, outcome, disputed, said, review, text if samples.kind == "text" else path)
     found = Cleaned(outcome, samples, copies, disputed, looked, mixed, said, queue, record)
     if out is not None:
-        write(found, Path(out), kind_of(find_table(data)[0]))
+        write(found, Path(out), kind_of(find_table(data)[0]), export)
     return found
 
 
@@ -279,7 +282,7 @@ def _warnings(samples: Samples, looked: Looked, outcome: Outcome, label: str) ->
     return found
 
 
-def write(found: Cleaned, out: Path, kind: str) -> None:
+def write(found: Cleaned, out: Path, kind: str, export: str | None = None) -> None:
     """Write the run folder in one move."""
     from amends.curate._clean_page import card, page, summary
 
@@ -287,11 +290,31 @@ def write(found: Cleaned, out: Path, kind: str) -> None:
         found.outcome.write(folder, kind)
         if found.queue:
             write_queue(folder / "review.csv", found.queue)
+        if export:
+            _export(found, folder / "pictures")
         write_json(folder / "summary.json", summary(found))
         write_json(folder / RUN, found.record)
         write_text(folder / "README.md", card(found))
         write_text(folder / "report.html", page(found))
         write_manifest(folder)
+
+
+def _export(found: Cleaned, place: Path) -> None:
+    """Copy the pictures that are kept into SPLIT/LABEL, each under its digest; labels.json names the folders."""
+    label, kept = found.record["config"]["label"], [i for i, v in enumerate(found.outcome.verdicts) if v.fate == "kept"]
+    labels = {i: str(found.outcome.rows[i].data[label]) for i in kept}
+    names = folder_names(set(labels.values()))
+    for i in kept:
+        file, digest = found.samples.files[i], found.samples.digests[i]
+        assert file is not None
+        data = file.read_bytes()
+        if sha256_of(data) != digest:
+            raise InputError(f"{found.outcome.rows[i].where}: the file was changed meanwhile. Run it again.")
+        folder = place / str(found.outcome.added["split"][i]) / names[labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = file.suffix.lower()
+        (folder / f"{digest}{suffix if suffix[1:].isalnum() else ''}").write_bytes(data)
+    write_json(place / "labels.json", {name: label for label, name in names.items()})
 
 
 def command(
@@ -325,6 +348,9 @@ def command(
     most_pixels: Annotated[int, typer.Option(help="Of a picture; a larger one is refused.", min=1)] = 50_000_000,
     review: Annotated[int, typer.Option(help="Rows to list in review.csv for a person.", min=0)] = 0,
     votes: Annotated[Path | None, typer.Option(help="review.csv with the column vote filled in.")] = None,
+    export: Annotated[
+        Literal["imagefolder"] | None, typer.Option(help="Copy the pictures that are kept to OUT/pictures/SPLIT/LABEL.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws in which neighbours vote, of folds and of splits.")] = 0,
 ) -> None:
     """Clean the samples in RAW."""
@@ -340,6 +366,7 @@ def command(
         most_pixels=most_pixels,
         review=review,
         votes=votes,
+        export=export,
         seed=seed,
     )
     counts = found.outcome.counts()
