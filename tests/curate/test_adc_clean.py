@@ -153,6 +153,15 @@ def test_planted_copies_are_found_and_nothing_else():
     assert not any("same" in str(reason) for _, reason in fates(found)[:200])
 
 
+def test_a_copy_that_cannot_be_compared_takes_no_other_along():
+    rows = pool(noise=0)
+    rows[0]["rank"] = 50
+    rows.append(rows[0] | {"rank": 3, "vector": None})
+    told = fates(run(rows))
+    assert told[0] == ("kept", None)
+    assert told[200][0] == "refused"
+
+
 def test_the_best_hit_of_a_search_stays():
     rows = pool(noise=0)
     rows[0]["rank"] = 50
@@ -579,6 +588,7 @@ def test_an_encoder_of_texts_or_a_pickle_is_no_encoder_of_pictures(tiny_model, t
         (lambda rows: [*rows, rows[0] | {"text": "short", "vector": [1.0, 2.0]}], "an embedding of 2 numbers"),
         (lambda rows: [*rows, {"path": "a.png", "label": "ant", "kind": "image"}], "Clean them apart"),
         (lambda rows: [row | {"split": "train"} for row in rows], 'the column "split" is there already'),
+        (lambda rows: [row | {"text": "one"} for row in rows], "every row was found for two classes"),
         (lambda rows: [row | {"path": "a.png", "kind": "image"} for row in rows], "need the folder"),
     ],
 )
