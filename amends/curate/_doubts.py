@@ -70,7 +70,9 @@ def tell_apart(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tup
     InputError : one class.
     """
     if len(np.unique(labels_N)) < 2:
-        raise InputError("one class is left: a label can only be wrong if there is another one. Give rows of several.")
+        raise InputError(
+            "one class at most is left: a label can only be wrong if there is another one. Give rows of several."
+        )
     if len(labels_N) < LEAST:
         return None, f"{len(labels_N)} samples are left, fewer than {LEAST}"
     counts_KKK = _triples(unit_ND, labels_N)

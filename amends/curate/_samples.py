@@ -13,7 +13,7 @@ from rich.progress import track
 
 from amends.curate._images import Broken, inside, open_picture, perceptual_hash, sha256_of
 from amends.curate._pool import Verdict, read_pool
-from amends.io.console import console
+from amends.io.console import console, say
 from amends.io.errors import InputError, check_installed
 from amends.io.tables import Row
 
@@ -151,51 +151,43 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def features(
-    samples: Samples, stays: Sequence[int], embedder: str | None, embedding: str | None, digests: dict[str, str]
-) -> tuple[list[int], NDArray[np.float32], dict[int, str]]:
-    """Embed samples, by a model or from a column.
-
-    Returns
-    -------
-    The rows that have a vector, their vectors at length 1 (n, D), and why the others have none.
+def vectors_in(samples: Samples, column: str) -> dict[int, NDArray[np.float32]]:
+    """Read the vectors in a column, of the rows in use that have one.
 
     Raises
     ------
     InputError : no such column, vectors of different lengths, or none.
     """
-    from amends.curate._features import embeddings
     from amends.curate._vectors import vector_of
-    from amends.io.console import say
-    from amends.lm.load import weights_sha256
-    from amends.maths.neighbors import unit
 
     rows = samples.rows
-    if embedding is not None:
-        if not any(embedding in row.data for row in rows):
-            raise InputError(f'{rows[0].where}: no row has the column "{embedding}". Name another with --embedding.')
-        vectors = {i: vector for i in stays if (vector := vector_of(rows[i].data.get(embedding))) is not None}
-        if not vectors:
-            raise InputError(f'{rows[0].where}: no row has a usable vector in "{embedding}". Name another column.')
-        first = next(iter(vectors))
-        if strange := next((i for i, vector in vectors.items() if len(vector) != len(vectors[first])), None):
-            sizes = f"{len(vectors[strange])} numbers, where {rows[first].where} has {len(vectors[first])}"
-            raise InputError(f"{rows[strange].where}: an embedding of {sizes}. Mend the column.")
-        faulty = {
-            i: "no embedding, or one without a direction (NaN, infinite, zero)" for i in stays if i not in vectors
-        }
-        return [*vectors], unit(np.stack([*vectors.values()])), faulty
-    assert embedder is not None
+    if not any(column in row.data for row in rows):
+        raise InputError(f'{rows[0].where}: no row has the column "{column}". Name another with --embedding.')
+    found = {i: vector for i in samples.used if (vector := vector_of(rows[i].data.get(column))) is not None}
+    if not found:
+        raise InputError(f'{rows[0].where}: no row has a usable vector in "{column}". Name another column.')
+    first = next(iter(found))
+    if strange := next((i for i, vector in found.items() if len(vector) != len(found[first])), None):
+        sizes = f"{len(found[strange])} numbers, where {rows[first].where} has {len(found[first])}"
+        raise InputError(f"{rows[strange].where}: an embedding of {sizes}. Mend the column.")
+    return found
+
+
+def embedded(samples: Samples, some: Sequence[int], embedder: str, digests: dict[str, str]) -> NDArray[np.float32]:
+    """Embed some rows by an encoder of texts or of pictures, (n, D)."""
+    from amends.curate._features import embeddings
+    from amends.lm.load import weights_sha256
+
     if samples.kind == "text":
-        return [*stays], unit(embeddings(rows, samples.texts, [*stays], embedder, None, digests)), {}
+        found: NDArray[np.float32] = embeddings(samples.rows, samples.texts, [*some], embedder, None, digests)
+        return found
     from amends.lm.image_encoders import embed_images, load_image_encoder
 
     encoder = load_image_encoder(embedder)
     digests["embedder"] = weights_sha256(encoder.model)
-    say(f"embedding {len(stays)} pictures")
-    bar = track(stays, "embedding", console=console, transient=True)
-    pictures = (open_picture(samples.files[i], samples.most_pixels) for i in bar)
-    return [*stays], unit(embed_images(encoder, pictures).numpy()), {}
+    say(f"embedding {len(some)} pictures")
+    bar = track(some, "embedding", console=console, transient=True)
+    return embed_images(encoder, (open_picture(samples.files[i], samples.most_pixels) for i in bar)).numpy()
 
 
 def words_in(row: Row, column: str) -> str | None:

@@ -19,7 +19,7 @@ from amends.curate._doubts import Looked, Mixed, look, mixed_subclasses
 from amends.curate._images import HASH_BITS, folder_names, hex_of, sha256_of
 from amends.curate._pool import Outcome, Verdict, check_columns
 from amends.curate._review import NONE, queue_of, read_votes, write_queue
-from amends.curate._samples import Samples, features, find_table, order_of, read_samples, words_in
+from amends.curate._samples import Samples, embedded, find_table, order_of, read_samples, vectors_in, words_in
 from amends.curate._splits import split_groups
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
@@ -27,6 +27,7 @@ from amends.io.errors import InputError, check_installed
 from amends.io.run import RUN, describe
 from amends.io.tables import Row
 from amends.io.write import kind_of
+from amends.maths.neighbors import unit
 
 Method = Literal["simifeat-vote", "simifeat-rank", "knn", "confident", "cleanlab", "cores"]
 Flagged = Literal["drop", "keep", "relabel"]
@@ -43,6 +44,7 @@ ADDED = (
     "perceptual_hash",
 )
 """Columns that every row gets: `found_as` is the label that it was found for."""
+NO_VECTOR = "no embedding, or one without a direction (NaN, infinite, zero)"
 FEATURELESS = "no wrong label and nothing off topic was looked for: "
 
 
@@ -141,15 +143,21 @@ def run(
     verdicts = dict(samples.refused)
     labels = [said.get(i, name) or "" for i, name in enumerate(samples.labels)]
     verdicts |= {i: Verdict("dropped", "a person says that it belongs to no class") for i in said if said[i] == NONE}
+    vectors = vectors_in(samples, embedding) if embedding else {}
+    verdicts |= {i: Verdict("refused", NO_VECTOR) for i in samples.used if embedding and i not in vectors}
     rows = [i for i in samples.used if i not in verdicts]
     if not rows:
-        raise InputError(f"{votes}: all rows were voted out. Give a pool with rows that belong to a class.")
+        raise InputError(
+            f"{votes}: no row is left that was not voted out. Give a pool with rows that belong to a class."
+        )
     copies = equal(
         [Sample(labels[i], i in said, order_of(samples.rows[i]), samples.rows[i].where) for i in rows],
         [samples.keys[i] for i in rows],
     )
-    used, unit_ND, faulty = features(samples, [rows[n] for n in copies.stays], embedder, embedding, digests)
-    verdicts |= {i: Verdict("refused", reason) for i, reason in faulty.items()}
+    used = [rows[n] for n in copies.stays]
+    if not used:
+        raise InputError(f"{samples.rows[0].where}: every row was found for two classes, so none can be kept.")
+    unit_ND = unit(embedded(samples, used, embedder, digests) if embedder else np.stack([vectors[i] for i in used]))
     number = {i: n for n, i in enumerate(rows)}
     nearly_equal(
         copies,
