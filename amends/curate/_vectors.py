@@ -50,7 +50,7 @@ def vectors_of(
         return list(samples), unit(found_ND[np.argsort(order)]), {}
     kept, vectors, faulty = list[Sample](), list[FloatArray](), dict[int, str]()
     for sample in samples:
-        vector = _vector(rows[sample.row].data.get(str(column)) if given is None else given[sample.row])
+        vector = vector_of(rows[sample.row].data.get(str(column)) if given is None else given[sample.row])
         if vector is None:
             faulty[sample.row] = "no embedding, or one without a direction"
             continue
@@ -67,7 +67,8 @@ def vectors_of(
     return kept, unit(np.stack(vectors)), faulty
 
 
-def _vector(value: Any) -> FloatArray | None:
+def vector_of(value: Any) -> FloatArray | None:
+    """Read a list of numbers, or its JSON; None unless it has a direction."""
     try:
         found = np.asarray(json.loads(value) if isinstance(value, str) else value, dtype=np.float32)
     except (TypeError, ValueError, RecursionError):

@@ -1,0 +1,48 @@
+"""Samples that fit no class: far from all others, whatever their label.
+
+[design] ADC names outliers and gives no rule. Shapes: N samples, k neighbours.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amends.maths.neighbors import nearest
+
+NEIGHBOURS = 5
+TO_DEVIATION = 1.4826
+"""Of a normal distribution: standard deviation by median absolute deviation."""
+LEAST = 10
+"""Samples without which nothing is called far."""
+
+
+class OffTopic(NamedTuple):
+    """How far each sample is from others, and from where on that is too far."""
+
+    distance_N: NDArray[np.float64]
+    """Mean of 1 - cosine to the nearest others."""
+    limit_N: NDArray[np.float64]
+    """Of all samples or of those with the same label, whichever is larger."""
+
+
+def off_topic(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], deviations: float) -> OffTopic:
+    """Measure how far samples are from their nearest, and set the limit by median and median absolute deviation.
+
+    A limit for each class keeps a class that is scattered, or small, from being taken for noise.
+    """
+    num = len(unit_ND)
+    if num < LEAST:
+        return OffTopic(np.full(num, np.nan), np.full(num, np.inf))
+    found = nearest(unit_ND, min(NEIGHBOURS, num - 1))
+    distance_N = 1 - found.similarity_Qk.mean(axis=1, dtype=np.float64)
+    limit_N = np.full(num, _limit(distance_N, deviations))
+    for c in np.unique(labels_N):
+        here_N = labels_N == c
+        limit_N[here_N] = np.maximum(limit_N[here_N], _limit(distance_N[here_N], deviations))
+    return OffTopic(distance_N, limit_N)
+
+
+def _limit(distance_N: NDArray[np.float64], deviations: float) -> float:
+    middle = float(np.median(distance_N))
+    return middle + deviations * TO_DEVIATION * float(np.median(np.abs(distance_N - middle)))
