@@ -22,6 +22,7 @@ _STATES = {
     "unusable: same prompt and answer": "unusable: same prompt and answer as an earlier row",
     "unusable: shares a run": "unusable: shares a run of words with the benchmark",
     "unusable: id": "unusable: an id that was used before",
+    "looks like language": "in another language",
 }
 STATES = ("accepted", "rejected", "incompatible")
 
@@ -199,7 +200,7 @@ def sections(told: Mapping[str, Any], drafts: Sequence[Draft], calls: Mapping[st
             "Purge",
             ["The cut between low and high is a choice of this tool; the paper's is not known."],
             tables=[
-                Table(("", "rows"), [[name, count] for name, count in kept_rows.items()]),
+                Table(("in the end", "rows"), [[name, count] for name, count in kept_rows.items()]),
                 Table(("what became of rows at first", "rows"), [[n, c] for n, c in told["purge"].items()]),
             ],
         ),
