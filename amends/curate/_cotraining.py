@@ -220,7 +220,7 @@ class JoCoR(CoTeaching):
         self.agree = agree
 
     def _loss(self, logits_BK: list[Tensor], labels_B: Tensor, keep: float) -> Tensor:
-        loss_B = joint(*logits_BK, labels_B, self.agree)
+        loss_B = joint(logits_BK[0], logits_BK[1], labels_B, self.agree)
         return loss_B[small_loss(loss_B.detach(), keep)].mean()
 
 

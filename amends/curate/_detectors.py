@@ -267,8 +267,7 @@ class _ByProbability(LabelErrorDetector):
 
     def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
         p_NK = self._probabilities(X, labels_N)
-        own_N = p_NK[np.arange(len(p_NK)), labels_N]
-        return self._judged(p_NK, own_N, labels_N)
+        return self._judged(p_NK, p_NK[np.arange(len(p_NK)), labels_N], labels_N)
 
     @abstractmethod
     def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
