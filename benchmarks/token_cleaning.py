@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from _measure import claim
-from torch import Tensor
 
-from amends.curate._token_stages import finetune, log_probabilities
-from amends.curate._tokens import offsets_of
+from amends.curate._token_stages import finetune, token_numbers
+from amends.curate._tokens import offsets_of, rise_of
 from amends.curate.token_cleaning import Training, token_mask
 from amends.io.tables import read_rows
 from amends.lm.load import load
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, note
+from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import read_pairs
 from amends.lm.rows import encode_rows
 from amends.maths.memorisation import auc
@@ -49,20 +47,20 @@ def main() -> None:
     warm, scored = rows(options.data, loaded.tokenizer, options.warmup_rows, options.scored_rows)
     spoilt, is_replaced = spoil(scored, len(loaded.tokenizer), np.random.default_rng(0))
     offsets = offsets_of([len(row.answers[0]) for row in spoilt])
-    of_base = log_probabilities(loaded.model, spoilt, pad_id, "base")
+    of_base = token_numbers(loaded.model, spoilt, pad_id, "base")
     whole = [np.ones(len(row.answers[0]), dtype=bool) for row in warm]
-    of_any = any_token(loaded.model, spoilt, pad_id)
     found, rises = {}, {}
     for seed in options.seeds:
         how = Training(16, options.learning_rate, options.epochs, 8, 1, seed)
         reference = finetune(loaded, warm, whole, how, f"reference {seed}")
-        found[seed] = log_probabilities(reference.model, spoilt, pad_id, f"reference {seed}") - of_base
-        rises[seed] = any_token(reference.model, spoilt, pad_id) - of_any
+        found[seed], rises[seed] = (token_numbers(reference.model, spoilt, pad_id, f"reference {seed}") - of_base).T
         loaded = loaded._replace(model=reference.model.unload())
     print(f"{offsets[-1]} answer tokens, {is_replaced.sum()} of them replaced")
     for seed, scores in found.items():
         told = told_of(scores, offsets, is_replaced)
         told["rise of the whole vocabulary, at the replaced"] = float(rises[seed][is_replaced].mean())
+        least = rise_of(scores, of_base[:, 0], rises[seed])
+        told |= {"least likely: mean score": least.mean_score, "rise": least.mean_rise, "warned of": least.is_most}
         print(f"seed {seed}: " + "; ".join(f"{name} {value:.3f}" for name, value in told.items()))
         claim(f"replaced tokens kept, seed {seed}", told["kept, replaced"], told["kept, intact"], "share", "lower")
     if len(found) > 1:
@@ -95,15 +93,6 @@ def spoil(packed: list[PackedRow], vocabulary: int, random: np.random.Generator)
         spoilt.append(PackedRow(row.prompt, [answer.tolist()]))
         marks.append(mark)
     return spoilt, np.concatenate(marks)
-
-
-def any_token(model: Any, packed: list[PackedRow], pad_id: int) -> np.ndarray:
-    """Mean of log p over the vocabulary at each answer token, nats, (M,)."""
-
-    def of(out: AnswerLogprobs) -> Tensor:
-        return out.score(lambda logits_NV, _: logits_NV.log_softmax(-1).mean(-1))
-
-    return torch.cat(note(model, packed, pad_id, of, exact=True))[:, 0].numpy()
 
 
 def told_of(scores: np.ndarray, offsets: np.ndarray, is_replaced: np.ndarray) -> dict[str, float]:

@@ -132,21 +132,21 @@ class _ByNeighbours(LabelErrorDetector):
             raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
         return np.asarray((X != 0).any(axis=1))
 
-    def _agree(self, lists: Lists, labels_N: IntArray) -> IntArray:
-        """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
-        counts_KKK = count_triples(lists, labels_N, len(self.classes_), np.ones(len(labels_N), bool)).count_KKK
-        if not counts_KKK.any():
-            raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
-        self.agreement_: Agreement = agreement(counts_KKK)
-        if self.agreement_.above_chance < WARNED_BELOW:
-            warnings.warn(
-                f"neighbours agree in {self.agreement_.pair:.0%} of the rows, by chance in "
-                f"{self.agreement_.pair_by_chance:.0%}: these features do not cluster by label, and what neighbours "
-                "say is worth little.",
-                UserWarning,
-                stacklevel=4,
-            )
-        return counts_KKK
+
+def agreeing(lists: Lists, labels_N: IntArray, num_classes: int) -> tuple[IntArray, Agreement]:
+    """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
+    counts_KKK = count_triples(lists, labels_N, num_classes, np.ones(len(labels_N), bool)).count_KKK
+    if not counts_KKK.any():
+        raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
+    found = agreement(counts_KKK)
+    if found.above_chance < WARNED_BELOW:
+        warnings.warn(
+            f"neighbours agree in {found.pair:.0%} of the rows, by chance in {found.pair_by_chance:.0%}: these "
+            "features do not cluster by label, and what neighbours say is worth little.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return counts_KKK, found
 
 
 def lists_of(X: np.ndarray, num: int) -> Lists:
@@ -196,7 +196,7 @@ class SimiFeat(_ByNeighbours):
         N, K = len(X), len(self.classes_)
         k, share = max(3, min(self.k, N // 2)), drawn_share(N, MOST_DRAWN)
         lists = lists_of(X, length_of_list(share, k - 1))
-        counts_KKK = self._agree(lists, labels_N)
+        counts_KKK, self.agreement_ = agreeing(lists, labels_N, K)
         self.transition_: Transition | None = None
         wrong_K = np.zeros(K)
         if self.rule == "rank":
@@ -245,7 +245,7 @@ class DeepKNN(_ByNeighbours):
         N, K = len(X), len(self.classes_)
         k, all_N = max(1, min(self.k, N // 2)), np.ones(N, bool)
         lists = lists_of(X, k)
-        self._agree(lists, labels_N)
+        self.agreement_ = agreeing(lists, labels_N, K)[1]
         found = neighbours_in(lists, all_N, k)
         votes_NK, noise_N = np.zeros((N, K)), np.full(N, np.nan)
         np.add.at(votes_NK, (found.row_M[:, None], labels_N[found.index_Mk]), 1 / k)
@@ -267,8 +267,7 @@ class _ByProbability(LabelErrorDetector):
 
     def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
         p_NK = self._probabilities(X, labels_N)
-        own_N = p_NK[np.arange(len(p_NK)), labels_N]
-        return self._judged(p_NK, own_N, labels_N)
+        return self._judged(p_NK, p_NK[np.arange(len(p_NK)), labels_N], labels_N)
 
     @abstractmethod
     def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:

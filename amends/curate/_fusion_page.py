@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amends.curate._benchmarks import words_of
-from amends.curate._fusion import PARTS, Draft
+from amends.curate._drafts import PARTS, Draft
 from amends.curate._fusion_rules import RULES, rouge_l
 from amends.curate._pool import Outcome, Verdict
 from amends.curate._purge import Sample
@@ -22,6 +22,7 @@ _STATES = {
     "unusable: same prompt and answer": "unusable: same prompt and answer as an earlier row",
     "unusable: shares a run": "unusable: shares a run of words with the benchmark",
     "unusable: id": "unusable: an id that was used before",
+    "looks like language": "in another language",
 }
 STATES = ("accepted", "rejected", "incompatible")
 
@@ -37,6 +38,7 @@ def fused_row(draft: Draft, generator: str) -> dict[str, Any]:
         "licences": draft.licences,
         "generator": generator,
         "rounds": [_repairs(draft, part) for part in PARTS],
+        "grade": draft.grade,
         "checks": json.dumps({part: draft.losses.get(part) for part in PARTS}, ensure_ascii=False),
         "status": draft.status,
     }
@@ -46,6 +48,7 @@ def pair_row(draft: Draft, generator: str) -> dict[str, Any]:
     """All that is known of a pair, whatever became of it."""
     return fused_row(draft, generator) | {
         "reason": draft.reason,
+        "no_grade": draft.no_grade,
         "domain": draft.domain,
         "keep": {part: [term._asdict() for term in draft.keep[part]] for part in PARTS},
         "history": {part: draft.history.get(part, []) for part in PARTS},
@@ -144,6 +147,10 @@ def summary(drafts: Sequence[Draft], grouped: Grouped, verdicts: Sequence[Verdic
                 }
                 for part in PARTS
             },
+            "grades": {
+                **_mean(rows, "grade", STATES),
+                "unreadable": sum(draft.no_grade is not None for draft in drafts),
+            },
             **{
                 name: {"accepted": _mean(rows, name, ("accepted",)), "all": _mean(rows, name, STATES)}
                 for name in ("key_term_recall", "novelty", "density")
@@ -193,7 +200,7 @@ def sections(told: Mapping[str, Any], drafts: Sequence[Draft], calls: Mapping[st
             "Purge",
             ["The cut between low and high is a choice of this tool; the paper's is not known."],
             tables=[
-                Table(("", "rows"), [[name, count] for name, count in kept_rows.items()]),
+                Table(("in the end", "rows"), [[name, count] for name, count in kept_rows.items()]),
                 Table(("what became of rows at first", "rows"), [[n, c] for n, c in told["purge"].items()]),
             ],
         ),
@@ -231,11 +238,17 @@ def sections(told: Mapping[str, Any], drafts: Sequence[Draft], calls: Mapping[st
                     rules,
                     "By the first candidate, and by the best one after repairs.",
                 ),
+                *([_graded(fusion["grades"])] if fusion["conversations"].get("grade") else []),
                 Table(("asking", "number"), [[name, value] for name, value in calls.items()]),
             ],
         ),
         Section("Examples", examples=_examples(drafts)),
     ]
+
+
+def _graded(grades: Mapping[str, Any]) -> Table:
+    rows = [["graded", grades["n"]], ["no grade could be read", grades["unreadable"]], ["mean grade", grades["mean"]]]
+    return Table(("by the judge", "number"), rows, "From 1 to 5. A draft without a grade stays what it was.")
 
 
 def _examples(drafts: Sequence[Draft]) -> list[Example]:

@@ -5,19 +5,28 @@ lies, and what counts as unusable, is not known from them: both are [design], a 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
 from amends.curate._benchmarks import Benchmark, words_of
 from amends.curate._pool import Verdict
-from amends.io.errors import InputError
+from amends.io.errors import InputError, check_installed
 from amends.io.tables import Row
 from amends.lm.pairs import Pair, read_pairs
 
 LEAST_WORDS = 2
 """Of a response."""
+SURE = 0.5
+"""Chance from which on a text is taken to be in a language."""
+MOST_READ = 4_000
+"""Characters by which its language is told."""
+
+RAW = (
+    "The rows were split by raw scores. A rater's mistakes put good rows among the low ones, where they are fused "
+    "away: mend the scores first (amends curate ds2), and name the column with --curated."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Purging:
     licence_column: str | None = None
     never_mix: tuple[str, ...] = ()
     """Pairs of licences, A|B, that no row may carry together."""
+    language: str | None = None
+    """ISO 639-1 code; rows that are surely in another one are refused."""
 
     @property
     def column(self) -> str:
@@ -68,7 +79,8 @@ class Purged(NamedTuple):
 def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None) -> Purged:
     """Split a pool.
 
-    A row without a score is refused; so is a low one without a licence where a column of licences is named. Dropped
+    A row without a score is refused; so is one that is surely in another language than the one that is named, and a
+    low one without a licence where a column of licences is named. Dropped
     are rows without an instruction or a response, rows equal to an earlier one, responses shorter than `LEAST_WORDS`
     words, rows that share a run of words with the benchmark, and those between the two cuts.
 
@@ -94,6 +106,7 @@ def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None)
     pairs = read_pairs(rated, question_column=how.question_column, answer_column=how.answer_column, skip_bad_rows=True)
     usable = {pair.where: pair for pair in pairs.kept}
     unusable = {dropped.where: dropped.reason.partition(". ")[0] for dropped in pairs.dropped}
+    foreign = None if how.language is None else other_language(how.language)
     verdicts, samples, low = list[Verdict](), list[Sample](), list[Sample]()
     for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
         pair = usable.get(row.where)
@@ -104,6 +117,9 @@ def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None)
             verdicts.append(Verdict("dropped", f"unusable: {reason}"))
             continue
         assert pair is not None
+        if foreign and (told := foreign(f"{_asked(pair)}\n{pair.answer}")):
+            verdicts.append(Verdict("refused", told))
+            continue
         sample = _sample(number, row, pair, how.licence_column)
         samples.append(sample)
         if score >= how.high:
@@ -128,6 +144,29 @@ def _sample(number: int, row: Row, pair: Pair, licence_column: str | None) -> Sa
         pair.answer,
         licence.strip() or None if isinstance(licence, str) else None,
     )
+
+
+def other_language(code: str) -> Callable[[str], str | None]:
+    """Make a function that says of a text why it is surely not in this language, by `py3langid`; else None.
+
+    Sure is a chance of `SURE` or more for another one. [design] Short texts, code, and names are of no sure language.
+
+    Raises
+    ------
+    InputError : a language that is not known, or `py3langid` is not installed.
+    """
+    check_installed("py3langid", "py3langid", "curate")
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if code not in identifier.labels:
+        raise InputError(f"--language {code}: unknown. Give a code of ISO 639-1, such as en, de or zh.")
+
+    def told(text: str) -> str | None:
+        found, chance = identifier.classify(text[:MOST_READ])
+        return f"looks like language {found} ({chance:.2f}), not {code}" if found != code and chance >= SURE else None
+
+    return told
 
 
 def never_mixed(pairs: Sequence[str]) -> set[frozenset[str]]:
@@ -176,3 +215,15 @@ def _asked(pair: Pair) -> str:
     if isinstance(pair.prompt, str) or len(pair.prompt) == 1:
         return pair.question
     return "\n".join(f"{message['role']}: {message['content']}" for message in pair.prompt)
+
+
+def warnings_of(how: Purging, low: Sequence[Sample]) -> list[str]:
+    """Say what makes a purge doubtful."""
+    licences = sorted({sample.licence for sample in low if sample.licence})
+    found = [RAW] if how.raw else []
+    if len(licences) > 1 and not how.never_mix:
+        found.append(
+            f"Rows have {len(licences)} licences ({', '.join(licences)[:200]}), and each fused row carries those of "
+            "both its sources. Say with --never-mix which of them no row may carry together."
+        )
+    return found

@@ -1,9 +1,11 @@
 """A small classifier for a table whose labels are wrong or of unequal classes: softmax, or one hidden layer.
 
+`_cotraining.py` has those that train two of them at once.
+
 Shapes: N rows, B rows of a batch, D features, H hidden units, K classes.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +15,52 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from amends.curate._detectors import lists_of
-from amends.curate._votes import count_triples
+from amends.curate._detectors import agreeing, lists_of
 from amends.maths.robust import NEED_TRANSITION, Given, adjusted, class_weights, elr_target, ldam, loss_named, reduced
-from amends.maths.transition import fit_transition
+from amends.maths.transition import Transition, fit_transition
 
 IMBALANCE = ("balanced_softmax", "post_hoc", "ldam", "class_weights")
 
 
-class RobustClassifier(ClassifierMixin, BaseEstimator):
+class Table(NamedTuple):
+    """What a classifier learns from."""
+
+    X: np.ndarray
+    """As it was given, in float32."""
+    x_ND: Tensor
+    """Each feature with mean 0 and standard deviation 1."""
+    labels_N: np.ndarray
+    """Places in `classes_`."""
+    seed: int
+
+
+class TableClassifier(ClassifierMixin, BaseEstimator):
+    """What the classifiers share: rows that are read and scaled, a seed, the likeliest class."""
+
+    random_state: Any
+
+    def _read(self, X: Any, y: Any) -> Table:
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(y)
+        self.classes_, labels_N = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("one class in y: there is nothing to tell apart (1 class).")
+        self.prior_ = np.bincount(labels_N) / len(labels_N)
+        self.mean_, scale = X.mean(axis=0), X.std(axis=0)
+        self.scale_ = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        return Table(X, self._scaled(X), labels_N, seed)
+
+    def _scaled(self, X: np.ndarray) -> Tensor:
+        return torch.from_numpy((X - self.mean_) / self.scale_)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Likeliest true class, (N,)."""
+        probability_NK = self.predict_proba(X)
+        return np.asarray(self.classes_[probability_NK.argmax(axis=1)])
+
+
+class RobustClassifier(TableClassifier):
     """Classifier with a loss for wrong labels and a correction for unequal classes.
 
     Features are brought to mean 0 and standard deviation 1; a constant one counts for nothing. The weights are those of
@@ -89,25 +128,15 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         loss = loss_named(self.loss)
         if self.imbalance is not None and self.imbalance not in IMBALANCE:
             raise ValueError(f"imbalance={self.imbalance!r}: unknown. Choose one of {', '.join(IMBALANCE)}.")
-        X, y = validate_data(self, X, y, dtype=np.float32)
-        check_classification_targets(y)
-        self.classes_, labels_N = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError("one class in y: there is nothing to tell apart (1 class).")
-        counts_K = np.bincount(labels_N)
-        self.prior_ = counts_K / counts_K.sum()
-        self.transition_ = self._transition(X, labels_N)
-        self.mean_, scale = X.mean(axis=0), X.std(axis=0)
-        self.scale_ = np.where(scale > 0, scale, 1.0).astype(np.float32)
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        generator = torch.Generator().manual_seed(int(seed))
-        x_ND = torch.from_numpy((X - self.mean_) / self.scale_)
-        y_N, K = torch.from_numpy(labels_N), len(self.classes_)
-        weights = self._start(x_ND.shape[1], K, generator)
+        table = self._read(X, y)
+        x_ND, y_N, K = table.x_ND, torch.from_numpy(table.labels_N), len(self.classes_)
+        self.transition_ = self._transition(table)
+        generator = torch.Generator().manual_seed(table.seed)
+        weights = start(x_ND.shape[1], self.hidden, K, generator)
         optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
         matrix_KK = None if self.transition_ is None else torch.from_numpy(self.transition_)
         given = Given(matrix_KK, torch.from_numpy(self.prior_), generator)
-        counts, target_NK = torch.from_numpy(counts_K), torch.zeros(len(y_N), K)
+        counts, target_NK = y_N.bincount(), torch.zeros(len(y_N), K)
         weight_K = class_weights(counts) if self.imbalance == "class_weights" else torch.ones(K)
         for epoch in range(self.epochs):
             for rows_B in torch.randperm(len(y_N), generator=generator).split(self.batch_size):
@@ -125,24 +154,14 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         self.weights_ = [weight.detach().numpy() for weight in weights]
         return self
 
-    def _start(self, num_features: int, num_classes: int, generator: torch.Generator) -> list[Tensor]:
-        """Weights before the first step: zeros, behind a hidden layer that is drawn."""
-        if not self.hidden:
-            return [torch.zeros(num_features, num_classes).requires_grad_(), torch.zeros(num_classes).requires_grad_()]
-        into_DH = torch.randn(num_features, self.hidden, generator=generator) * (2 / num_features) ** 0.5
-        out_HK = torch.randn(self.hidden, num_classes, generator=generator) / self.hidden**0.5
-        weights = [into_DH, torch.zeros(self.hidden), out_HK, torch.zeros(num_classes)]
-        return [weight.requires_grad_() for weight in weights]
-
-    def _transition(self, X: np.ndarray, labels_N: np.ndarray) -> np.ndarray | None:
+    def _transition(self, table: Table) -> np.ndarray | None:
         K = len(self.classes_)
         if isinstance(self.transition, str) and self.transition != "estimate":
             raise ValueError(f"transition={self.transition!r}: give a matrix or 'estimate'.")
         if self.loss not in NEED_TRANSITION:
             return None
         if self.transition is None or isinstance(self.transition, str):
-            lists = lists_of(X, 2)
-            return fit_transition(count_triples(lists, labels_N, K, np.ones(len(X), bool)).count_KKK).matrix_KK
+            return estimated_transition(table, K).matrix_KK
         T = np.asarray(self.transition, dtype=np.float64)
         if T.shape != (K, K) or not (T >= 0).all() or not np.allclose(T.sum(axis=1), 1):
             raise ValueError(f"transition {T.shape}: expected {K} rows of {K} numbers from 0 that sum to 1.")
@@ -153,16 +172,26 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False)
         with torch.inference_mode():
-            x_ND = torch.from_numpy((X - self.mean_) / self.scale_)
-            logits_NK = logits(x_ND, [torch.from_numpy(weight) for weight in self.weights_]).double()
+            logits_NK = logits(self._scaled(X), [torch.from_numpy(weight) for weight in self.weights_]).double()
             if self.imbalance == "post_hoc":
                 logits_NK = adjusted(logits_NK, torch.from_numpy(self.prior_), -1.0)
             return np.asarray(logits_NK.softmax(-1).numpy())
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Likeliest true class, (N,)."""
-        probability_NK = self.predict_proba(X)
-        return np.asarray(self.classes_[probability_NK.argmax(axis=1)])
+
+def estimated_transition(table: Table, num_classes: int) -> Transition:
+    """Find T_ij = P(label j | truth i) and the prior by how often a row and its two nearest have the same labels."""
+    if table.X.shape[1] < 2:
+        raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
+    return fit_transition(agreeing(lists_of(table.X, 2), table.labels_N, num_classes)[0])
+
+
+def start(num_features: int, hidden: int, num_classes: int, generator: torch.Generator) -> list[Tensor]:
+    """Weights before the first step: zeros, behind a hidden layer that is drawn."""
+    if not hidden:
+        return [torch.zeros(num_features, num_classes).requires_grad_(), torch.zeros(num_classes).requires_grad_()]
+    into_DH = torch.randn(num_features, hidden, generator=generator) * (2 / num_features) ** 0.5
+    out_HK = torch.randn(hidden, num_classes, generator=generator) / hidden**0.5
+    return [weight.requires_grad_() for weight in (into_DH, torch.zeros(hidden), out_HK, torch.zeros(num_classes))]
 
 
 def logits(x_BD: Tensor, weights: list[Tensor]) -> Tensor:

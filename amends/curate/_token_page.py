@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from amends.curate._token_rows import TokenPool
-from amends.curate._tokens import Floats, Mask, Offsets, kept_by, kept_by_token, needed_reduction
+from amends.curate._tokens import Floats, Mask, Offsets, Rise, kept_by, kept_by_token, needed_reduction, rise_of
 from amends.report.tokens import Example
 
 EXAMPLES, EXAMPLE_TOKENS = 10, 300
@@ -26,6 +26,7 @@ def summary(
     parts: Sequence[str],
     sources: Sequence[str] | None,
     tokenizer: PreTrainedTokenizerBase,
+    beside: Floats,
 ) -> dict[str, Any]:
     """Count the scored tokens, those from row `first` on.
 
@@ -36,6 +37,8 @@ def summary(
     parts : list of str (N,)
         Of each row the part of the data that it is in.
     sources : list of str (N,), optional
+    beside : float32 (M, 2)
+        From `clean`.
     """
     start = int(offsets[first])
     own, kept, rows = scores[start:], mask[start:], offsets[first:] - start
@@ -47,6 +50,7 @@ def summary(
         "kept": int(kept.sum()),
         "ends": ends,
         "mean_score": float(own.mean(dtype=np.float64)),
+        "least_likely": rise_of(own, *beside[start:].T)._asdict(),
         "parts": [counted._asdict() for counted in kept_by(parts[first:], own, kept, rows)],
         "sources": [c._asdict() for c in kept_by(sources[first:], own, kept, rows)] if sources else [],
         "delta": DELTA,
@@ -101,6 +105,14 @@ def warnings_of(scores: Floats, told: dict[str, Any]) -> list[str]:
         found.append(
             f"The reference says the answers less well than the base (mean score {told['mean_score']:.3f} nats): what "
             "it learned does not help here. Make it of rows like these, of more of them, or at a lower rate."
+        )
+    rise = Rise(**told["least_likely"])
+    if rise.is_most:
+        found.append(
+            f"The {rise.tokens} tokens that the base finds least likely have a mean score of {rise.mean_score:.3f} "
+            f"nats, but where they stand any token of the vocabulary rises by {rise.mean_rise:.3f}: the reference is "
+            "less sure than the base, and their scores do not say that it learned them. Noise among them is kept like "
+            "the rest. Make the reference of more rows, or at a lower rate."
         )
     if not told["kept"]:
         found.append("No token is kept.")

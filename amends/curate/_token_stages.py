@@ -49,14 +49,29 @@ def log_probabilities(model: nn.Module, rows: Sequence[PackedRow], pad_id: int, 
     -------
     float32 (M,) : nats, of all rows one behind another.
     """
+    return np.ascontiguousarray(token_numbers(model, rows, pad_id, label)[:, 0])
+
+
+def token_numbers(model: nn.Module, rows: Sequence[PackedRow], pad_id: int, label: str | None = None) -> Floats:
+    """`log_probabilities`, and beside each the mean over the vocabulary at its place: float32 (M, 2), nats."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens, reverse=True)  # most memory first
     batches = [order[start : start + NOTED_AT_ONCE] for start in range(0, len(order), NOTED_AT_ONCE)]
-    found: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
+    found: list[Floats] = [np.zeros((0, 2), np.float32)] * len(rows)
+
+    def numbers(out: AnswerLogprobs) -> Tensor:
+        return out.score(lambda x_NV, own_N: torch.stack([log_probability(x_NV, own_N), mean_logp(x_NV)], -1))
+
     for batch in track(batches, description=label or "", transient=True, console=console, disable=label is None):
-        noted = note(model, [rows[i] for i in batch], pad_id, lambda out: out.logp_BA, exact=True)
-        for i, logp_A1 in zip(batch, noted, strict=True):
-            found[i] = logp_A1[:, 0].numpy()
-    return np.concatenate([np.zeros(0, np.float32), *found])
+        for i, numbers_A2 in zip(
+            batch, note(model, [rows[i] for i in batch], pad_id, numbers, exact=True), strict=True
+        ):
+            found[i] = numbers_A2.numpy()
+    return np.concatenate([np.zeros((0, 2), np.float32), *found])
+
+
+def mean_logp(logits_NV: Tensor) -> Tensor:
+    """Mean over the vocabulary of the log-probability, nats, (N,)."""
+    return logits_NV.mean(-1) - logits_NV.logsumexp(-1)
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -280,7 +295,7 @@ def clean(
     base: str,
     reference: str | None,
     self_evolving: bool,
-) -> tuple[Floats, Mask]:
+) -> tuple[Floats, Floats, Mask]:
     """Score the rows part after part, and choose tokens; theta_0 is the base, and the base of all scores.
 
     Fixed: one reference, given or made of part 0. Self-evolving: theta_1 = finetune(theta_0, part 0, all tokens); then
@@ -296,23 +311,23 @@ def clean(
 
     Returns
     -------
-    scores (M,), NaN where none were needed; mask (M,)
+    scores (M,); log p_base, and how far the mean log-probability of the vocabulary rose (M, 2); mask (M,). NaN where
+    no score was needed.
     """
     offsets, first = offsets_of(lengths(rows)), bounds[0] if reference else bounds[1]
     start = int(offsets[first])
-    scores, mask = np.full(offsets[-1], np.nan, np.float32), np.ones(offsets[-1], dtype=bool)
+    scores, beside = np.full(offsets[-1], np.nan, np.float32), np.full((offsets[-1], 2), np.nan, np.float32)
+    mask = np.ones(offsets[-1], dtype=bool)
     tokenizer = stages.model(base).tokenizer
 
     def masks(begin: int, end: int) -> list[Mask]:
         return [mask[offsets[i] : offsets[i + 1]] for i in range(begin, end)]
 
     def logp(model: Callable[[], Loaded], begin: int, end: int, label: str) -> Floats:
-        return log_probabilities(
-            check_tokenizer(model(), tokenizer).model, rows[begin:end], tokenizer.pad_token_id, label
-        )
+        return token_numbers(check_tokenizer(model(), tokenizer).model, rows[begin:end], tokenizer.pad_token_id, label)
 
     newest: Callable[[], Loaded] = partial(stages.model, base)
-    of_base = stages.numbers("base", partial(logp, newest, first, len(rows), "base"))
+    of_base = stages.numbers("numbers-base", partial(logp, newest, first, len(rows), "base"))
     if reference:
         newest = partial(stages.model, reference)
     else:
@@ -321,11 +336,13 @@ def clean(
         newest = partial(stages.model, "theta-1", made=True)
     for t, (begin, end) in enumerate(pairwise(bounds if reference else bounds[1:]), 1):
         part = slice(offsets[begin], offsets[end])
-        found = stages.numbers(f"reference-{t}", partial(logp, newest, begin, end, f"reference {t}"))
-        scores[part] = found - of_base[offsets[begin] - start : offsets[end] - start]
+        found = stages.numbers(f"numbers-{t}", partial(logp, newest, begin, end, f"reference {t}"))
+        base_here = of_base[offsets[begin] - start : offsets[end] - start]
+        scores[part], beside[part, 0] = found[:, 0] - base_here[:, 0], base_here[:, 0]
+        beside[part, 1] = found[:, 1] - base_here[:, 1]
         mask[part] = choose(begin, end, scores[part])
         if self_evolving:
             learn = partial(finetune, rows=rows[begin:end], masks=masks(begin, end), how=how, label=f"part {t}")
             stages.make(f"theta-{t + 1}", newest, learn)
             newest = partial(stages.model, f"theta-{t + 1}", made=True)
-    return scores, mask
+    return scores, beside, mask

@@ -18,6 +18,8 @@ Level = Literal["global", "sample", "threshold"]
 LEVELS: tuple[Level, ...] = ("global", "sample", "threshold")
 KEEP = 0.6
 """Share that is kept unless another one is asked for, as in the paper."""
+LEAST_LIKELY, MOSTLY = 0.25, 0.5
+"""Share of the tokens, by the base, that `rise_of` looks at; part of what they gained that is worth a warning."""
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Offsets = NDArray[np.int64]
@@ -151,6 +153,37 @@ def needed_reduction(num_tokens: int, share: float, delta: float = 0.05) -> floa
     if num_tokens < 1 or not 0 < share <= 1 or not 0 < delta < 1:
         raise ValueError(f"num_tokens={num_tokens}, share={share}, delta={delta}: out of range.")
     return math.sqrt(2 * math.log(4 / delta) / num_tokens) * (math.sqrt(1 / share) - 1)
+
+
+class Rise(NamedTuple):
+    """What the tokens gained that the base finds least likely, beside what any token gained where they stand."""
+
+    tokens: int
+    mean_score: float
+    """Of them, nats."""
+    mean_rise: float
+    """Of the mean log-probability of the whole vocabulary at their places, nats."""
+
+    @property
+    def is_most(self) -> bool:
+        """Whether at least half of what they gained went to any token, and so says nothing of them."""
+        return self.mean_score > 0 and self.mean_rise >= MOSTLY * self.mean_score
+
+
+def rise_of(scores: Floats, base_logp: Floats, rise: Floats) -> Rise:
+    """Take the quarter of the tokens with the least log p_base; what a quarter and half of a score mean is [design].
+
+    A reference that is less sure than the base takes from what is likely and gives to all the rest: its score is high
+    for unlikely tokens, whether it learned them or not. Tokens that are in no answer tell the two apart.
+
+    Parameters
+    ----------
+    scores, base_logp, rise : float32 (M,)
+        S; log p_base; how far the mean log-probability of the vocabulary rose at the token's place. All in nats.
+    """
+    least = highest(-base_logp, max(1, int(LEAST_LIKELY * len(scores))))
+    means = (float(values[least].mean(dtype=np.float64)) for values in (scores, rise))
+    return Rise(int(least.sum()), *means)
 
 
 class Kept(NamedTuple):

@@ -16,11 +16,14 @@ import typer
 from numpy.typing import ArrayLike
 
 from amends.curate._benchmarks import read_benchmark
-from amends.curate._fusion import Control, Draft, Mixing, Writer, drafts_of, estimate, fuse
+from amends.curate._drafts import Control, Draft, Form, Mixing, drafts_of
+from amends.curate._fusion import Writer, estimate, fuse
+from amends.curate._fusion_judge import HIGHEST, LOWEST
+from amends.curate._fusion_judge import judge as grade_all
 from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
 from amends.curate._fusion_rules import Checker, Instructions
 from amends.curate._pool import Outcome, Verdict, check_columns, read_pool
-from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge
+from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge, warnings_of
 from amends.curate._representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
 from amends.curate._terms import Weights
 from amends.curate._vectors import vectors_of
@@ -34,10 +37,8 @@ from amends.report.curation import render_curation
 
 __all__ = ["Control", "Grouping", "Mixed", "Mixing", "Purging", "run"]
 ADDED = ("cluster", "fused_into")
-RAW = (
-    "The rows were split by raw scores. A rater's mistakes put good rows among the low ones, where they are fused "
-    "away: mend the scores first (amends curate ds2), and name the column with --curated."
-)
+ALONE = ("one2one", "evolve")
+"""Controls that take the first sample of each pair alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ def run(
     purging: Purging | None = None,
     grouping: Grouping | None = None,
     mixing: Mixing | None = None,
+    judge: str | Chat | None = None,
     benchmark: str | Path | None = None,
     cache: str | Path | None = None,
     most_calls: int | None = None,
@@ -94,6 +96,8 @@ def run(
         A column with lists of numbers, or the embeddings themselves.
     purging, grouping, mixing : optional
         How each step goes.
+    judge : str or Chat, optional
+        Model that grades what was accepted, 1 to 5; its own `most_calls` apply to it.
     benchmark : path, optional
         Table whose texts must not be trained on.
     cache : path, optional
@@ -115,6 +119,8 @@ def run(
         check_new(out)
     if llm is None and not dry_run:
         raise InputError("--llm: name the model that writes, or take --dry-run.")
+    if mixing.least_grade is not None and (judge is None or not LOWEST <= mixing.least_grade <= HIGHEST):
+        raise InputError(f"--least-grade {mixing.least_grade}: give {LOWEST} to {HIGHEST}, and a --judge.")
     for module, package in (("faiss", "faiss-cpu"), ("sklearn", "scikit-learn")):
         check_installed(module, package, "curate")
     started, contents = time.time(), read_benchmark(benchmark) if benchmark else None
@@ -128,21 +134,26 @@ def run(
         how=(purging, grouping, mixing),
         rng=np.random.default_rng(seed),
     )
-    drafts, warnings = plan.drafts, _warnings(purging, plan.low)
+    drafts, warnings = plan.drafts, warnings_of(purging, plan.low)
     for warning in warnings:
         say(f"warning: {warning}")
     say(f"{len(plan.low)} rows with a low score, {len(plan.grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
     would_take = estimate([draft for draft in drafts if draft.status == "open"], mixing)
-    chat, calls = None, dict[str, Any]()
+    chat, calls, judging = None, dict[str, Any](), dict[str, Any]()
     if not dry_run:
         assert llm is not None
         chat = llm if isinstance(llm, Chat) else _open(llm, out, cache, most_calls, batch_size, concurrency)
         writer = Writer(chat, mixing, seed)
         checker = Checker(Instructions([sample.instruction for sample in purged.usable]), contents)
         number_of = {sample.row: i for i, sample in enumerate(purged.usable)}
-        again = None if mixing.control in ("one2one", "random") else plan.pair_again
+        again = None if mixing.control in (*ALONE, "random") else plan.pair_again
         fuse(drafts, writer, checker, lambda draft: {number_of[sample.row] for sample in draft.samples}, again)
         calls = asdict(writer.counts)
+        if judge is not None:
+            same = chat if judge == llm else judge if isinstance(judge, Chat) else None
+            grader = Writer(same or _open(str(judge), out, cache, most_calls, batch_size, concurrency), mixing, seed)
+            grade_all(drafts, grader)
+            judging = {"model": grader.chat.model.name, **asdict(grader.counts)}
     outcome = outcome_of(rows, plan.verdicts, plan.low, plan.grouped, drafts)
     told: dict[str, Any] = {"rows": outcome.counts(), "low": len(plan.low)}
     told |= summary(drafts, plan.grouped, purged.verdicts)
@@ -159,8 +170,9 @@ def run(
         seconds={"in all": round(time.time() - started, 1)},
         stopped="nothing was asked" if dry_run else "all pairs looked at",
         warnings=warnings,
-    ) | {"generator": name, "calls": calls, "estimate": would_take, "found": told}
-    page = "" if dry_run else render_curation(record, "Purge and mix", lead(told), sections(told, drafts, calls))
+    ) | {"generator": name, "calls": calls, "judging": judging, "estimate": would_take, "found": told}
+    asking = calls | {f"judge: {what}": value for what, value in judging.items()}
+    page = "" if dry_run else render_curation(record, "Purge and mix", lead(told), sections(told, drafts, asking))
     mixed = Mixed(
         outcome,
         [fused_row(draft, name) for draft in drafts if draft.status == "accepted"],
@@ -243,8 +255,9 @@ def _plan(
     verdicts = [Verdict("refused", faulty[i]) if i in faulty else verdict for i, verdict in enumerate(purged.verdicts)]
     grouped = group(unit_ND, grouping, rng, at_random=mixing.control == "random")
     weights = Weights([f"{sample.instruction}\n{sample.response}" for sample in purged.usable])
-    alone = mixing.control == "one2one"
-    drafts = drafts_of([[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs], weights)
+    alone, evolves = mixing.control in ALONE, mixing.control == "evolve"
+    groups = [[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs]
+    drafts = drafts_of(groups, weights, mixing.form, evolves)
     for draft in drafts:
         if len(draft.samples) > 1 and not can_mix(draft.samples[0], draft.samples[1], never):
             draft.status, draft.reason = "incompatible", f"licences that do not mix: {' and '.join(draft.licences)}"
@@ -263,17 +276,6 @@ def _open(
         cache = Path(f"{Path(out)}.answers.sqlite")
         cache.parent.mkdir(parents=True, exist_ok=True)
     return open_chat(llm, cache=cache, most_calls=most_calls, batch_size=batch_size, concurrency=concurrency)
-
-
-def _warnings(how: Purging, low: Sequence[Sample]) -> list[str]:
-    licences = sorted({sample.licence for sample in low if sample.licence})
-    found = [RAW] if how.raw else []
-    if len(licences) > 1 and not how.never_mix:
-        found.append(
-            f"Rows have {len(licences)} licences ({', '.join(licences)[:200]}), and each fused row carries those of "
-            "both its sources. Say with --never-mix which of them no row may carry together."
-        )
-    return found
 
 
 def _told(value: Any) -> Any:
@@ -313,6 +315,9 @@ def command(
     never_mix: Annotated[
         list[str] | None, typer.Option(help="Two licences, A|B, that no row may carry together; repeat for several.")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Refuse rows that are surely in another language than this, such as en.")
+    ] = None,
     benchmark: Annotated[
         Path | None, typer.Option(help="Table whose texts must not be trained on: runs of 13 words are looked for.")
     ] = None,
@@ -331,8 +336,16 @@ def command(
     rounds: Annotated[int, typer.Option(help="Repairs of an instruction, and of a response, at most.", min=0)] = 3,
     control: Annotated[
         Control | None,
-        typer.Option(help="Rewrite the first of each pair alone, pair at random, or let the checks decide nothing."),
+        typer.Option(
+            help="Rewrite the first of each pair alone, or make it harder (evolve); pair at random; or let the checks "
+            "decide nothing."
+        ),
     ] = None,
+    form: Annotated[
+        Form, typer.Option(help="How the model answers: JSON, or plain words, for models that write no JSON.")
+    ] = "json",
+    judge: Annotated[str | None, typer.Option(help="Model that grades what was accepted, 1 to 5; as --llm.")] = None,
+    least_grade: Annotated[int | None, typer.Option(help="Reject what the judge gives a lower grade.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer of the model.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0,
     cache: Annotated[Path | None, typer.Option(help="File of answers; OUT.answers.sqlite if none is given.")] = None,
@@ -352,10 +365,11 @@ def command(
         embedder=embedder,
         embedding=embedding,
         purging=Purging(
-            curated, raw, low, high, question_column, answer_column, licence_column, tuple(never_mix or ())
+            curated, raw, low, high, question_column, answer_column, licence_column, tuple(never_mix or ()), language
         ),
         grouping=Grouping(neighbours, theta, per_cluster, mmr, pairing, most_pairs),
-        mixing=Mixing(rounds, control, max_new_tokens, temperature),
+        mixing=Mixing(rounds, control, max_new_tokens, temperature, form, least_grade),
+        judge=judge,
         benchmark=benchmark,
         cache=cache,
         most_calls=most_calls,

@@ -42,6 +42,7 @@ from amends.lm.pairs import Pair, turn_end
 from amends.lm.rows import context_limit, encode_rows
 from amends.report.tokens import Example, render_tokens
 
+CHUNKS = 5
 __all__ = [
     "ChosenTokensTrainer",
     "Cleaned",
@@ -119,7 +120,7 @@ def run(
     reference: str | Path | None = None,
     warmup_rows: int = 0,
     self_evolving: bool = False,
-    chunks: int = 5,
+    chunks: int | None = None,
     keep: float | None = None,
     level: Level = "global",
     threshold: float | None = None,
@@ -143,11 +144,11 @@ def run(
     warmup_rows : int, optional
         Make the reference here, of this many rows at the beginning, which keep all tokens.
     self_evolving : bool, default False
-        Make it of the first of `chunks` equal parts, and go on part by part (`clean`).
+        Make it of the first of `chunks` (default 5) equal parts, and go on part by part (`clean`).
     keep_ends : bool, default True
         Keep the token that closes an answer wherever another one of it is kept.
     training : Training, optional
-        How models are made here.
+        How models are made here; not with `reference`, as none is.
 
     The others are as on the command line, and as in `token_mask`.
 
@@ -164,6 +165,9 @@ def run(
     check_choice(level, keep, threshold, source_column is not None)
     if (reference is not None) + (warmup_rows > 0) + self_evolving != 1:
         raise InputError("a reference is needed: give one of --reference, --warmup-rows and --self-evolving.")
+    if ignored := unused(how if reference is not None else None, chunks if not self_evolving else None):
+        raise InputError(ignored)
+    num_chunks = (CHUNKS if chunks is None else chunks) if self_evolving else 0
     started = time.time()
     with lock(out) if out is not None else nullcontext():
         say("reading the model and the data")
@@ -171,7 +175,12 @@ def run(
         tokenizer, digests = loaded.tokenizer, {"base": weights_sha256(loaded.model)}
         limit = context_limit(loaded.model, max_length)
         pool = read_token_pool(data, tokenizer, limit, question_column, answer_column)
-        bounds = parts_of(len(pool.pairs), reference is not None, warmup_rows, chunks if self_evolving else 0)
+        bounds = parts_of(
+            len(pool.pairs),
+            reference is not None,
+            warmup_rows,
+            (CHUNKS if chunks is None else chunks) if self_evolving else 0,
+        )
         first = bounds[0] if reference is not None else bounds[1]
         sources = [source_of(pool.rows[i], source_column) for i in pool.numbers] if source_column else None
         offsets = offsets_of(lengths(pool.packed))
@@ -194,7 +203,7 @@ def run(
         stages = Stages(folder, asked, loaded)
         del loaded  # held by the stages alone
         say(f"scoring {len(pool.pairs) - first} of {len(pool.rows)} rows")
-        scores, mask = clean(
+        scores, beside, mask = clean(
             stages,
             pool.packed,
             bounds,
@@ -209,7 +218,7 @@ def run(
         digests["model" if self_evolving else "reference"] = weights_sha256(learned.model)
         parts = [part_name(i, bounds, first) for i in range(len(pool.pairs))]
         num_ends = int((mask & ends)[offsets[first] :].sum()) if keep_ends else 0
-        told = summary(pool, scores, mask, offsets, first, num_ends, parts, sources, tokenizer)
+        told = summary(pool, scores, mask, offsets, first, num_ends, parts, sources, tokenizer, beside)
         outcome = outcome_of(pool, scores, mask, offsets, first)
         told["rows"] = outcome.counts()
         warnings = warnings_of(scores[offsets[first] :], told)
@@ -232,6 +241,16 @@ def run(
             assert folder is not None
             shutil.rmtree(folder)
         return cleaned
+
+
+def unused(training: Training | None, chunks: int | None) -> str | None:
+    """Name the options that were changed and would be ignored: of a training that there is not, of chunks."""
+    if chunks is not None:
+        return f"--chunks {chunks}: goes with --self-evolving. Leave it out."
+    changed = set() if training is None else asdict(training).items() - asdict(Training()).items()
+    if names := sorted(f"--{name.replace('_', '-')} {value}" for name, value in changed if name != "seed"):
+        return f"{', '.join(names)}: how a reference is made here, but --reference gives one. Leave it out."
+    return None
 
 
 def write(cleaned: Cleaned, out: Path, kind: str, shown: Sequence[Example]) -> None:
@@ -292,7 +311,10 @@ def command(
             help="Make it of the first chunk; clean each chunk with the newest model and train that on what is kept.",
         ),
     ] = False,
-    chunks: Annotated[int, typer.Option(help="Self-evolving: equal parts, in the order of the rows.", min=2)] = 5,
+    chunks: Annotated[
+        int | None,
+        typer.Option(help="Self-evolving: equal parts, in the order of the rows; 5 if none is given.", min=2),
+    ] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the answer tokens that is kept; 0.6 unless --threshold is given.")
     ] = None,

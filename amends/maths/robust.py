@@ -182,20 +182,6 @@ def elr_target(target_BK: Tensor, logits_BK: Tensor, momentum: float = 0.7) -> T
     return momentum * target_BK + (1 - momentum) * logits_BK.detach().softmax(-1).to(target_BK)
 
 
-def small_loss(loss_B: Tensor, keep: float) -> Tensor:
-    """Mark the share `keep` of the rows with least loss, at least one, (B); of equal ones the first."""
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}: expected more than 0, at most 1.")
-    chosen = torch.zeros(len(loss_B), dtype=torch.bool, device=loss_B.device)
-    chosen[loss_B.argsort(stable=True)[: max(1, round(keep * len(loss_B)))]] = True
-    return chosen
-
-
-def exchange(loss_a_B: Tensor, loss_b_B: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """Rows that two models learn from, each those of small loss to the other. Source: Han et al. 2018, co-teaching."""
-    return small_loss(loss_b_B, keep), small_loss(loss_a_B, keep)
-
-
 # Losses for unequal classes ---------------------------------------------------------------------------------------
 
 

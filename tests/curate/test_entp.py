@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from amends.curate import entp
-from amends.curate._fusion import Draft, Mixing, Writer, fuse
+from amends.curate._drafts import Draft, Mixing
+from amends.curate._fusion import Writer, fuse
 from amends.curate._fusion_rules import RULES, Checker, Instructions
 from amends.curate._purge import Sample, purge
 from amends.io.errors import InputError

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from amends.curate import _token_stages, token_cleaning
 from amends.curate._token_page import runs
 from amends.curate._token_rows import read_token_pool
-from amends.curate._token_stages import finetune, log_probabilities
+from amends.curate._token_stages import finetune, log_probabilities, token_numbers
 from amends.curate._tokens import offsets_of
 from amends.curate.token_cleaning import Training, run, score, to_dataset, token_mask
 from amends.io.errors import InputError
@@ -287,6 +287,40 @@ def test_a_reference_that_is_the_base_is_noticed(tiny_model):
     assert found.record["warnings"][0].startswith("All scores are the same")
 
 
+def surer(model, folder, times):
+    """The same model with logits that many times as large."""
+    loaded = load(model)
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight.mul_(times)
+    folder.mkdir()
+    save_model(loaded.model, loaded.tokenizer, folder, None)
+    return folder
+
+
+def test_a_reference_that_is_only_less_sure_is_warned_of_and_one_that_learned_is_not(tiny_model, tmp_path):
+    base = surer(tiny_model, tmp_path / "base", 40)
+    found = run(ROWS, base=base, reference=surer(tiny_model, tmp_path / "flat", 20), keep_ends=False)
+    told = found.summary["least_likely"]
+    assert told["tokens"] == found.summary["tokens"] // 4
+    assert told["mean_score"] > 1 and told["mean_rise"] > 0.6 * told["mean_score"]
+    assert any("rises by" in warning for warning in found.record["warnings"])
+    how = Training(lora_rank=4, learning_rate=0.05, epochs=3, batch_size=4, accumulation=1)
+    learned = run(ROWS, base=base, warmup_rows=12, training=how, keep_ends=False)
+    assert learned.summary["least_likely"]["mean_score"] > 1
+    assert not any("rises by" in warning for warning in learned.record["warnings"])
+
+
+def test_the_rise_of_the_vocabulary_is_that_of_plain_transformers(tiny_model):
+    rows = encode_rows(AutoTokenizer.from_pretrained(tiny_model), pairs_of(), 512)
+    found = token_numbers(load(tiny_model).model, rows, 0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.tensor([rows[0].prompt + rows[0].answers[0]])
+    with torch.no_grad():
+        logp = model(ids).logits[0, len(rows[0].prompt) - 1 : -1].log_softmax(-1)
+    np.testing.assert_allclose(found[: len(logp), 1], logp.mean(-1), atol=1e-4)
+    np.testing.assert_array_equal(found[:, 0], log_probabilities(load(tiny_model).model, rows, 0))
+
+
 def test_a_threshold_that_nothing_passes_drops_every_row_and_says_so(tiny_model, other_model, tmp_path):
     found = run(ROWS, base=tiny_model, reference=other_model, out=tmp_path / "run", level="threshold", threshold=1e6)
     assert found.outcome.counts() == {"rows": 24, "kept": 0, "dropped": 24, "refused": 0}
@@ -306,10 +340,15 @@ def test_a_threshold_that_nothing_passes_drops_every_row_and_says_so(tiny_model,
         ({"warmup_rows": 3, "data": [{"text": "A long text."}]}, "plain text has no prompt"),
         ({"warmup_rows": 3, "data": [{"question": "a", "answer": "b", "kept_tokens": 1}]}, '"kept_tokens" is there'),
         ({"warmup_rows": 3, "max_length": 5}, "no row can be scored"),
+        ({"warmup_rows": 3, "chunks": 4}, "--chunks 4: goes with --self-evolving"),
+        (
+            {"reference": "any"},
+            "--accumulation 2, --batch-size 2, --learning-rate 0.01, --lora-rank 4: how a reference",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_the_long_part(tiny_model, monkeypatch, change, named):
-    monkeypatch.setattr(_token_stages, "log_probabilities", None)
+    monkeypatch.setattr(_token_stages, "token_numbers", None)
     with pytest.raises(InputError, match=named):
         run(**({"data": ROWS, "base": tiny_model, "training": SMALL} | change))
 

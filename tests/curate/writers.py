@@ -154,7 +154,8 @@ def unit_rows(count, features, seed):
 
 
 def entp_run(rows, model=None, **options):
-    mixing = entp.Mixing(**{k: options.pop(k) for k in ("rounds", "control") if k in options})
+    how = {k: options.pop(k) for k in ("rounds", "control") if k in options}
+    mixing = options.pop("mixing", None) or entp.Mixing(**how)
     options = {"embedding": "embedding", "mixing": mixing} | options
     return entp.run(rows, chat(model or Template(), options.pop("cache", None)), **options)
 

@@ -167,15 +167,6 @@ def test_elr_targets_settle_at_the_models_probabilities():
     same(target, LOGITS.softmax(1), rtol=1e-6, atol=1e-8)
 
 
-def test_small_losses_are_kept_and_exchanged():
-    loss_a, loss_b = torch.tensor([3.0, 1, 2, 0]), torch.tensor([0.0, 1, 2, 3])
-    assert robust.small_loss(loss_a, 0.5).tolist() == [False, True, False, True]
-    for_a, for_b = robust.exchange(loss_a, loss_b, 0.5)
-    assert for_a.tolist() == [True, True, False, False]
-    assert for_b.tolist() == [False, True, False, True]
-    assert robust.small_loss(loss_a, 1.0).all()
-
-
 def test_equal_classes_need_no_adjustment():
     even = torch.full((K,), 1 / K)
     same(robust.cross_entropy(robust.adjusted(LOGITS, even), LABELS), CE)
