@@ -5,14 +5,15 @@ the tokens from `offsets[i]` to `offsets[i + 1]`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amends.curate._scale import Here, highest
 from amends.io.errors import InputError
+from amends.maths.ranks import Valued
 
 Level = Literal["global", "sample", "threshold"]
 LEVELS: tuple[Level, ...] = ("global", "sample", "threshold")
@@ -97,36 +98,23 @@ def token_mask(
     if threshold is not None:
         chosen = scores > threshold
     else:
-        chosen = np.zeros(len(scores), dtype=bool)
-        for group in _groups(level, offsets, sources):
-            own = scores[group]
-            chosen[group] = highest(own, int((KEEP if keep is None else keep) * len(own)))
+        of_token = _groups(level, offsets, sources)
+        count_G = np.array([int((KEEP if keep is None else keep) * num) for num in np.bincount(of_token).tolist()])
+        (chosen,) = highest(Here(), [Valued(scores, of_token)], count_G)
     if always_keep is not None:
         rows = rows_of_tokens(offsets)
         chosen = chosen | (always_keep & (np.bincount(rows[chosen], minlength=len(offsets) - 1) > 0)[rows])
     return chosen
 
 
-def _groups(level: Level, offsets: Offsets, sources: Sequence[Any] | None) -> Iterator[Any]:
-    """Give the sets of tokens of which a share is kept, each as an index into them all."""
+def _groups(level: Level, offsets: Offsets, sources: Sequence[Any] | None) -> NDArray[np.int64]:
+    """Say of each token which set it is of, of which a share is kept, (M,)."""
     if level == "sample":
-        yield from (slice(start, end) for start, end in pairwise(offsets.tolist()))
-    elif sources is None:
-        yield slice(None)
-    else:
-        names = {name: code for code, name in enumerate(dict.fromkeys(sources))}
-        of_token = np.array([names[name] for name in sources], dtype=np.int64)[rows_of_tokens(offsets)]
-        yield from (np.flatnonzero(of_token == code) for code in names.values())
-
-
-def highest(scores: Floats, count: int) -> Mask:
-    """Mark the `count` highest of the scores; of equal ones the first."""
-    if count == 0:
-        return np.zeros(len(scores), dtype=bool)
-    lowest = np.partition(scores, len(scores) - count)[len(scores) - count]
-    mask: Mask = scores > lowest
-    mask[np.flatnonzero(scores == lowest)[: count - int(mask.sum())]] = True
-    return mask
+        return rows_of_tokens(offsets)
+    if sources is None:
+        return np.zeros(offsets[-1], dtype=np.int64)
+    names = {name: code for code, name in enumerate(dict.fromkeys(sources))}
+    return np.array([names[name] for name in sources], dtype=np.int64)[rows_of_tokens(offsets)]
 
 
 def needed_reduction(num_tokens: int, share: float, delta: float = 0.05) -> float:

@@ -99,7 +99,7 @@ def run(
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
     from amends.curate._curator import ScoreCurator, select
-    from amends.curate._votes import list_neighbours, long_tail
+    from amends.curate._lists import list_neighbours, long_tail
 
     if out is not None:
         check_new(out)
