@@ -4,8 +4,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_HOME = {"ScoreCurator": "_curator", "RobustClassifier": "_robust"} | dict.fromkeys(
-    ("SimiFeat", "DeepKNN", "ConfidentLearning", "Cleanlab", "CORES"), "_detectors"
+_HOME = (
+    {"ScoreCurator": "_curator", "RobustClassifier": "_robust"}
+    | dict.fromkeys(("ds2_on_ray", "label_errors_on_ray", "token_mask_on_ray"), "_ray")
+    | dict.fromkeys(("SimiFeat", "DeepKNN", "ConfidentLearning", "Cleanlab", "CORES"), "_detectors")
 )
 __all__ = list(_HOME)
 _METHODS = [file.stem for file in sorted(Path(__file__).parent.glob("[a-z]*.py"))]

@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from amends.curate import ConfidentLearning, DeepKNN, ScoreCurator, SimiFeat
+from amends.curate import ConfidentLearning, DeepKNN, ScoreCurator, SimiFeat, ds2_on_ray
 from amends.curate._scale import Here, highest, parts_of
+from amends.io.errors import InputError
 from amends.maths.neighbors import TILE
 from amends.maths.ranks import Valued
 
@@ -95,3 +96,9 @@ def test_a_row_that_is_seldom_drawn_is_seldom_mended_so_draws_are_not_held_to_a_
     assert mended[500] < 0.75 * mended[None]
     assert error[None] < 0.5 * raw
     assert error[500] > error[None] + 0.05
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("amends.io.errors.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ray\[data\] is not installed.*amends\[ray\]"):
+        ds2_on_ray(None, ScoreCurator(), rating="score", embedding="vector")
