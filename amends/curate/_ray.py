@@ -29,6 +29,7 @@ RATED = {"level": pa.int64(), "error_prob": pa.float64(), "suggested": pa.int64(
 RATED |= {"curated": pa.int64(), "long_tail": pa.float64()}
 JUDGED = {"noise_score": pa.float64(), "label_error": pa.bool_(), "suggested_label": None, "confidence": pa.float64()}
 KEPT = {"kept": pa.list_(pa.bool_()), "kept_tokens": pa.int64()}
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 TOLD = {FATE: pa.string(), REASON: pa.string()}
 
 
@@ -107,7 +108,9 @@ def ds2_on_ray(
     ratings_n = np.array(read.targets, dtype=np.float64)
     if budget is not None and not 0 < budget <= len(ratings_n):
         raise InputError(f"budget={budget}: {len(ratings_n)} rows can be judged. Give a number up to that.")
-    curator.fit(read.points_nD, ratings_n, _codes(read.groups) if group else None, workers)
+    curator.fit(
+        np.asarray(read.points_nD, dtype=np.float32), ratings_n, _codes(read.groups) if group else None, workers
+    )
     if curator.refusal_:
         raise NoResult(f"the ratings were not mended: {curator.refusal_}. Rate anew or embed otherwise.")
     chosen_n = select(curator.curated_, curator.long_tail_, len(ratings_n) if budget is None else budget)
@@ -135,8 +138,7 @@ def label_errors_on_ray(
     ----------
     dataset : ray.data.Dataset
     detector : estimator of `amends.curate`
-        Is fitted to the rows that can be judged. Those by neighbours, and `ConfidentLearning("precomputed")`, work in
-        parts; what trains a model trains it in the process that calls.
+        Is fitted to the rows that can be judged. What trains a model trains it in the process that calls.
     label, embedding : str
         Columns: numbers or text, and lists of numbers: embeddings, or for "precomputed" the probabilities.
     flagged, confidence : see `amends.curate.label_errors.run`
@@ -182,7 +184,7 @@ def token_mask_on_ray(
     ----------
     dataset : ray.data.Dataset
     scores : str
-        Column with the scores of each row's answer tokens, as in scores.parquet; a row without any is refused.
+        Column with the scores of each row's answer tokens, as in scores.parquet; a row that lacks some is refused.
     keep, level, threshold : see `token_mask`
     keep_ends : bool, default True
         Keep the last token of a row wherever another one of it is kept.
@@ -259,21 +261,18 @@ def _read(
 
 
 def _lists(block: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of a column of lists one behind another, float32, and how many each row has."""
+    """Numbers of a column of lists one behind another, and how many each row has."""
     values = block.column(column).combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if isinstance(values, pa.ExtensionArray):  # of Ray: arrays of one shape
         values = values.storage
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)) and not (
-        pa.types.is_fixed_size_list(values.type)
-    ):
+    if not any(is_kind(values.type) for is_kind in LISTS):
         raise InputError(f'the column "{column}" holds {values.type}, and lists of numbers are needed.')
     num_M = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     flat = pc.list_flatten(values)
     if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
         raise InputError(f'the column "{column}" holds lists of {flat.type}, and numbers are needed.')
-    return flat.to_numpy(zero_copy_only=False).astype(np.float32), num_M
+    precise = flat.type == pa.float64()
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64 if precise else np.float32), num_M
 
 
 def _widths(block: pa.Table, column: str) -> Counter[int]:
@@ -287,7 +286,7 @@ def _of_block(
     """Local: the rows that can be judged."""
     flat, num_M = _lists(block, embedding)
     right_M = num_M == width
-    points_MD = np.zeros((len(num_M), width), dtype=np.float32)
+    points_MD = np.zeros((len(num_M), width), dtype=flat.dtype)
     points_MD[right_M] = flat[np.repeat(right_M, num_M)].reshape(-1, width)
     points_MD[~np.isfinite(points_MD).all(axis=1)] = 0
     pointed_M = np.asarray(points_MD.any(axis=1))
@@ -374,6 +373,10 @@ def _judged(
 
 def _tokens(block: pa.Table, scores: str, source: str | None, keep_ends: bool) -> Tokens:
     flat, num_M = _lists(block, scores)
+    row_T = np.repeat(np.arange(len(num_M)), num_M)
+    # A row that made the reference has tokens without a score: none of them is looked at.
+    whole_M = np.bincount(row_T[np.isnan(flat)], minlength=len(num_M)) == 0
+    flat, num_M = flat[whole_M[row_T]].astype(np.float32), num_M * whole_M
     offsets = offsets_of(num_M.tolist())
     ends = np.zeros(len(flat), dtype=bool)
     ends[offsets[1:][num_M > 0] - 1] = True
@@ -386,7 +389,7 @@ def _masked(block: pa.Table, tokens: Tokens, mask: np.ndarray) -> pa.Table:
     kept_M = np.add.reduceat(np.append(mask, False), tokens.offsets[:-1], dtype=np.int64) * (num_M > 0)
     kept = pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(mask))
     verdicts = [
-        Verdict("refused", "no token has a score")
+        Verdict("refused", "its tokens have no scores")
         if not num
         else Verdict("kept", None if kept == num else f"{kept} of {num} tokens are kept")
         if kept
