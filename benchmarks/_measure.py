@@ -51,6 +51,11 @@ def once(call: Callable[[], Any]) -> Cost:
     return Cost(wall, cpu, peak - held)
 
 
+def peak_bytes() -> int:
+    """Peak of the whole process since the last call of `once` began (Linux, without a GPU)."""
+    return _status("VmHWM")
+
+
 def _reset_peak() -> int:
     """Set the process's peak back to what it holds now (Linux with glibc), and return that."""
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but not handed back would hide the next peak

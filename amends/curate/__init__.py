@@ -7,6 +7,7 @@ from typing import Any
 _HOME = (
     {"ScoreCurator": "_curator", "RobustClassifier": "_robust"}
     | dict.fromkeys(("CoTeaching", "JoCoR", "DivideMix"), "_cotraining")
+    | dict.fromkeys(("ds2_on_ray", "label_errors_on_ray", "token_mask_on_ray"), "_ray")
     | dict.fromkeys(("SimiFeat", "DeepKNN", "ConfidentLearning", "Cleanlab", "CORES"), "_detectors")
 )
 __all__ = list(_HOME)

@@ -3,7 +3,6 @@
 Shapes: N rows, D features, K levels.
 """
 
-from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -12,23 +11,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
-from amends.curate._votes import (
-    MANY_SHORT,
-    FloatArray,
-    IntArray,
-    Lists,
-    Tally,
-    Triples,
-    count_triples,
-    draw,
-    drawn_share,
-    flagged,
-    length_of_list,
-    list_neighbours,
-    long_tail,
-    row_keys,
-    votes,
-)
+from amends.curate._lists import MANY_SHORT, FloatArray, IntArray, list_in_parts, long_tail
+from amends.curate._scale import Here, Workers, merged
+from amends.curate._votes import Draws, count_in_draws, drawn_share, length_of_list, row_keys, tally
 from amends.maths.transition import Transition, agreement, bootstrap, fit_transition, posterior
 
 MOST_LEVELS = 20
@@ -46,7 +31,7 @@ LEAST_WRONG, MOST_WRONG = 0.05, 0.95
 """Shares of a level to flag where the noise model says none, or all (official code: core/knn.py)."""
 
 
-def merged(count_L: ArrayLike, fewest: int) -> IntArray:
+def joined(count_L: ArrayLike, fewest: int) -> IntArray:
     """Merge each level with fewer rows than `fewest` with the smaller of those beside it, rarest first.
 
     Returns
@@ -108,8 +93,8 @@ class ScoreCurator(BaseEstimator):
         Draws whose triples are counted for the transition matrix.
     draws : int, default 51
         Draws in which neighbours vote.
-    most_drawn : int, default 50000
-        Mean number of rows of a draw, at most; it is 0.9 of them if that is fewer.
+    most_drawn : int, optional
+        Mean number of rows of a draw, at most; 0.9 of the rows if that is fewer, and by default. The source has 50,000.
     confidence : float, default 0.5
         A rating is replaced from this confidence on.
     near : float, default 0.99
@@ -142,7 +127,9 @@ class ScoreCurator(BaseEstimator):
     Notes
     -----
     Deviations from the source: a row is in a draw by its own chance, not so that the draw has an
-    exact size; neighbours inside a draw are read off one exact list; twins and siblings are no neighbours.
+    exact size; neighbours inside a draw are read off one exact list, so that a draw need not be held to 50,000 rows,
+    by which a row of a pool of 300,000 would be drawn 8 times in 51 and few reach a confidence of 0.5; twins and
+    siblings are no neighbours.
 
     References
     ----------
@@ -155,7 +142,7 @@ class ScoreCurator(BaseEstimator):
         k: int = 10,
         rounds: int = 50,
         draws: int = 51,
-        most_drawn: int = 50_000,
+        most_drawn: int | None = None,
         confidence: float = 0.5,
         near: float = 0.99,
         fewest: int = 100,
@@ -172,7 +159,7 @@ class ScoreCurator(BaseEstimator):
         self.bootstrap = bootstrap
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any, groups: ArrayLike | None = None, workers: Workers | None = None) -> Self:
         """Learn the noise of the ratings, and mend them.
 
         Parameters
@@ -183,14 +170,18 @@ class ScoreCurator(BaseEstimator):
             Ratings, of at most `MOST_LEVELS` levels in the order of their values.
         groups : int array (N,), optional
             Rows with the same number are siblings and never vote on each other; a negative one has none.
+        workers : Workers, optional
+            Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`.
 
         Raises
         ------
         ValueError : a single level, too many, NaN, a parameter out of range.
         """
-        for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("most_drawn", 1), ("fewest", 1), ("bootstrap", 2)):
+        for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("fewest", 1), ("bootstrap", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        if self.most_drawn is not None and self.most_drawn < 1:
+            raise ValueError(f"most_drawn={self.most_drawn}: must be at least 1.")
         X, y = validate_data(self, X, y, ensure_min_features=2, ensure_min_samples=3)
         self.levels_, level_N, count_L = np.unique(y, return_inverse=True, return_counts=True)
         if not 2 <= len(self.levels_) <= MOST_LEVELS:
@@ -198,15 +189,16 @@ class ScoreCurator(BaseEstimator):
             raise ValueError(
                 f"y has {found}: expected 2 to {MOST_LEVELS}. Round the ratings, or leave them as they are."
             )
-        self.group_ = merged(count_L, self.fewest)
+        self.group_ = joined(count_L, self.fewest)
         labels_N = self.group_[level_N]
+        workers = workers or Here()
         share = drawn_share(len(X), self.most_drawn)
-        lists = list_neighbours(X, length_of_list(share, self.k - 1), near=self.near, groups_N=groups)
-        self.long_tail_ = long_tail(lists, self.k)
-        self.num_twins_, self.num_siblings_ = lists.num_twins, lists.num_siblings
-        keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
-        draws = [(keys_N, seed, number, share) for number in range(self.rounds + self.draws)]
-        self._measure(lists, labels_N, draws[: self.rounds], np.random.default_rng(seed))
+        listed = list_in_parts(workers, X, length_of_list(share, self.k - 1), near=self.near, groups_N=groups)
+        self.long_tail_ = np.concatenate(workers.bring(workers.each(long_tail, listed.by_part, shared=[self.k])))
+        self.num_twins_, self.num_siblings_ = listed.num_twins, listed.num_siblings
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        labels, draws = workers.share(labels_N), workers.share(Draws(row_keys(X), seed, share))
+        self._measure(workers, listed.by_part, labels, draws, np.random.default_rng(seed))
         if zeros := int((~X.any(axis=1)).sum()):
             self.warnings_.append(f"{zeros} rows of zeros have no direction, so no neighbours, and keep their rating.")
         num = len(y)
@@ -218,15 +210,16 @@ class ScoreCurator(BaseEstimator):
                 max(np.flatnonzero(self.group_ == g), key=count_L.__getitem__) for g in np.unique(self.group_)
             ]
             wrong_K = wrong_shares(self.transition_, np.bincount(labels_N) / num)
-            tally = self._tally(lists, labels_N, draws[self.rounds :], wrong_K)
-            self.error_prob_ = tally.error_prob_N
-            suggested_N, self.confidence_ = tally.suggestion(labels_N)
+            numbers = range(self.rounds, self.rounds + self.draws)
+            votes = tally(workers, listed.by_part, labels, len(wrong_K), draws, numbers, self.k, wrong_K)
+            self.error_prob_ = votes.error_prob_N
+            suggested_N, self.confidence_ = votes.suggestion(labels_N)
             self.suggested_ = self.levels_[commonest_K][suggested_N]
             changed_N = (self.error_prob_ > 0.5) & (self.confidence_ >= self.confidence)
             self.curated_ = np.where(changed_N, self.suggested_, y)
         return self
 
-    def _measure(self, lists: Lists, labels_N: IntArray, draws: list[Any], rng: np.random.Generator) -> None:
+    def _measure(self, workers: Workers, lists: list[Any], labels: Any, draws: Any, rng: np.random.Generator) -> None:
         """Count triples, learn the noise, and say whether it can be believed."""
         num_levels = int(self.group_[-1]) + 1
         self.transition_: Any = None
@@ -241,7 +234,8 @@ class ScoreCurator(BaseEstimator):
         if num_levels == 1:
             self.refusal_ = f"no two levels have {self.fewest} rows each, too few to learn how ratings err"
             return
-        found = reduce(Triples.__add__, (count_triples(lists, labels_N, num_levels, draw(*each)) for each in draws))
+        counted = workers.each(count_in_draws, lists, shared=[labels, num_levels, draws, range(self.rounds)])
+        found = merged(workers, counted)
         self.counts_, num_drawn = found.count_KKK, int(found.count_KKK.sum()) + found.num_short
         if not found.count_KKK.any():
             self.refusal_ = "no row has two neighbours that are no twins or siblings of it"
@@ -275,17 +269,6 @@ class ScoreCurator(BaseEstimator):
                 f"{found.num_short / num_drawn:.1%} of the rows drawn had too few neighbours in their lists, after "
                 "twins and siblings were left out, and were not counted."
             )
-
-    def _tally(self, lists: Lists, labels_N: IntArray, draws: list[Any], wrong_K: FloatArray) -> Tally:
-        """Let neighbours vote in every draw."""
-        num, num_levels = len(labels_N), len(wrong_K)
-        tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (num, num, (num, num_levels))))
-        for each in draws:
-            found = votes(lists, labels_N, num_levels, draw(*each), self.k)
-            tally.drawn_N[found.row_M] += 1
-            tally.flagged_N[found.row_M] += flagged(found.cost_M, labels_N[found.row_M], wrong_K)
-            tally.proposed_NK[found.row_M, found.proposed_M] += 1
-        return tally
 
     def to_frame(self) -> Any:
         """Give what was found of each row as a pandas data frame."""

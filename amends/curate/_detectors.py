@@ -20,26 +20,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from amends.curate._curator import WARNED_BELOW, wrong_shares
-from amends.curate._votes import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    Lists,
-    Tally,
-    count_triples,
-    draw,
-    drawn_share,
-    flagged,
-    length_of_list,
-    list_neighbours,
-    neighbours_in,
-    row_keys,
-    votes,
-)
+from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts, list_neighbours
+from amends.curate._probabilities import checked_probabilities, confidence_of, confident
+from amends.curate._scale import Here, Workers, merged, parts_of
+from amends.curate._votes import DRAWN_SHARE, Draws, count_triples, length_of_list, neighbours_in, row_keys, tally
 from amends.io.errors import check_installed
 from amends.maths.transition import Agreement, Transition, agreement, fit_transition
 
-MOST_DRAWN = 50_000
 FEW = 100
 """Rows of a class, below which its share of wrong labels is not well known."""
 ONLY, ZEROS, ALONE = (
@@ -64,8 +51,10 @@ class LabelErrorDetector(BaseEstimator, ABC):
 
     classes_: np.ndarray
 
-    def fit(self, X: Any, y: Any) -> "LabelErrorDetector":
+    def fit(self, X: Any, y: Any, workers: Workers | None = None) -> "LabelErrorDetector":
         """Judge the labels y (N,) by the features X (N, D).
+
+        Parts of the rows are worked on by `workers`; default: here, all rows at once (`amends.curate._scale`).
 
         Raises
         ------
@@ -83,7 +72,7 @@ class LabelErrorDetector(BaseEstimator, ABC):
         self.why_not_ = np.full(len(y), None, dtype=object)
         self.why_not_[~self._usable(X)] = ZEROS
         usable_N = self.why_not_ == None  # noqa: E711  (elementwise)
-        found = self._find(X[usable_N], labels_N[usable_N])
+        found = self._find(X[usable_N], labels_N[usable_N], workers or Here())
         self.why_not_[np.flatnonzero(usable_N)[np.isnan(found.noise_N)]] = ALONE
         self.why_not_[only_N] = ONLY
         judged_N = self.why_not_ == None  # noqa: E711
@@ -111,7 +100,7 @@ class LabelErrorDetector(BaseEstimator, ABC):
         return np.ones(len(X), bool)
 
     @abstractmethod
-    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+    def _find(self, X: np.ndarray, labels_N: IntArray, workers: Workers) -> Findings:
         """Judge the usable rows."""
 
     def __sklearn_tags__(self) -> Tags:
@@ -132,10 +121,25 @@ class _ByNeighbours(LabelErrorDetector):
             raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
         return np.asarray((X != 0).any(axis=1))
 
+    def _list(self, X: np.ndarray, num: int, workers: Workers) -> list[Any]:
+        """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
+        return list_in_parts(workers, X, num, near=np.inf, groups_N=_copies(X)).by_part
 
-def agreeing(lists: Lists, labels_N: IntArray, num_classes: int) -> tuple[IntArray, Agreement]:
-    """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
-    counts_KKK = count_triples(lists, labels_N, num_classes, np.ones(len(labels_N), bool)).count_KKK
+    def _agree(self, lists: list[Any], labels: Any, in_all: Any, workers: Workers) -> IntArray:
+        """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
+        counted = workers.each(count_triples, lists, shared=[labels, len(self.classes_), in_all])
+        counts_KKK: IntArray = merged(workers, counted).count_KKK
+        self.agreement_ = checked_agreement(counts_KKK)
+        return counts_KKK
+
+
+def checked_agreement(counts_KKK: IntArray) -> Agreement:
+    """Say how far labels agree with those of the two nearest, and warn where it is hardly more than chance.
+
+    Raises
+    ------
+    ValueError : nothing was counted.
+    """
     if not counts_KKK.any():
         raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
     found = agreement(counts_KKK)
@@ -146,12 +150,16 @@ def agreeing(lists: Lists, labels_N: IntArray, num_classes: int) -> tuple[IntArr
             UserWarning,
             stacklevel=4,
         )
-    return counts_KKK, found
+    return found
+
+
+def _copies(X: np.ndarray) -> IntArray:
+    return np.asarray(np.unique(row_keys(X), return_inverse=True)[1])
 
 
 def lists_of(X: np.ndarray, num: int) -> Lists:
-    """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
-    return list_neighbours(X, num, near=np.inf, groups_N=np.unique(row_keys(X), return_inverse=True)[1])
+    """List neighbours in this process; of rows that are equal none is another's, nor do two count in one list."""
+    return list_neighbours(X, num, near=np.inf, groups_N=_copies(X))
 
 
 class SimiFeat(_ByNeighbours):
@@ -188,17 +196,17 @@ class SimiFeat(_ByNeighbours):
         self.num_draws = num_draws
         self.random_state = random_state
 
-    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+    def _find(self, X: np.ndarray, labels_N: IntArray, workers: Workers) -> Findings:
         if self.rule not in ("rank", "vote"):
             raise ValueError(f"rule={self.rule!r}: choose rank or vote.")
         if self.k < 3 or self.num_draws < 1:
             raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
         N, K = len(X), len(self.classes_)
-        k, share = max(3, min(self.k, N // 2)), drawn_share(N, MOST_DRAWN)
-        lists = lists_of(X, length_of_list(share, k - 1))
-        counts_KKK, self.agreement_ = agreeing(lists, labels_N, K)
+        k, share = max(3, min(self.k, N // 2)), DRAWN_SHARE
+        lists, labels = self._list(X, length_of_list(share, k - 1), workers), workers.share(labels_N)
+        counts_KKK = self._agree(lists, labels, workers.share(np.ones(N, bool)), workers)
         self.transition_: Transition | None = None
-        wrong_K = np.zeros(K)
+        wrong_K: FloatArray | None = None
         if self.rule == "rank":
             self.transition_ = fit_transition(counts_KKK)
             size_K = np.bincount(labels_N, minlength=K)
@@ -210,18 +218,12 @@ class SimiFeat(_ByNeighbours):
                     UserWarning,
                     stacklevel=3,
                 )
-        keys_N, seed = row_keys(X), int(check_random_state(self.random_state).randint(2**31 - 1))
-        tally = Tally(*(np.zeros(shape, dtype=np.int64) for shape in (N, N, (N, K))))
-        for number in range(self.num_draws):
-            said = votes(lists, labels_N, K, draw(keys_N, seed, number, share), k)
-            rows_M, own_M = said.row_M, labels_N[said.row_M]
-            tally.drawn_N[rows_M] += 1
-            tally.proposed_NK[rows_M, said.proposed_M] += 1
-            is_wrong_M = said.proposed_M != own_M if self.rule == "vote" else flagged(said.cost_M, own_M, wrong_K)
-            tally.flagged_N[rows_M] += is_wrong_M
-        noise_N = np.where(tally.drawn_N > 0, tally.error_prob_N, np.nan)
-        posterior_NK = (tally.proposed_NK + 1 / K) / (tally.drawn_N[:, None] + 1)
-        return Findings(noise_N, noise_N > 0.5, tally.suggestion(labels_N)[0], posterior_NK)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        draws = workers.share(Draws(row_keys(X), seed, share))
+        found = tally(workers, lists, labels, K, draws, range(self.num_draws), k, wrong_K)
+        noise_N = np.where(found.drawn_N > 0, found.error_prob_N, np.nan)
+        posterior_NK = (found.proposed_NK + 1 / K) / (found.drawn_N[:, None] + 1)
+        return Findings(noise_N, noise_N > 0.5, found.suggestion(labels_N)[0], posterior_NK)
 
 
 class DeepKNN(_ByNeighbours):
@@ -239,19 +241,26 @@ class DeepKNN(_ByNeighbours):
     def __init__(self, k: int = 10) -> None:
         self.k = k
 
-    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+    def _find(self, X: np.ndarray, labels_N: IntArray, workers: Workers) -> Findings:
         if self.k < 1:
             raise ValueError(f"k={self.k}: expected at least 1.")
         N, K = len(X), len(self.classes_)
-        k, all_N = max(1, min(self.k, N // 2)), np.ones(N, bool)
-        lists = lists_of(X, k)
-        self.agreement_ = agreeing(lists, labels_N, K)[1]
-        found = neighbours_in(lists, all_N, k)
-        votes_NK, noise_N = np.zeros((N, K)), np.full(N, np.nan)
-        np.add.at(votes_NK, (found.row_M[:, None], labels_N[found.index_Mk]), 1 / k)
-        noise_N[found.row_M] = 1 - votes_NK[found.row_M, labels_N[found.row_M]]
+        lists = self._list(X, k := max(1, min(self.k, N // 2)), workers)
+        labels, in_all = workers.share(labels_N), workers.share(np.ones(N, bool))
+        self._agree(lists, labels, in_all, workers)
+        found = workers.bring(workers.each(_shares, lists, shared=[labels, K, in_all, k]))
+        votes_NK = np.concatenate(found)
+        noise_N = np.where(votes_NK.any(axis=1), 1 - votes_NK[np.arange(N), labels_N], np.nan)
         most_N = votes_NK.argmax(axis=1)
         return Findings(noise_N, votes_NK[np.arange(N), most_N] > 1 - noise_N, most_N, votes_NK)
+
+
+def _shares(lists: Lists, labels_N: IntArray, num_classes: int, in_N: BoolArray, k: int) -> FloatArray:
+    """Local: the share of the k nearest that has each label, (M, K); zeros where fewer are listed."""
+    found = neighbours_in(lists, in_N, k)
+    votes_MK = np.zeros((len(lists.num_M), num_classes))
+    np.add.at(votes_MK, (found.row_M[:, None] - lists.first, labels_N[found.index_Mk]), 1 / k)
+    return votes_MK
 
 
 # By probabilities -------------------------------------------------------------------------------------------------
@@ -265,12 +274,13 @@ class _ByProbability(LabelErrorDetector):
         self.cv = cv
         self.random_state = random_state
 
-    def _find(self, X: np.ndarray, labels_N: IntArray) -> Findings:
+    def _find(self, X: np.ndarray, labels_N: IntArray, workers: Workers) -> Findings:
         p_NK = self._probabilities(X, labels_N)
-        return self._judged(p_NK, p_NK[np.arange(len(p_NK)), labels_N], labels_N)
+        own_N = p_NK[np.arange(len(p_NK)), labels_N]
+        return self._judged(p_NK, own_N, labels_N, workers)
 
     @abstractmethod
-    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray, workers: Workers) -> Findings:
         """Judge rows by the probabilities of a model that did not see them; `own_N` are those of their labels."""
 
     def _probabilities(self, X: np.ndarray, labels_N: IntArray) -> FloatArray:
@@ -317,15 +327,24 @@ class ConfidentLearning(_ByProbability):
         Folds.
     random_state : int, RandomState or None
         Of the folds.
+
+    Attributes
+    ----------
+    thresholds_ : float array (K,)
+        t_j.
+    confident_joint_ : int array (K, K)
+        How many rows with each label count for each class.
     """
 
-    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
-        K = p_NK.shape[1]
-        self.thresholds_ = np.bincount(labels_N, own_N, K) / np.bincount(labels_N, minlength=K)
-        confident_NK = np.where(p_NK >= self.thresholds_ - 1e-12, p_NK, -1.0)
-        best_N = confident_NK.argmax(axis=1)
-        flag_N = (confident_NK.max(axis=1) >= 0) & (best_N != labels_N)
-        return Findings(1 - own_N, flag_N, np.where(flag_N, best_N, p_NK.argmax(axis=1)), p_NK)
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray, workers: Workers) -> Findings:
+        p, labels = workers.share(p_NK), workers.share(labels_N)
+        parts = parts_of(len(p_NK), workers.num_parts)
+        told = merged(workers, workers.each(confidence_of, parts, shared=[p, labels]))
+        self.thresholds_ = told.sum_K / told.size_K
+        found = workers.bring(workers.each(confident, parts, shared=[p, labels, self.thresholds_]))
+        flag_N, best_N = np.concatenate([of.flag_M for of in found]), np.concatenate([of.best_M for of in found])
+        self.confident_joint_ = sum(of.joint_KK for of in found)
+        return Findings(1 - own_N, flag_N, best_N, p_NK)
 
 
 class Cleanlab(_ByProbability):
@@ -334,7 +353,7 @@ class Cleanlab(_ByProbability):
     Needs `cleanlab` (extra "cleanlab"). Parameters are those of `ConfidentLearning`.
     """
 
-    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray, workers: Workers) -> Findings:
         check_installed("cleanlab", "cleanlab", "cleanlab")
         from cleanlab.filter import find_label_issues
 
@@ -366,27 +385,10 @@ class CORES(_ByProbability):
         beside.classes_ = self.classes_
         return beside._probabilities(X, labels_N)
 
-    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray) -> Findings:
+    def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray, workers: Workers) -> Findings:
         loss_NK = -np.log(p_NK + 1e-8)
         excess_N = loss_NK[np.arange(len(p_NK)), labels_N] - loss_NK.mean(axis=1)
         return Findings(1 / (1 + np.exp(-excess_N)), excess_N >= 0, p_NK.argmax(axis=1), p_NK)
-
-
-def checked_probabilities(p_NK: np.ndarray, num_classes: int) -> FloatArray:
-    """Probabilities of given classes, if they are some.
-
-    Raises
-    ------
-    ValueError : another number of columns, a number outside 0 to 1, or a row that does not sum to 1.
-    """
-    if p_NK.shape[1] != num_classes:
-        raise ValueError(f"probabilities of {p_NK.shape[1]} classes, labels of {num_classes}: give one a class.")
-    off_N = ((p_NK < 0) | (p_NK > 1)).any(axis=1) | (np.abs(p_NK.sum(axis=1) - 1) > 1e-3)
-    if off_N.any():
-        row = int(np.flatnonzero(off_N)[0])
-        what = f"{off_N.sum()} rows hold no probabilities (0 to 1, sum 1)"
-        raise ValueError(f"{what}, the first is row {row}: sum {p_NK[row].sum():.4g}.")
-    return np.asarray(p_NK / p_NK.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 DETECTORS: dict[str, Any] = {

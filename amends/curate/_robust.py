@@ -15,7 +15,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from amends.curate._detectors import agreeing, lists_of
+from amends.curate._detectors import checked_agreement, lists_of
+from amends.curate._votes import count_triples
 from amends.maths.robust import NEED_TRANSITION, Given, adjusted, class_weights, elr_target, ldam, loss_named, reduced
 from amends.maths.transition import Transition, fit_transition
 
@@ -182,7 +183,10 @@ def estimated_transition(table: Table, num_classes: int) -> Transition:
     """Find T_ij = P(label j | truth i) and the prior by how often a row and its two nearest have the same labels."""
     if table.X.shape[1] < 2:
         raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
-    return fit_transition(agreeing(lists_of(table.X, 2), table.labels_N, num_classes)[0])
+    all_N = np.ones(len(table.X), bool)
+    counts_KKK = count_triples(lists_of(table.X, 2), table.labels_N, num_classes, all_N).count_KKK
+    checked_agreement(counts_KKK)
+    return fit_transition(counts_KKK)
 
 
 def start(num_features: int, hidden: int, num_classes: int, generator: torch.Generator) -> list[Tensor]:

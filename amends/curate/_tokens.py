@@ -5,14 +5,16 @@ the tokens from `offsets[i]` to `offsets[i + 1]`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amends.curate._scale import Here, Workers, highest, merged
 from amends.io.errors import InputError
+from amends.maths.ranks import Valued
 
 Level = Literal["global", "sample", "threshold"]
 LEVELS: tuple[Level, ...] = ("global", "sample", "threshold")
@@ -92,43 +94,99 @@ def token_mask(
 
     Source: Pang et al., ICML 2025 (arXiv 2502.01968); "sample" is the ranking of RHO-1 (Lin et al. 2024).
     """
-    check_choice(level, keep, threshold, sources is not None)
-    if (bad := np.flatnonzero(np.isnan(scores))).size:
-        row = int(rows_of_tokens(offsets)[bad[0]])
-        raise InputError(f"row {row}: the score of a token is not a number ({bad.size} of {len(scores)} are not).")
-    if threshold is not None:
-        chosen = scores > threshold
-    else:
-        chosen = np.zeros(len(scores), dtype=bool)
-        for group in _groups(level, offsets, sources):
-            own = scores[group]
-            chosen[group] = highest(own, int((KEEP if keep is None else keep) * len(own)))
-    if always_keep is not None:
-        rows = rows_of_tokens(offsets)
-        chosen = chosen | (always_keep & (np.bincount(rows[chosen], minlength=len(offsets) - 1) > 0)[rows])
+    tokens = Tokens(scores, offsets, sources, always_keep)
+    (mask,) = masks_in_parts(
+        Here(), [tokens], keep=keep, level=level, threshold=threshold, by_source=sources is not None
+    )
+    chosen: Mask = mask
     return chosen
 
 
-def _groups(level: Level, offsets: Offsets, sources: Sequence[Any] | None) -> Iterator[Any]:
-    """Give the sets of tokens of which a share is kept, each as an index into them all."""
-    if level == "sample":
-        yield from (slice(start, end) for start, end in pairwise(offsets.tolist()))
-    elif sources is None:
-        yield slice(None)
+class Tokens(NamedTuple):
+    """Answer tokens of a part of the rows; fields as the parameters of `token_mask`."""
+
+    scores: Floats
+    offsets: Offsets
+    sources: Sequence[Any] | None = None
+    always_keep: Mask | None = None
+
+
+def masks_in_parts(
+    workers: Workers,
+    parts: Sequence[Any],
+    *,
+    keep: float | None = None,
+    level: Level = "global",
+    threshold: float | None = None,
+    by_source: bool = False,
+) -> list[Any]:
+    """Choose tokens as `token_mask` does, of rows in parts: masks by part, or what stands for them.
+
+    A score is of its own row alone, and so are the levels "sample" and "threshold". The level "global" has two merges:
+    how many tokens there are, and the score of the last one that is kept, by counts (`amends.maths.ranks`).
+
+    Parameters
+    ----------
+    parts : list of `Tokens`, or what stands for them
+    """
+    check_choice(level, keep, threshold, by_source)
+    share = KEEP if keep is None else keep
+    if level == "threshold":
+        chosen = workers.each(_above, parts, shared=[threshold])
+    elif level == "sample":
+        chosen = workers.each(_of_each_row, parts, shared=[share])
     else:
-        names = {name: code for code, name in enumerate(dict.fromkeys(sources))}
-        of_token = np.array([names[name] for name in sources], dtype=np.int64)[rows_of_tokens(offsets)]
-        yield from (np.flatnonzero(of_token == code) for code in names.values())
+        num_by = merged(workers, workers.each(_num_by_source, parts))
+        valued = workers.each(_valued, parts, shared=[{name: code for code, name in enumerate(num_by)}])
+        chosen = highest(workers, valued, np.array([int(share * num) for num in num_by.values()], dtype=np.int64))
+    return workers.each(_with_always, parts, chosen)
 
 
-def highest(scores: Floats, count: int) -> Mask:
-    """Mark the `count` highest of the scores; of equal ones the first."""
-    if count == 0:
-        return np.zeros(len(scores), dtype=bool)
-    lowest = np.partition(scores, len(scores) - count)[len(scores) - count]
-    mask: Mask = scores > lowest
-    mask[np.flatnonzero(scores == lowest)[: count - int(mask.sum())]] = True
-    return mask
+def _checked(part: Tokens) -> Floats:
+    if (bad := np.flatnonzero(np.isnan(part.scores))).size:
+        row = int(rows_of_tokens(part.offsets)[bad[0]])
+        told = f"({bad.size} of {len(part.scores)} are not)"
+        raise InputError(f"row {row}: the score of a token is not a number {told}.")
+    return part.scores
+
+
+def _above(part: Tokens, threshold: float) -> Mask:
+    return np.asarray(_checked(part) > threshold)
+
+
+def _of_each_row(part: Tokens, share: float) -> Mask:
+    count_N = np.array([int(share * num) for num in np.diff(part.offsets).tolist()], dtype=np.int64)
+    (chosen,) = highest(Here(), [Valued(_checked(part), rows_of_tokens(part.offsets))], count_N)
+    return np.asarray(chosen)
+
+
+def _num_by_source(part: Tokens) -> Counter[Any]:
+    """Local: tokens by source, of which there is one if none are told apart; adds up."""
+    num_N = np.diff(part.offsets).tolist()
+    if part.sources is None:
+        return Counter({None: sum(num_N)})
+    found: Counter[Any] = Counter()
+    for name, num in zip(part.sources, num_N, strict=True):
+        found[name] += num
+    return found
+
+
+def _valued(part: Tokens, codes: dict[Any, int]) -> Valued:
+    """Local: scores as values of which the highest are wanted, in a group for each source."""
+    if part.sources is None:
+        return Valued(_checked(part), np.zeros(len(part.scores), dtype=np.int64))
+    # A source that has no token anywhere has no code, and needs none.
+    of_row = np.array([codes.get(name, 0) for name in part.sources], dtype=np.int64)
+    return Valued(_checked(part), of_row[rows_of_tokens(part.offsets)])
+
+
+def _with_always(part: Tokens, chosen: Mask) -> Mask:
+    """Apply: what is kept beside the others, in the rows that keep any."""
+    if part.always_keep is None:
+        return chosen
+    rows = rows_of_tokens(part.offsets)
+    has_any = np.bincount(rows[chosen], minlength=len(part.offsets) - 1) > 0
+    return np.asarray(chosen | (part.always_keep & has_any[rows]))
 
 
 def needed_reduction(num_tokens: int, share: float, delta: float = 0.05) -> float:

@@ -99,7 +99,7 @@ def run(
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
     from amends.curate._curator import ScoreCurator, select
-    from amends.curate._votes import list_neighbours, long_tail
+    from amends.curate._lists import list_neighbours, long_tail
 
     if out is not None:
         check_new(out)
@@ -147,8 +147,8 @@ def run(
             tail_n = long_tail(list_neighbours(points_nD, k, near=near, groups_N=groups_n), k)
     second_n = raters.certainty_N if raters and not (embedder or embedding) else tail_n
     chosen_n = select(curated_n, second_n, len(used) if budget is None else budget)
-    added = pool.added | _columns(len(rows), used, level_n, curated_n, tail_n, curator, raters)
-    verdicts |= _fates(used, set(chosen_n.tolist()), level_n, curated_n, added, budget)
+    added = pool.added | columns_of(len(rows), used, level_n, curated_n, tail_n, curator, raters)
+    verdicts |= fates(used, set(chosen_n.tolist()), level_n, curated_n, added, budget)
     outcome = Outcome(rows, [verdicts[i] for i in range(len(rows))], added)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -269,7 +269,7 @@ def _refusals(verdicts: dict[int, Verdict], num_rows: int) -> list[str]:
     return [f"{count} of {num_rows} rows were refused: {reason}." for reason, count in counts.items()]
 
 
-def _columns(
+def columns_of(
     num_rows: int, used: list[int], level_n: Any, curated_n: Any, tail_n: Any, curator: Any, raters: Aggregate | None
 ) -> dict[str, list[Any]]:
     """Columns that every row gets; None where it was not judged."""
@@ -288,7 +288,7 @@ def _columns(
     return added
 
 
-def _fates(
+def fates(
     used: list[int], chosen: set[int], level_n: Any, curated_n: Any, added: dict[str, list[Any]], budget: int | None
 ) -> dict[int, Verdict]:
     """Keep what was selected, and say of the rest why not."""

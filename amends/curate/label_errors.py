@@ -99,7 +99,7 @@ def run(
     labels = [row.data.get(label) for row in rows]
     if all(label not in row.data for row in rows):
         raise InputError(f'{rows[0].where}: no row has the column "{label}". Name another one with --label.')
-    found_labels = {str(value): value for value in labels if _is_label(value)}
+    found_labels = {str(value): value for value in labels if is_label(value)}
     names = sorted(found_labels.items(), key=lambda item: (isinstance(item[1], str), item[1]))
     numbers = {name: number for number, (name, _) in enumerate(names)}
     source = proba or embedding
@@ -132,7 +132,7 @@ def run(
     warned += list(dict.fromkeys(str(warning.message) for warning in heard))
     if texts and (num := _contradictions([texts[i] for i in used], labels_n)):
         warned.append(f"{num} texts stand in more than one row with different labels: at most one of these is right.")
-    outcome = _outcome(
+    outcome = outcome_of(
         rows, label, [value for _, value in names], used, labels_n, detector, refused, flagged, confidence
     )
     for warning in warned:
@@ -177,7 +177,8 @@ def _check_options(
 # What is read ------------------------------------------------------------------------------------------------------
 
 
-def _is_label(value: Any) -> bool:
+def is_label(value: Any) -> bool:
+    """Whether a value can be a label: a number or a text, and no missing one."""
     return isinstance(value, str | int | float) and value == value and str(value).strip() != ""
 
 
@@ -205,7 +206,7 @@ def _numbers(row: Row, column: str, classes: Sequence[str]) -> Any:
 
 def _fault(label: Any, text: str | None, values: Any, width: int, proba: str | None) -> str | None:
     """Say why a row cannot be judged; None if it can."""
-    if not _is_label(label):
+    if not is_label(label):
         return "no label" if label is None or isinstance(label, str | float) else "the label is no single value"
     if text is not None and not text.strip():
         return "no text"
@@ -241,7 +242,7 @@ def _embedded(texts: Sequence[str], embedder: str, digests: dict[str, str]) -> n
 # What becomes of the rows -------------------------------------------------------------------------------------------
 
 
-def _outcome(
+def outcome_of(
     rows: Sequence[Row],
     label: str,
     names: list[Any],

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float32]
 LINKS, SEARCHED = 32, 128  # of the graph: links a point, candidates a query; recall is measured, not assumed
 RECALL_QUERIES = 1000
+TILE = 16_384
+"""Queries searched for at once. FAISS gives the same bits for the same tiles."""
 
 
 class Neighbours(NamedTuple):
@@ -39,7 +41,9 @@ def unit(points_ND: ArrayLike) -> FloatArray:
     length_N = np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64))
     if bad := np.flatnonzero(~np.isfinite(length_N) | (length_N == 0)).tolist():
         raise ValueError(f"{len(bad)} points have no direction (NaN, infinite or zero), the first in row {bad[0]}.")
-    return np.asarray(points / length_N[:, None], dtype=np.float32)
+    found = np.empty_like(points)
+    np.divide(points, length_N[:, None], out=found, casting="same_kind")  # computed in float64, never held in it
+    return found
 
 
 def nearest(
@@ -67,24 +71,41 @@ def nearest(
     num_there = len(points) - own
     if not 0 < k <= num_there:
         raise ValueError(f"k={k}: expected 1 to {num_there}, as there are {len(points)} points.")
-    exact = faiss.IndexFlatIP(points.shape[1])
-    exact.add(points)
     if not approximate:
-        return _without_self(*exact.search(queries, k + own), own, 1.0)
+        tiles = [slice(start, start + TILE) for start in range(0, len(queries), TILE)]
+        found = [search(points, queries[tile], k, tile.start if own else None) for tile in tiles]
+        return Neighbours(
+            np.concatenate([f.index_Qk for f in found]), np.concatenate([f.similarity_Qk for f in found]), 1.0
+        )
     graph = faiss.IndexHNSWFlat(points.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efSearch = max(SEARCHED, 2 * k)
     graph.add(points)
     similarity_Qk, index_Qk = graph.search(queries, k + own)
     asked = np.linspace(0, len(queries) - 1, min(RECALL_QUERIES, len(queries))).astype(int)
-    true_Qk = exact.search(queries[asked], k + own)[1]
+    true_Qk = search(points, queries[asked], k + own).index_Qk
     recall = np.mean([np.isin(found, true).mean() for found, true in zip(index_Qk[asked], true_Qk, strict=True)])
-    return _without_self(similarity_Qk, index_Qk, own, float(recall))
+    return _without_self(similarity_Qk, index_Qk, np.arange(len(queries)) if own else None, float(recall))
 
 
-def _without_self(similarity_Qk: Any, index_Qk: Any, own: bool, recall: float) -> Neighbours:
+def search(points_ND: FloatArray, queries_QD: FloatArray, k: int, first: int | None = None) -> Neighbours:
+    """Find the k points nearest to each query, exactly; all have length 1 (`unit`).
+
+    Parameters
+    ----------
+    first : int, optional
+        The queries are the points from this number on, and none is its own neighbour.
+    """
+    import faiss
+
+    own_Q = None if first is None else first + np.arange(len(queries_QD))
+    found = faiss.knn(queries_QD, points_ND, k + (first is not None), metric=faiss.METRIC_INNER_PRODUCT)
+    return _without_self(*found, own_Q, 1.0)
+
+
+def _without_self(similarity_Qk: Any, index_Qk: Any, own_Q: NDArray[np.int64] | None, recall: float) -> Neighbours:
     """Leave out each point itself, or, where equal points crowded it out, the last one."""
-    if own:
-        is_self_Qk = index_Qk == np.arange(len(index_Qk))[:, None]
+    if own_Q is not None:
+        is_self_Qk = index_Qk == own_Q[:, None]
         is_self_Qk[~is_self_Qk.any(axis=1), -1] = True
         shape = (len(index_Qk), index_Qk.shape[1] - 1)
         index_Qk, similarity_Qk = index_Qk[~is_self_Qk].reshape(shape), similarity_Qk[~is_self_Qk].reshape(shape)

@@ -6,7 +6,7 @@ from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import check_estimator
 
 from amends.curate import ScoreCurator
-from amends.curate._curator import merged, select, wrong_shares
+from amends.curate._curator import joined, select, wrong_shares
 from amends.maths.transition import Transition
 
 from .planted import PRIOR, planted
@@ -145,9 +145,9 @@ def test_rare_levels_are_merged_with_a_neighbour_and_speak_with_its_commonest_ra
 
 
 def test_levels_are_merged_from_the_rarest_on():
-    assert merged([500, 20, 90, 400], 100).tolist() == [0, 1, 1, 2]
-    assert merged([5, 5, 5], 100).tolist() == [0, 0, 0]
-    assert merged([100, 100], 100).tolist() == [0, 1]
+    assert joined([500, 20, 90, 400], 100).tolist() == [0, 1, 1, 2]
+    assert joined([5, 5, 5], 100).tolist() == [0, 0, 0]
+    assert joined([100, 100], 100).tolist() == [0, 1]
 
 
 def test_the_share_called_wrong_is_that_of_bayes_within_its_clips():

@@ -38,6 +38,14 @@ def test_the_same_rows_come_from_every_kind_of_pool(tmp_path):
     assert [read_pool(pool)[0].data for pool in pools] == [ROWS[0]] * len(pools)
 
 
+def test_a_polars_frame_is_a_pool_like_its_rows():
+    polars = pytest.importorskip("polars")
+    rows = [{"text": "one", "score": 3, "vector": [0.5, 1.0]}, {"text": None, "score": None, "vector": None}]
+    assert read_pool(polars.DataFrame(rows)) == read_pool(rows)
+    with pytest.raises(InputError, match="at least one"):
+        read_pool(polars.DataFrame(rows).clear())
+
+
 @pytest.mark.parametrize("pool", [[], 3, ["no/such.jsonl"], [3]])
 def test_what_is_no_pool_is_refused(pool):
     with pytest.raises(InputError):
