@@ -134,12 +134,7 @@ class _ByNeighbours(LabelErrorDetector):
 
 
 def checked_agreement(counts_KKK: IntArray) -> Agreement:
-    """Say how far labels agree with those of the two nearest, and warn where it is hardly more than chance.
-
-    Raises
-    ------
-    ValueError : nothing was counted.
-    """
+    """Say how far labels agree with those of the two nearest, and warn where it is hardly more than chance."""
     if not counts_KKK.any():
         raise ValueError("all rows point the same way (constant features or copies of a row). Give other features.")
     found = agreement(counts_KKK)

@@ -239,7 +239,8 @@ def rise_of(scores: Floats, base_logp: Floats, rise: Floats) -> Rise:
     scores, base_logp, rise : float32 (M,)
         S; log p_base; how far the mean log-probability of the vocabulary rose at the token's place. All in nats.
     """
-    least = highest(-base_logp, max(1, int(LEAST_LIKELY * len(scores))))
+    count = np.array([max(1, int(LEAST_LIKELY * len(scores)))])
+    (least,) = highest(Here(), [Valued(-base_logp, np.zeros(len(scores), dtype=np.int64))], count)
     means = (float(values[least].mean(dtype=np.float64)) for values in (scores, rise))
     return Rise(int(least.sum()), *means)
 
