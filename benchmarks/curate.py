@@ -186,8 +186,8 @@ def tokens(num: int) -> None:
 
 def on_ray(world: World) -> None:
     """Mend the same rows on Ray with one worker and with two."""
-    if not find_spec("ray"):
-        print("\n## Ray: left out, ray[data] is not installed")
+    if not len(world.ratings_N) or not find_spec("ray"):
+        print("\n## Ray: left out" + ("" if find_spec("ray") else ", ray[data] is not installed"))
         return
     import os
 
