@@ -44,7 +44,8 @@ def test_ratings_mended_in_parts_are_those_mended_at_once(small_tiles):
     whole, parts = (ScoreCurator(**FEW).fit(points, WORLD.ratings, groups, Here(num)) for num in (1, 4))
     for name in ("counts_", "error_prob_", "suggested_", "confidence_", "curated_", "long_tail_"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
-    assert parts.transition_.matrix_KK == pytest.approx(whole.transition_.matrix_KK, abs=1e-9)
+    # Counts are equal to the bit. A fit to them hangs in its last digits on how arrays lie in memory: 1e-9 was seen.
+    assert parts.transition_.matrix_KK == pytest.approx(whole.transition_.matrix_KK, abs=1e-6)
     assert parts.num_twins_ == whole.num_twins_ > 0 < whole.num_siblings_ == parts.num_siblings_
     assert (whole.curated_ != WORLD.ratings).any()
 
@@ -88,14 +89,14 @@ def test_a_row_that_is_seldom_drawn_is_seldom_mended_so_draws_are_not_held_to_a_
     """A sixth of the rows is 50,000 of 300,000, the source's draw."""
     world = planted(0.095, num_rows=3000)
     error, mended = {}, {}
-    for most_drawn in (None, 500):
-        made = ScoreCurator(most_drawn=most_drawn, bootstrap=4).fit(world.points, world.ratings)
-        error[most_drawn] = (made.curated_ != world.truth).mean()
-        mended[most_drawn] = (made.curated_ != world.ratings).mean()
+    for name, made in {"ours": ScoreCurator(bootstrap=4), "sixth": ScoreCurator(most_drawn=500, bootstrap=4)}.items():
+        made.fit(world.points, world.ratings)
+        error[name] = (made.curated_ != world.truth).mean()
+        mended[name] = (made.curated_ != world.ratings).mean()
     raw = (world.ratings != world.truth).mean()
-    assert mended[500] < 0.75 * mended[None]
-    assert error[None] < 0.5 * raw
-    assert error[500] > error[None] + 0.05
+    assert mended["sixth"] < 0.75 * mended["ours"]
+    assert error["ours"] < 0.5 * raw
+    assert error["sixth"] > error["ours"] + 0.05
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
