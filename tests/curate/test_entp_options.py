@@ -201,7 +201,7 @@ def test_rows_that_are_surely_in_another_language_are_refused_and_unsure_ones_st
         ("Wie heißt die Hauptstadt von Frankreich?", "Die Hauptstadt von Frankreich heißt Paris.", 1),
         ("What is the capital of France?", "The capital of France is the city of Paris.", 1),
         ("日本の首都はどこですか", "日本の首都は東京です。 そうです。", 5),
-        ("Name it.", "3 4", 1),
+        ("Convert 3 to 4:", "def f(x): return x", 1),
     ]
     rows = rows_of({"instruction": asked, "output": said, "score": score} for asked, said, score in told)
     found = purge(rows, entp.Purging(raw="score", language="en"))
