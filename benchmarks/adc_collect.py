@@ -74,7 +74,16 @@ def main() -> None:
     bands = [right_N[(rank_N >= start) & (rank_N < start + BAND)] for start in range(0, PER_QUERY, BAND)]
     for number, band in enumerate(bands):
         print(f"| {number * BAND} to {number * BAND + BAND - 1} | {purity(band)} |")
-    print(f"| all | {purity(right_N)} |\n\n| dropped | right labels | as many by chance | as many of the last ranks |")
+    print(f"| all | {purity(right_N)} |\n")
+    times_N = np.bincount(numbers_N)[numbers_N]
+    order = np.lexsort((rank_N, numbers_N))
+    first = np.unique(numbers_N[order], return_index=True)[1]
+    best = order[first]  # the best rank of each text
+    print(
+        f"found for one class: {purity(right_N[times_N == 1])}; for several: {purity(right_N[times_N > 1])}, "
+        f"by the best rank alone {purity(right_N[best][times_N[best] > 1])}\n"
+    )
+    print("| dropped | right labels | as many by chance | as many of the last ranks |")
     print("|---|---|---|---|")
     pool = [{name: row[name] for name in ("text", "label")} for row in rows]
     how: dict[str, Any] = {"text": "text", "embedder": options.embedder}
