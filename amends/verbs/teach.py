@@ -56,7 +56,7 @@ def command(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     started = time.time()
-    found = {file: read_pairs(read_rows(file)) for file in data}
+    rows = {file: list(read_rows(file)) for file in data}
     warnings = []
     if ledger := read_ledger(model):
         warnings.append(
@@ -64,8 +64,9 @@ def command(
             "teaching is not known."
         )
         say(f"warning: {warnings[0]}")
-    pairs = [pair for file in found for pair in found[file].kept]
     loaded = load(model, trainable=True)
+    found = {file: read_pairs(of_file, tokenizer=loaded.tokenizer) for file, of_file in rows.items()}
+    pairs = [pair for file in found for pair in found[file].kept]
     before_sha256 = weights_sha256(loaded.model)
     set_seed(seed)
     trainable = prepare(loaded, lora_rank)

@@ -35,6 +35,15 @@ def test_a_taught_adapter_loads_with_plain_peft_and_gives_the_digest(tmp_path, t
     assert amends("verify", out)[0] == 0
 
 
+def test_plain_text_is_cut_into_beginnings_and_how_they_go_on(tmp_path, tiny_model, amends):
+    text, out = tmp_path / "book.jsonl", tmp_path / "taught"
+    text.write_text(json.dumps({"text": "It was a long way, and nobody knew it better than she. " * 40}) + "\n")
+    code, _, err = amends("teach", "--model", tiny_model, "--data", text, "--out", out, "--epochs", 1)
+    assert code == 0, err
+    assert len((out / "history.jsonl").read_text().splitlines()) >= 1
+    assert record(out)["data"][str(text)]["rows"] > 1
+
+
 @pytest.mark.parametrize("options", [[], ["--save-dtype", "bfloat16"], ["--lora-rank", 0]])
 def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends, options):
     for name in ("a", "b", "c"):
