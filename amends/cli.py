@@ -18,7 +18,7 @@ from amends.io.plain import plain
 from amends.io.recipe import read_recipe
 
 HOME, PACKAGE = Path(__file__).parent, "amends"
-JOBS = ("bench", "curate", "unlearn")  # the folders of commands
+JOBS = ("bench", "curate", "fair", "unlearn")  # the folders of commands
 OURS = "This is a mistake in amends: please report it with what 'amends --traceback ...' prints."
 
 

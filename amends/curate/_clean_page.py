@@ -11,7 +11,7 @@ from amends.curate._splits import SPLITS
 from amends.curate.adc_clean import Cleaned
 from amends.report._text import last_part, percent
 from amends.report.card import code_word, plain
-from amends.report.curation import Chart, Example, Section, Table, render_curation
+from amends.report.findings import Chart, Example, Section, Table, render_findings
 from amends.report.grids import matrix
 
 MOST_EXAMPLES, MOST_PAIRS, MOST_LISTED, MOST_RANKS = 20, 20, 100, 5
@@ -151,7 +151,7 @@ def page(found: Cleaned) -> str:
     parts = [_fates(found), _by_class(found), _noise(found), _by_rank(found), _subclasses(found), _examples(found)]
     parts.append(Section("What was not checked", _unchecked(found)))
     title = f"{TITLE}: {found.record['data']['pool']['path'] or 'rows given from Python'}"
-    return render_curation(found.record, title, lead, [part for part in parts if part])
+    return render_findings(found.record, title, lead, [part for part in parts if part])
 
 
 def _fates(found: Cleaned) -> Section:

@@ -5,7 +5,7 @@ from typing import Any
 
 from amends.curate.adc_collect import Collected
 from amends.report._text import percent
-from amends.report.curation import Example, Section, Table, render_curation
+from amends.report.findings import Example, Section, Table, render_findings
 
 MOST_QUERIES, MOST_REASONS, MOST_EXAMPLES = 500, 50, 20
 FATES = ("collected", "missing", "refused")
@@ -58,7 +58,7 @@ def page(found: Collected) -> str:
     if examples := _examples(found):
         sections.append(Section("First hits", examples=examples))
     title = f"Samples for {found.design.domain or 'a design'}"
-    return render_curation(found.record, title, lead, sections)
+    return render_findings(found.record, title, lead, sections)
 
 
 RIGHTS = (

@@ -8,7 +8,7 @@ from amends.curate._pool import FATES
 from amends.curate.ds2 import Curation
 from amends.maths.transition import MISSING, consensus_shares
 from amends.report._text import percent
-from amends.report.curation import Chart, Example, Section, Table, render_curation
+from amends.report.findings import Chart, Example, Section, Table, render_findings
 from amends.report.grids import matrix, shares
 
 MOST_EXAMPLES = 12
@@ -55,7 +55,7 @@ def page(found: Curation) -> str:
         lead += f" About {percent(right)} of the ratings are right by the noise model; {changed:,} were replaced."
     parts = [_noise(found), _raters(found), _changed(found), _selected(found), _rows(found)]
     title = f"Curated ratings of {path or 'rows given from Python'}"
-    return render_curation(found.record, title, lead, [part for part in parts if part])
+    return render_findings(found.record, title, lead, [part for part in parts if part])
 
 
 def _noise(found: Curation) -> Section | None:

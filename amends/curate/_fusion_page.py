@@ -13,7 +13,7 @@ from amends.curate._purge import Sample
 from amends.curate._representatives import Grouped
 from amends.curate._terms import missing, recall
 from amends.io.tables import Row
-from amends.report.curation import Example, Section, Table
+from amends.report.findings import Example, Section, Table
 
 MOST_EXAMPLES = 8
 _STATES = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from amends.curate.label_errors import LabelErrors
 from amends.report._text import percent
-from amends.report.curation import Chart, Example, Section, Table, render_curation
+from amends.report.findings import Chart, Example, Section, Table, render_findings
 from amends.report.grids import matrix
 
 MOST_EXAMPLES, MOST_PAIRS, MOST_IN_CHART = 20, 20, 12
@@ -39,7 +39,7 @@ def page(found: LabelErrors) -> str:
     lead += f"{counts['kept']:,} were kept, {counts['dropped']:,} dropped and {counts['refused']:,} refused."
     parts = [_where(found), _noise(found), _examples(found), _rows(found)]
     title = f"Labels of {path or 'rows given from Python'}"
-    return render_curation(found.record, title, lead, [part for part in parts if part])
+    return render_findings(found.record, title, lead, [part for part in parts if part])
 
 
 def _where(found: LabelErrors) -> Section:

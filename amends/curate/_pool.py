@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.tables import Row, read_rows, rows_of
+from amends.io.frames import rows_from
+from amends.io.tables import Row
 from amends.io.write import write_rows
 
 Fate = Literal["kept", "dropped", "refused"]
@@ -32,14 +33,14 @@ def read_pool(data: Any) -> list[Row]:
     Parameters
     ----------
     data : path, list of paths, `datasets.Dataset`, pandas or polars data frame, or list of dictionaries
-        Paths as `amends.io.tables.read_rows` reads them. What an earlier curation wrote beside a row, its columns
+        As `amends.io.frames.rows_from` reads them. What an earlier curation wrote beside a row, its columns
         "reason" and "where" together, is renamed "earlier_reason" and "earlier_where".
 
     Raises
     ------
     InputError : no row, a file that is missing or faulty, or another kind of object.
     """
-    return [_of_earlier(row) for row in _rows(data)]
+    return [_of_earlier(row) for row in rows_from(data)]
 
 
 def _of_earlier(row: Row) -> Row:
@@ -50,23 +51,6 @@ def _of_earlier(row: Row) -> Row:
         for name, value in row.data.items()
     }
     return Row(data, row.where)
-
-
-def _rows(data: Any) -> list[Row]:
-    if isinstance(data, str | Path):
-        return list(read_rows(data))
-    if hasattr(data, "to_dicts"):  # polars
-        data = data.to_dicts()
-    elif hasattr(data, "to_dict") and hasattr(data, "iloc"):  # pandas
-        data = data.to_dict("records")
-    if not isinstance(data, Iterable):
-        raise InputError(f"{type(data).__name__}: no pool of rows. Give a file, a data set, a data frame or a list.")
-    items = list(data)
-    if items and all(isinstance(item, str | Path) for item in items):
-        return [row for path in items for row in read_rows(path)]
-    if not items or not all(isinstance(item, Mapping) for item in items):
-        raise InputError("data: expected rows with named columns, at least one. Give a list of dictionaries or a file.")
-    return rows_of(items)
 
 
 def check_columns(rows: Iterable[Row], added: Iterable[str]) -> None:

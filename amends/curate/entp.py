@@ -33,7 +33,7 @@ from amends.io.errors import InputError, NoResult, check_installed
 from amends.io.run import describe, write_jsonl
 from amends.io.write import kind_of
 from amends.lm.chat import Chat, open_chat
-from amends.report.curation import render_curation
+from amends.report.findings import render_findings
 
 __all__ = ["Control", "Grouping", "Mixed", "Mixing", "Purging", "run"]
 ADDED = ("cluster", "fused_into")
@@ -172,7 +172,7 @@ def run(
         warnings=warnings,
     ) | {"generator": name, "calls": calls, "judging": judging, "estimate": would_take, "found": told}
     asking = calls | {f"judge: {what}": value for what, value in judging.items()}
-    page = "" if dry_run else render_curation(record, "Purge and mix", lead(told), sections(told, drafts, asking))
+    page = "" if dry_run else render_findings(record, "Purge and mix", lead(told), sections(told, drafts, asking))
     mixed = Mixed(
         outcome,
         [fused_row(draft, name) for draft in drafts if draft.status == "accepted"],

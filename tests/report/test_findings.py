@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from amends.report.curation import Chart, Example, Section, Table, render_curation
+from amends.report.findings import Chart, Example, Section, Table, render_findings
 from amends.report.grids import matrix, shares
 
 HOSTILE = "<script>alert(1)</script>\u202e$x_1$"
@@ -20,7 +20,7 @@ def page():
     section = Section(
         HOSTILE, [HOSTILE], [Chart(HOSTILE, drawn(), HOSTILE)], [table], [Example(HOSTILE, HOSTILE, HOSTILE)]
     )
-    return render_curation(RECORD, HOSTILE, HOSTILE, [section, Section("Empty")])
+    return render_findings(RECORD, HOSTILE, HOSTILE, [section, Section("Empty")])
 
 
 def test_nothing_is_taken_for_markup_and_nothing_hides():
@@ -38,7 +38,7 @@ def test_numbers_are_written_for_people_and_none_is_missing():
 
 
 def test_long_texts_are_cut():
-    text = render_curation(RECORD, "t", "l", [Section("s", examples=[Example("x" * 5000, "w", "here")])])
+    text = render_findings(RECORD, "t", "l", [Section("s", examples=[Example("x" * 5000, "w", "here")])])
     assert "x" * 600 + "…" in text
     assert "x" * 601 not in text
 

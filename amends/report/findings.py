@@ -1,4 +1,4 @@
-"""The report of a curation: one HTML page that needs nothing else, with no script and no address outside itself.
+"""The report of what a method found: one HTML page that needs nothing else, with no script and no outside address.
 
 A method says what it found as sections of text, tables, figures and examples; nothing of it is taken for markup, apart
 from the figures.
@@ -59,7 +59,7 @@ class Section:
     examples: Sequence[Example] = ()
 
 
-def render_curation(record: Mapping[str, Any], title: str, lead: str, sections: Sequence[Section]) -> str:
+def render_findings(record: Mapping[str, Any], title: str, lead: str, sections: Sequence[Section]) -> str:
     """Render the page.
 
     Parameters
@@ -67,7 +67,7 @@ def render_curation(record: Mapping[str, Any], title: str, lead: str, sections: 
     record : mapping
         run.json; its warnings stand at the top.
     title : str
-        What was curated.
+        What was looked at.
     lead : str
         What came of it, in a sentence or two.
 
@@ -77,7 +77,7 @@ def render_curation(record: Mapping[str, Any], title: str, lead: str, sections: 
     """
     return (
         environment()
-        .get_template("curation.html.jinja")
+        .get_template("findings.html.jinja")
         .render(record=record, title=title, lead=lead, sections=sections, shown=_shown, svg=Markup, cut=_cut)
     )
 

@@ -1,0 +1,17 @@
+"""Measure and mend unfairness where groups, or the prior of the future, are not known."""
+
+from pathlib import Path
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    [file.stem for file in Path(__file__).parent.glob("[a-z]*.py")],
+    {
+        "concept_influence": ["ConceptInfluence"],
+        "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
+        "fan": ["AbstainingFairClassifier"],
+        "fis": ["FairInfluenceSampler"],
+        "proxies": ["ProxyFairness", "proxy_fairness"],
+    },
+)

@@ -1,0 +1,155 @@
+"""Columns of a table as arrays, for the command line; a value that cannot be used is named by its row and column."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from amends.fair._groups import Groups, read_groups
+from amends.io.errors import InputError
+from amends.io.tables import Row
+
+MOST_CATEGORIES = 100
+"""Values of a column of words above which it is an identifier rather than a feature."""
+
+
+def column(rows: Sequence[Row], name: str, option: str) -> list[Any]:
+    """Values of a column.
+
+    Raises
+    ------
+    InputError : a row lacks it; the first such row, and the columns that it has.
+    """
+    for row in rows:
+        if name not in row.data:
+            there = ", ".join(row.data)
+            raise InputError(
+                f'{row.where}: the column "{name}" is missing (found: {there[:200]}). Name another one with {option}.'
+            )
+    return [row.data[name] for row in rows]
+
+
+def numbers(
+    rows: Sequence[Row], names: Sequence[str], option: str, *, low: float = -np.inf, high: float = np.inf
+) -> NDArray[np.float64]:
+    """Columns of numbers, (rows, columns); numbers written as text, as in CSV, are read.
+
+    Raises
+    ------
+    InputError : a value that is missing, no number, or outside low to high; with its row and column.
+    """
+    found = np.empty((len(rows), len(names)))
+    for place, name in enumerate(names):
+        for i, value in enumerate(column(rows, name, option)):
+            try:
+                found[i, place] = np.nan if value is None or isinstance(value, bool) else float(value)
+            except (TypeError, ValueError):
+                found[i, place] = np.nan
+            if not low <= found[i, place] <= high:
+                wanted = "a number" if np.isinf([low, high]).all() else f"a number from {low:g} to {high:g}"
+                raise InputError(f'{rows[i].where}, column "{name}": {value!r}, expected {wanted}. Mend or leave out.')
+    return found
+
+
+def groups(rows: Sequence[Row], names: Sequence[str], option: str) -> Groups:
+    """Group of every row; of several columns, each combination.
+
+    Raises
+    ------
+    InputError : a column or a value is missing.
+    """
+    values = [column(rows, name, option) for name in names]
+    for name, cells in zip(names, values, strict=True):
+        for row, value in zip(rows, cells, strict=True):
+            if value is None or value != value or str(value).strip() == "":
+                raise InputError(f'{row.where}, column "{name}": no group. Leave such rows out, or name their group.')
+    return read_groups(np.array(values, dtype=object).T, len(rows), option)
+
+
+def classes(rows: Sequence[Row], name: str, option: str, known: Sequence[Any] | None = None) -> Groups:
+    """Class of every row, of these if they are known.
+
+    Raises
+    ------
+    InputError : a column or a value is missing, or a class is none of those known.
+    """
+    cells = column(rows, name, option)
+    for row, value in zip(rows, cells, strict=True):
+        if value is None or value != value or str(value).strip() == "":
+            raise InputError(f'{row.where}, column "{name}": no value. Leave such rows out.')
+    if known is None:
+        return read_groups(np.array(cells, dtype=object), len(rows), option)
+    place = {str(value): number for number, value in enumerate(known)}
+    for row, value in zip(rows, cells, strict=True):
+        if str(value) not in place:
+            raise InputError(f'{row.where}, column "{name}": {value!r} is none of {", ".join(place)}.')
+    return Groups(list(known), np.array([place[str(value)] for value in cells], dtype=np.int64))
+
+
+def binary(rows: Sequence[Row], name: str, option: str, positive: str | None) -> NDArray[np.int64]:
+    """Labels as 0 and 1; 1 is `positive`, without which the values must be 0 and 1, or false and true.
+
+    Raises
+    ------
+    InputError : more than two values, or two of which none is known to be the positive one.
+    """
+    found = classes(rows, name, option)
+    names = [str(value) for value in found.names]
+    if positive is not None:
+        if positive not in names:
+            raise InputError(f'--positive {positive}: the column "{name}" holds {", ".join(names[:10])}.')
+        return (found.code_N == names.index(positive)).astype(np.int64)
+    place = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
+    if unknown := [value for value in names if value not in place]:
+        raise InputError(f'column "{name}": which value is the positive one? It holds {unknown[0]}: give --positive.')
+    return np.array([place[value] for value in names], dtype=np.int64)[found.code_N]
+
+
+def features(rows: Sequence[Row], names: Sequence[str], without: Sequence[str]) -> pd.DataFrame:
+    """Columns to learn from, as a data frame: numbers as float with NaN where missing, the others as text.
+
+    Parameters
+    ----------
+    names : list of str
+        The columns; empty: all columns of the first row but those in `without`.
+
+    Raises
+    ------
+    InputError : a column is missing, none is left, a column of words has too many values, or one of neither.
+    """
+    chosen = list(names) or [name for name in rows[0].data if name not in without]
+    if not chosen:
+        raise InputError(f"{rows[0].where}: no column is left to learn from. Name some with --feature.")
+    found: dict[str, Any] = {}
+    for name in chosen:
+        cells = column(rows, name, "--feature")
+        try:
+            found[name] = np.array([np.nan if cell in (None, "") else float(cell) for cell in cells])
+        except (TypeError, ValueError):
+            if any(isinstance(cell, list | dict) for cell in cells):
+                raise InputError(
+                    f'the column "{name}" holds lists or objects. Name the columns with --feature.'
+                ) from None
+            texts = ["" if cell is None else str(cell) for cell in cells]
+            if (num := len(set(texts))) > MOST_CATEGORIES:
+                raise InputError(
+                    f'the column "{name}" holds {num} different texts: no feature. Name the columns with --feature.'
+                ) from None
+            found[name] = np.array(texts, dtype=object)
+    return pd.DataFrame(found)
+
+
+def encoder(frame: pd.DataFrame) -> ColumnTransformer:
+    """Make features of columns: words one-hot, numbers scaled, their gaps filled with the median and marked."""
+    words = [name for name in frame if frame[name].dtype == object]
+    figures = [name for name in frame if name not in words]
+    filled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
+    return ColumnTransformer(
+        [("numbers", filled, figures), ("words", OneHotEncoder(handle_unknown="ignore", sparse_output=False), words)]
+    )

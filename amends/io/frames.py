@@ -1,0 +1,36 @@
+"""Rows from whatever holds them: files, data sets, data frames, lists of dictionaries."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from amends.io.errors import InputError
+from amends.io.tables import Row, read_rows, rows_of
+
+
+def rows_from(data: Any) -> list[Row]:
+    """Read the rows of a table.
+
+    Parameters
+    ----------
+    data : path, list of paths, `datasets.Dataset`, pandas or polars data frame, or list of dictionaries
+        Paths as `amends.io.tables.read_rows` reads them; several are one table.
+
+    Raises
+    ------
+    InputError : no row, a file that is missing or faulty, or another kind of object.
+    """
+    if isinstance(data, str | Path):
+        return list(read_rows(data))
+    if hasattr(data, "to_dicts"):  # polars
+        data = data.to_dicts()
+    elif hasattr(data, "to_dict") and hasattr(data, "iloc"):  # pandas
+        data = data.to_dict("records")
+    if not isinstance(data, Iterable):
+        raise InputError(f"{type(data).__name__}: no table of rows. Give a file, a data set, a data frame or a list.")
+    items = list(data)
+    if items and all(isinstance(item, str | Path) for item in items):
+        return [row for path in items for row in read_rows(path)]
+    if not items or not all(isinstance(item, Mapping) for item in items):
+        raise InputError("data: expected rows with named columns, at least one. Give a list of dictionaries or a file.")
+    return rows_of(items)
