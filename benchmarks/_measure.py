@@ -75,6 +75,17 @@ def matmul_flops(dtype: torch.dtype, device: torch.device, size: int = 2048, rou
     return 2 * size**3 / best
 
 
+class Claim(NamedTuple):
+    """What a benchmark found, beside what was aimed at."""
+
+    claim: str
+    value: float
+    aim: float
+    unit: str
+    better: str
+    """"higher" or "lower"."""
+
+
 def claim(text: str, value: float, aim: float, unit: str, better: str) -> None:
     """Print one claim as a line of JSON."""
     print(json.dumps({"claim": text, "value": round(value, 4), "aim": aim, "unit": unit, "better": better}))
