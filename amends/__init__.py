@@ -1,3 +1,3 @@
-"""amends: put right what a language model learnt. Methods are imported by name: ``from amends.unlearn import flat``."""
+"""amends: put right what a model learnt. Methods are imported by name: ``from amends.unlearn import flat``."""
 
 __version__ = "0.1.0"

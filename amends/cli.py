@@ -94,7 +94,7 @@ def options_of_amends(
     version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=show_version)] = False,
     show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ) -> None:
-    """Put right what a language model learnt. Write 'amends JOB METHOD' or 'amends VERB'."""
+    """Put right what a model learnt. Write 'amends JOB METHOD' or 'amends VERB'."""
 
 
 def root() -> Files:
