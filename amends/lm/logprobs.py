@@ -151,8 +151,7 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
     """
     if empty := [i for i, row in enumerate(rows) if not row.prompt]:
         raise ValueError(f"rows {empty} have an empty prompt: the first answer token cannot be predicted from nothing.")
-    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))  # alphabetically between: all
-    lines = _lines([row.num_tokens - shared for row in rows], LINE_TOKENS - shared)
+    lines = lines_of(rows)
     columns: dict[str, list[list[int]]] = {name: [[] for _ in lines] for name in LINE_TENSORS}
     answers: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in ANSWER_TENSORS}
     places: list[dict[tuple[int, int], list[int]]] = []
@@ -183,6 +182,12 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
                 answers["source"][i] += [number * width + column for column in places[number][i, k][first:]]
     fill = {"input_ids": pad_id, "answer": PADDING}
     return {name: _padded(values, fill.get(name, 0)) for name, values in (columns | answers).items()}
+
+
+def lines_of(rows: Sequence[PackedRow]) -> list[list[int]]:
+    """Say which rows `pack` puts into each line; packed by themselves, a line's rows are one line again."""
+    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))  # alphabetically between: all
+    return _lines([row.num_tokens - shared for row in rows], LINE_TOKENS - shared)
 
 
 def _tree(texts: Iterable[list[int]]) -> Iterator[tuple[list[int], int]]:

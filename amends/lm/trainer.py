@@ -33,7 +33,7 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, pack, pack_said
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_said
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -67,27 +67,37 @@ class KeyedRows(Dataset[list[TrainRow]]):
 
 
 class Collate:
-    """Pack the rows of a batch of samples; rows to keep are a part of their own."""
+    """Pack the rows of a batch of samples, in parts that go through the model one after the other.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Rows to keep are a part of their own; with `by_line` so is each line. On a CPU, which a line fills, that is as fast,
+    and only one line's activations are in memory.
+    """
+
+    def __init__(self, pad_id: int, by_line: bool = False) -> None:
+        self.pad_id, self.by_line = pad_id, by_line
 
     def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Any]:
-        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_said` where there is such.
+        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_said` where there is such, of the first part.
 
-        is_retain says which part it is; the rows to keep, if there are any, are under "retain" in the same shape.
+        is_retain says whether it holds rows to keep; the other parts, if there are any, are a list under "more".
         """
         rows = [row for sample in samples for row in sample]
-        batch = self.part([row for row in rows if not row.is_retain])
-        retain = [row for row in rows if row.is_retain]
-        return batch | {"retain": self.part(retain) | {"is_retain": True}} if retain else batch
+        kinds = [[row for row in rows if row.is_retain == is_retain] for is_retain in (False, True)]
+        first, *more = [self.part(part) for kind in kinds if kind for part in self.parts(kind)]
+        return first | ({"more": more} if more else {})
+
+    def parts(self, rows: list[TrainRow]) -> list[list[TrainRow]]:
+        """Part rows of one kind."""
+        if not self.by_line:
+            return [rows]
+        return [[rows[i] for i in sorted(line)] for line in lines_of([row.packed for row in rows])]
 
     def part(self, rows: Sequence[TrainRow]) -> dict[str, Any]:
         """Tensors of some rows that go through the model together."""
         batch = pack([row.packed for row in rows], self.pad_id)
         said = [row.said for row in rows]
         noted = {} if all(s is None for s in said) else pack_said(said, batch["answer"].shape[1])
-        return batch | noted | {"is_retain": False}
+        return batch | noted | {"is_retain": rows[0].is_retain}
 
 
 class AnswerTrainer(Trainer):
@@ -95,8 +105,8 @@ class AnswerTrainer(Trainer):
 
     A subclass says which rows a sample has (`draw`) and what they cost (`losses`, `retain_losses`). The loss is the sum
     over samples divided by the samples of the whole optimizer step, over accumulation and processes: 8 x 1 = 4 x 2 =
-    1 x 8. Rows to keep go through the model after the backward pass of the others, so that only one part's activations
-    are in memory.
+    1 x 8. The parts of a batch (`Collate`) go through the model one after the other, each with its backward pass, so
+    that only one part's activations are in memory.
 
     Checkpoints (`amends.lm.checkpoint`) appear whole, and are resumed from only if they verify. Of the older ones
     `args.save_total_limit` are kept, at least two, or all if it is None.
@@ -123,10 +133,12 @@ class AnswerTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=rows,
-            data_collator=Collate(processing_class.pad_token_id),
+            data_collator=(collate := Collate(processing_class.pad_token_id)),
             processing_class=processing_class,
             **kwargs,
         )
+        # Several processes must have as many parts each: FSDP gathers weights in every one.
+        collate.by_line = args.device.type == "cpu" and args.world_size == 1 and not self.couples_samples
         self.model_accepts_loss_kwargs = False
         self.add_callback(TellEpoch(rows))
         self.add_callback(StopOnNonFinite())
@@ -134,6 +146,11 @@ class AnswerTrainer(Trainer):
         self.add_callback(self._stop)
         if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
             self.remove_callback(PrinterCallback)
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the loss of a sample depends on the others of its batch, which then stay in one part."""
+        return False
 
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """Rows of sample `index`; every random choice comes from `random_`."""
@@ -160,25 +177,25 @@ class AnswerTrainer(Trainer):
         for name, values_S in values.items():
             self._note_sum(name, values_S, len(values_S))
         self._note_sum("mean_loss", losses_S, 0 if inputs["is_retain"] else len(losses_S))  # a sample counts once
-        num_samples = len(losses_S) if num_items_in_batch is None else num_items_in_batch
+        num_samples = _num_samples(inputs) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, while the loss is divided by the samples of all of them.
         loss = losses_S.sum() / num_samples * self.accelerator.num_processes
-        if "retain" in inputs:
-            loss = loss + self.compute_loss(model, inputs["retain"], num_items_in_batch=num_samples)
+        for part in inputs.get("more", ()):
+            loss = loss + self.compute_loss(model, part, num_items_in_batch=num_samples)
         return (loss, out) if return_outputs else loss
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Go forward and back with one part of the batch after the other; processes exchange gradients once."""
-        if "retain" not in inputs:
-            return super().training_step(model, inputs, num_items_in_batch)
         if num_items_in_batch is None:
-            num_items_in_batch = len(inputs["answer"])
-        retain = inputs.pop("retain")
-        with self.accelerator.no_sync(model):
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        return loss + super().training_step(model, retain, num_items_in_batch)
+            num_items_in_batch = _num_samples(inputs)
+        parts: list[dict[str, Any]] = [inputs, *inputs.pop("more", ())]
+        loss = torch.zeros((), device=self.args.device)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        return loss + super().training_step(model, parts[-1], num_items_in_batch)
 
     def _note_sum(self, name: str, values_S: Tensor, count: int) -> None:
         total = values_S.detach().float().sum()
@@ -186,7 +203,7 @@ class AnswerTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples in all micro-batches of one optimizer step, on all processes."""
-        count = torch.tensor(sum(len(batch["answer"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(map(_num_samples, batch_samples)), device=device)
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered
 
@@ -307,6 +324,11 @@ class AnswerTrainer(Trainer):
                 logs[name] = (total[0] / total[1]).item()
             self._sums.clear()
         super().log(logs, start_time)
+
+
+def _num_samples(batch: Mapping[str, Any]) -> int:
+    """Count the samples in all parts of a batch; a row to keep belongs to the sample of another row."""
+    return sum(len(part["answer"]) for part in (batch, *batch.get("more", ())) if not part["is_retain"])
 
 
 def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -> Arguments:

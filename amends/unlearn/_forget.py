@@ -168,7 +168,7 @@ class ForgetTrainer(AnswerTrainer):
             kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Muon, MUON | {"lr": args.learning_rate})
         self.stopped = ALL_STEPS
         self.start: dict[str, float] = {}
-        self._batch_v_f = torch.zeros(())
+        self.v_f_of_step: list[torch.Tensor] = []  # for the stop rule
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
         if args.stop_v_f is not None:
             self.add_callback(self.stop_rule(args.stop_v_f))
@@ -226,8 +226,8 @@ class ForgetTrainer(AnswerTrainer):
         """Weigh the method's loss; a row that is forgotten enough is not pushed further."""
         losses_S, values = self.forget_losses(out)
         losses_S = self.args.forget_weight * losses_S
-        if "v_f" in values:
-            self._batch_v_f = values["v_f"].detach().mean()
+        if "v_f" in values and self.args.stop_v_f is not None:
+            self.v_f_of_step.append(values["v_f"].detach())
         if self.args.floor_v_f is not None:
             values["pushed"] = (values["v_f"] > self.args.floor_v_f).float()
             losses_S = values["pushed"] * losses_S
@@ -318,11 +318,15 @@ class StopWhenForgotten(TrainerCallback, ExportableState):
         if (kept := state.stateful_callbacks.get(type(self).__name__)) and kept["args"]["reached"]:
             self.reached = tuple(kept["args"]["reached"])
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the batch before."""
+        self.trainer.v_f_of_step.clear()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the batch first, which is free, then at all rows."""
         if self.reached is None:
-            batch = self.trainer.accelerator.reduce(self.trainer._batch_v_f, "mean").item()
-            if batch > self.limit:
+            batch = self.trainer.v_f_of_step
+            if batch and self.trainer.accelerator.reduce(torch.cat(batch).mean(), "mean").item() > self.limit:
                 return
             v_f = self.trainer.forget_means(templates=False)["v_f"]
             if v_f > self.limit:

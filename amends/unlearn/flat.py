@@ -90,6 +90,11 @@ class FLATTrainer(ForgetTrainer):
     takes_templates = True
     args: FLATConfig
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether answers are averaged over the batch."""
+        return self.args.reduction == "official"
+
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """FLAT per sample; v_e, v_f and their weights are logged."""
         args = self.args

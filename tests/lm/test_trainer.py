@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from amends.io.errors import InputError, Stopped
+from amends.lm import logprobs
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean
 from amends.lm.trainer import AnswerTrainer, KeyedRows, TrainRow, training_arguments
 
@@ -205,14 +206,43 @@ def test_rows_to_keep_come_after_the_backward_pass_of_the_others_and_gradients_a
         torch.testing.assert_close(weight.grad, expected, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_lines_go_one_after_the_other_on_a_cpu_and_gradients_add_up(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(logprobs, "LINE_TOKENS", 12)
+    monkeypatch.setattr(TrainingArguments, "world_size", processes)
+    args = training_arguments(TrainingArguments, str(tmp_path), use_cpu=True)
+    trainer = Teacher(tiny("llama"), args, NUM_SAMPLES, tokenizer)
+    samples = [trainer.train_dataset[i] for i in range(6)]
+    batch = trainer.data_collator(samples)
+    parts = [batch, *batch["more"]]
+    if processes == 2:  # all must have as many parts
+        assert [part["is_retain"] for part in parts] == [False, True]
+        assert len(batch["input_ids"]) > 1
+        return
+    assert len(parts) > 3
+    assert all(len(part["input_ids"]) == 1 for part in parts)
+    assert sum(len(part["answer"]) for part in parts if not part["is_retain"]) == 6
+    trainer.data_collator.by_line = False
+    whole = trainer.compute_loss(trainer.model, trainer.data_collator(samples))
+    whole.backward()
+    at_once = [weight.grad.clone() for weight in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    torch.testing.assert_close(trainer.training_step(trainer.model, batch), whole.detach())
+    for weight, expected in zip(trainer.model.parameters(), at_once, strict=True):
+        torch.testing.assert_close(weight.grad, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_sample_counts_once_in_what_is_logged(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     run = train(tmp_path, tokenizer, per_device_train_batch_size=NUM_SAMPLES, num_train_epochs=1, learning_rate=0.0)
     (logged,) = steps(run)
     assert logged["mean_loss"] == pytest.approx(logged["loss"], rel=1e-5)
     batch = run.data_collator([run.train_dataset[i] for i in range(NUM_SAMPLES)])
-    assert len(batch["retain"]["answer"]) == NUM_SAMPLES // 2
+    (retain,) = batch["more"]
+    assert len(retain["answer"]) == NUM_SAMPLES // 2
     with torch.no_grad():
-        half_B, _ = run.retain_losses(answer_logprobs(run.model, batch["retain"]))
+        half_B, _ = run.retain_losses(answer_logprobs(run.model, retain))
     assert logged["nll"] == pytest.approx(2 * half_B.mean().item(), rel=1e-5)
 
 

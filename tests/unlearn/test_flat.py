@@ -145,6 +145,7 @@ def test_the_trainer_has_the_loss_of_the_function(divergence: str, tiny_model: P
 
 def test_the_official_reduction_is_that_of_the_authors_code(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, reduction="official", divergence="tv", max_length=300)
+    assert not trainer.data_collator.by_line  # it averages over the batch
     batch = first_batch(trainer)
     with torch.no_grad():
         out = answer_logprobs(trainer.model, batch)
