@@ -3,7 +3,7 @@
 (a) FLAT as two padded passes with all logits kept, as the authors' code makes it: that pads to 500 tokens
     (--padding 500, which takes 5 GB for each two rows); without it, only to the longest row of the batch;
 (b) NPO with a retain batch and a second, live reference model, as rival toolkits run it;
-(c) FLAT in amends: one packed pass, only answer columns at the output layer, in chunks.
+(c) FLAT in amends: each line packed, only answer columns at the output layer, in chunks.
 
 A step is forward and backward on LoRA weights (rank 16, all linear layers) of SmolLM2-135M-Instruct; the optimizer's
 own work is the same everywhere and left out. Rows are TOFU's forget01 of examples/tofu.
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
-from amends.lm.logprobs import PackedRow, answer_logprobs, pack
+from amends.lm.logprobs import PackedRow, answer_logprobs, lines_of, pack
 from amends.lm.pairs import encode, read_pairs
 from amends.unlearn._refusals import refusals
 from amends.unlearn.flat import flat_loss
@@ -94,10 +94,16 @@ def main() -> None:
         step("b", -2 / 0.1 * logsigmoid(-0.1 * (ours_B - reference_B)).mean() + retain_nll)
 
     def packed() -> None:
-        batch = {name: tensor.to(device()) for name, tensor in pack(rows, pad).items()}
-        with autocast():
-            out = answer_logprobs(model, batch)
-        step("c", flat_loss(out.logp_BA, out.logp_BA, out.mask(1), out.mask(0)))
+        model.zero_grad()
+        losses["c"] = torch.zeros((), device=device())
+        # As `AnswerTrainer`: on a CPU one line after the other.
+        for line in lines_of(rows) if device().type == "cpu" else [range(len(rows))]:
+            batch = {name: tensor.to(device()) for name, tensor in pack([rows[i] for i in line], pad).items()}
+            with autocast():
+                out = answer_logprobs(model, batch)
+            loss = flat_loss(out.logp_BA, out.logp_BA, out.mask(1), out.mask(0)) * len(line) / len(rows)
+            loss.backward()
+            losses["c"] += loss.detach()
 
     costs = in_turn({"a": official, "b": npo, "c": packed}, options.rounds)
     difference = (losses["a"] - losses["c"]).abs().item()
