@@ -10,7 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     {
         "concept_influence": ["ConceptInfluence"],
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
-        "fan": ["AbstainingFairClassifier"],
+        "_abstaining": ["AbstainingFairClassifier"],
+        "_program": ["Infeasible"],
         "fis": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
     },
