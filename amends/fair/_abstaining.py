@@ -19,8 +19,6 @@ from sklearn.utils.validation import _num_samples, check_is_fitted, validate_dat
 
 from amends.fair._attainable import Curve, abstention_needed, gap_reached, infeasible
 from amends.fair._given import (
-    Mode,
-    SlackForm,
     abstain_of,
     by_group,
     check_settings,
@@ -32,7 +30,17 @@ from amends.fair._given import (
 )
 from amends.fair._groups import read_groups
 from amends.fair._kept import Kept, count, measure
-from amends.fair._program import Fates, FloatArray, IntArray, Objective, Promises, allowed_errors, solve
+from amends.fair._program import (
+    Fates,
+    FloatArray,
+    IntArray,
+    Mode,
+    Objective,
+    Promises,
+    SlackForm,
+    allowed_errors,
+    solve,
+)
 from amends.fair._rules import ABSTAINED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of, with_columns
 from amends.maths.disparity import Notion
 
@@ -87,6 +95,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     groups_ : list of the groups' names.
     base_error_ : dict, error rate of the base by group.
     estimator_ : the base, fitted to all rows.
+    held_out_score_ : float (N,), scores of the rows of `fit` by a base that did not see them.
     rule_ : Rule (`amends.fair._rules`), of mode "scorebins".
     abstain_model_, label_model_ : of mode "surrogate"; None where all rows have the same.
     assignment_ : int (N,), of mode "surrogate": what the program gives each row of `fit`; 0, 1, or 2: abstained.
@@ -166,6 +175,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.groups_ = groups.names
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         score_N, self.estimator_ = self._held_out(X, y, label_N)
+        self.held_out_score_ = score_N
         base_N = score_N >= self.threshold
         row_GYB = count(groups.code_N, label_N, base_N, np.zeros(N, dtype=np.int64), len(groups.names)).sum(axis=3)
         self._check_groups(row_GYB)
@@ -223,9 +233,9 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         abstain_N, one_N = (_said_one(model, seen) for model in (self.abstain_model_, self.label_model_))
         return np.stack([(1 - abstain_N) * (1 - one_N), (1 - abstain_N) * one_N, abstain_N], axis=1)
 
-    def base_decisions(self, X: Any) -> np.ndarray:
-        """Say what the base classifier decides alone: one of `classes_` for each row."""
-        return np.asarray(self.classes_[(self._score(self._given(X)) >= self.threshold).astype(int)])
+    def base_score(self, X: Any) -> FloatArray:
+        """Return the base's probability of the second class, (N,); from `threshold` on the base decides so."""
+        return self._score(self._given(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, *, sensitive_features: Any = None) -> float:
         """Accuracy on the rows that are decided; NaN if there are none."""

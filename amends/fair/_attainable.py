@@ -63,7 +63,7 @@ def infeasible(cells: Cells, promises: Promises, groups: list[Any]) -> Infeasibl
     if (bound_G > promises.cap_G + 1e-9).any():
         told += f" Even a rule that saw the labels would need {_listed(dict(zip(groups, bound_G, strict=True)))}."
     return Infeasible(
-        f"eps={promises.eps:g}: no rule has a gap that small in {promises.notion.replace('_', ' ')} and no more errors, "
+        f"eps={promises.eps:g}: no rule has that small a gap in {promises.notion.replace('_', ' ')} and no more errors "
         f"with abstention up to {_listed(dict(zip(groups, promises.cap_G, strict=True)))}. {told}",
         caps,
     )

@@ -4,7 +4,7 @@ Shapes: N rows, G groups.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,11 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_y, _num_samples
 
 from amends.fair._groups import read_groups
-from amends.fair._program import OBJECTIVES
+from amends.fair._program import OBJECTIVES, Mode, SlackForm
 from amends.maths.disparity import NOTIONS
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Mode = Literal["scorebins", "surrogate"]
-SlackForm = Literal["relative", "toward_one"]
 ABSTAIN = -1
 
 

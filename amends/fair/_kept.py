@@ -126,7 +126,7 @@ def measure(
     # "base true positive" is before, "true positive" after, "true positive of decided" after, of those decided.
     forms = {"before": "base {}", "after": "{}", "decided": "{} of decided"}
     gaps = {str(name): {form: _gap(seen, name, text) for form, text in forms.items()} for name in NOTIONS}
-    promises = [_promised_gap(f"gap, {notion.replace('_', ' ')}", eps, seen, drawn, _columns(notion, "{}"))]
+    promises = [_promised_gap(f"gap, {notion.replace('_', ' ')}", eps, seen, drawn, columns_of(notion))]
     for k, column in enumerate(("abstained", "abstained of label 1", "abstained of label 0")):
         if sigma[k] < 1:
             promises.append(_promised_gap(f"difference of {column}", sigma[k], seen, drawn, [column]))
@@ -140,7 +140,8 @@ def measure(
     return Kept(groups, seen, gaps, promises)
 
 
-def _columns(notion: str, form: str) -> list[str]:
+def columns_of(notion: str, form: str = "{}") -> list[str]:
+    """Names of the rates that a notion compares, as in `rates_of`."""
     rates = {
         "demographic_parity": ["accepted"],
         "equal_opportunity": ["true positive"],
@@ -151,10 +152,11 @@ def _columns(notion: str, form: str) -> list[str]:
 
 def _gap(rates: dict[str, FloatArray], notion: str, form: str) -> float:
     """Largest difference of two groups in any of the notion's rates; groups without a rate are left out."""
-    return max(_spread(rates[name]) for name in _columns(notion, form))
+    return max(spread(rates[name]) for name in columns_of(notion, form))
 
 
-def _spread(rate_G: FloatArray) -> float:
+def spread(rate_G: FloatArray) -> float:
+    """Return the largest difference of two groups; groups without a rate are left out."""
     there = rate_G[np.isfinite(rate_G)]
     return float(there.max() - there.min()) if there.size else float("nan")
 
@@ -163,8 +165,8 @@ def _promised_gap(
     what: str, limit: float, seen: dict[str, FloatArray], drawn: dict[str, FloatArray], columns: list[str]
 ) -> Promise:
     """Gap of the two groups that lie furthest apart; the interval is that of their difference."""
-    name = max(columns, key=lambda column: np.nan_to_num(_spread(seen[column]), nan=-1))
-    value = _spread(seen[name])
+    name = max(columns, key=lambda column: np.nan_to_num(spread(seen[column]), nan=-1))
+    value = spread(seen[name])
     if np.isnan(value):
         return Promise(what, None, limit, value, value, value)
     first, second = int(np.nanargmax(seen[name])), int(np.nanargmin(seen[name]))

@@ -21,6 +21,8 @@ from amends.maths.disparity import Notion
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Mode = Literal["scorebins", "surrogate"]
+SlackForm = Literal["relative", "toward_one"]
 Objective = Literal["errors", "abstention"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 Aim = Literal["errors", "disagreement", "abstention", "excess", "worst excess", "eps"]
@@ -96,7 +98,7 @@ class Fates(NamedTuple):
     """In whole rows by the program itself."""
 
 
-def allowed_errors(error_G: FloatArray, slack_G: FloatArray, form: Literal["relative", "toward_one"]) -> FloatArray:
+def allowed_errors(error_G: FloatArray, slack_G: FloatArray, form: SlackForm) -> FloatArray:
     """Largest error rates: (1 + slack) e, or e + slack (1 - e) as in the authors' code; both are e at slack 0."""
     raised_G = (1 + slack_G) * error_G if form == "relative" else error_G + slack_G - slack_G * error_G
     return np.minimum(raised_G, 1.0)
