@@ -14,7 +14,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.utils import Tags, _safe_indexing, check_random_state, get_tags
+from sklearn.utils import Tags, check_random_state, get_tags
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from amends.fair._attainable import Curve, abstention_needed, gap_reached, infeasible
@@ -41,7 +41,8 @@ from amends.fair._program import (
     allowed_errors,
     solve,
 )
-from amends.fair._rules import ABSTAINED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of, with_columns
+from amends.fair._rules import ABSTAINED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
+from amends.fair._surrogates import learnt, rows_of, said_one, with_columns
 from amends.maths.disparity import Notion
 
 SCORE, GROUP = "score of the base", "number of the group"
@@ -203,8 +204,8 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.assignment_ = assigned(fates.fate_R3, 2 * groups.code_N + label_N, score_N, base_N)
         seen = self._seen(X, score_N, groups.code_N)
         decided_N = self.assignment_ != ABSTAINED
-        self.abstain_model_ = self._learnt(seen, (~decided_N).astype(np.int64))
-        self.label_model_ = self._learnt(_rows(seen, decided_N), self.assignment_[decided_N])
+        self.abstain_model_ = learnt(self.surrogate, seen, (~decided_N).astype(np.int64), self.seed_)
+        self.label_model_ = learnt(self.surrogate, rows_of(seen, decided_N), self.assignment_[decided_N], self.seed_)
         return self
 
     def predict(self, X: Any, *, sensitive_features: Any = None) -> np.ndarray:
@@ -230,7 +231,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         if self.mode == "scorebins":
             return self.rule_.chances(score_N, code_N)
         seen = self._seen(X, score_N, code_N)
-        abstain_N, one_N = (_said_one(model, seen) for model in (self.abstain_model_, self.label_model_))
+        abstain_N, one_N = (said_one(model, seen) for model in (self.abstain_model_, self.label_model_))
         return np.stack([(1 - abstain_N) * (1 - one_N), (1 - abstain_N) * one_N, abstain_N], axis=1)
 
     def base_score(self, X: Any) -> FloatArray:
@@ -373,16 +374,6 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         added = {SCORE: score_N} | ({GROUP: code_N.astype(np.float64)} if self.use_groups else {})
         return with_columns(X, added)
 
-    def _learnt(self, seen: Any, one_N: IntArray) -> Any:
-        """Fit a surrogate; of rows that are all the same, the 0 or 1 that they are; None of no rows."""
-        values = np.unique(one_N)
-        if len(values) < 2:
-            return int(values[0]) if len(values) else None
-        model = self.surrogate
-        if model is None:
-            model = HistGradientBoostingClassifier(random_state=self.seed_)
-        return clone(model).fit(seen, one_N)
-
     def _models_say(self, X: Any, sensitive_features: Any) -> IntArray:
         chance_N3 = self._chances(X, sensitive_features)
         decided_N = np.where(chance_N3[:, 1] > chance_N3[:, 0], 1, 0)
@@ -401,15 +392,3 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             tags.input_tags.allow_nan &= beside.allow_nan
         tags.classifier_tags.multi_class = False
         return tags
-
-
-def _rows(X: Any, where_N: np.ndarray) -> Any:
-    """Rows of a table of any kind."""
-    return _safe_indexing(X, np.flatnonzero(where_N))
-
-
-def _said_one(model: Any, seen: Any) -> FloatArray:
-    """Probability of 1 by a surrogate."""
-    if hasattr(model, "predict_proba"):
-        return np.asarray(model.predict_proba(seen)[:, 1], dtype=np.float64)
-    return np.full(_num_samples(seen), 0.5 if model is None else float(model))

@@ -95,8 +95,8 @@ def _promises(found: Fan) -> Section:
     ]
     texts = [
         "The limits were kept on the rows that the rule was made from. Here they are measured on rows that it never "
-        "saw. An interval that holds the limit means: too few rows to be sure. The gap counts a row that is abstained on as "
-        "not accepted; errors are those on decided rows, above what the base classifier's own errors allow."
+        "saw. An interval that holds the limit means: too few rows to be sure. The gap counts a row that is abstained "
+        "on as not accepted; errors are those on decided rows, above what the base classifier's own errors allow."
     ]
     caption = "95 % intervals, Bayesian bootstrap over the held-out rows."
     return Section("What was promised", texts, tables=[Table(_PROMISED, rows, caption)])
@@ -210,8 +210,8 @@ def _trades(found: Fan) -> Section:
 def _rule(found: Fan) -> Section:
     if found.model.mode == "surrogate":
         texts = [
-            "The program saw the labels and gave every row a fate; two models learnt from these rows whether to decide, "
-            "and how. Its limits hold for these rows alone: what the models do with others is measured above."
+            "The program saw the labels and gave every row a fate; two models learnt from these rows whether to "
+            "decide, and how. Its limits hold for these rows alone: what the models do with others is measured above."
         ]
         fates = zip(_cells(found), found.model.fates_.fate_R3.astype(int).tolist(), strict=True)
         body: list[list[Cell]] = [[str(group), str(label), *fate] for (group, label), fate in fates]
@@ -270,7 +270,7 @@ def _runs(found: Fan, place: int) -> list[tuple[float, float, Sequence[float]]]:
 
 def _run(run: tuple[float, float, Sequence[float]]) -> dict[str, Any]:
     low, high, chances = run
-    return {"from": low, "to": high, **_fate(chances)}
+    return {"from": low, "to": high, **_fate([round(chance, 6) for chance in chances])}
 
 
 def _fate(values: Sequence[float]) -> dict[str, float]:

@@ -22,7 +22,8 @@ from amends.fair._abstaining import GROUP, SCORE, AbstainingFairClassifier
 from amends.fair._groups import Groups
 from amends.fair._kept import Kept, columns_of, count, rates_of, spread
 from amends.fair._program import FloatArray, IntArray
-from amends.fair._rules import ABSTAINED, with_columns
+from amends.fair._rules import ABSTAINED
+from amends.fair._surrogates import with_columns
 from amends.fair._table import column, encoder, features, groups, numbers
 from amends.io.atomic import sha256_json
 from amends.io.console import console

@@ -25,16 +25,21 @@ Mode = Literal["scorebins", "surrogate"]
 SlackForm = Literal["relative", "toward_one"]
 Objective = Literal["errors", "abstention"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-Aim = Literal["errors", "disagreement", "abstention", "excess", "worst excess", "eps"]
+Aim = Literal["errors", "disagreement", "abstention", "order", "excess", "worst excess", "eps"]
 ORDER: dict[Objective, tuple[Aim, ...]] = {
-    "errors": ("errors", "disagreement", "abstention"),
-    "abstention": ("abstention", "disagreement", "errors"),
+    "errors": ("errors", "disagreement", "abstention", "order"),
+    "abstention": ("abstention", "disagreement", "errors", "order"),
 }
-"""What is made least first, and what among equals; without the rest the solver abstains at its whim."""
+"""What is made least first, and what among equals; without the rest the solver abstains at its whim.
+
+The last one puts 1 to high scores and 0 to low ones where cells are equal in everything else.
+"""
 MOST_INTEGERS = 64
 """Unknowns up to which the program is solved in whole rows; above it is solved in shares of rows, then rounded."""
-SLACK = 1e-6
-"""Rows, as a share of all, by which a first aim may be missed for the next: the solver's own tolerance."""
+SLACK = 1e-8
+"""Rows, as a share of all, by which a first aim may be missed for the next."""
+TOLERANCE = 1e-6
+"""What it may be missed by at least: above the solver's own tolerance."""
 UNDECIDED = {1: "it ran out of time", 3: "it has no bound", 4: "it failed on the numbers"}
 
 
@@ -58,6 +63,8 @@ class Cells:
     """Rows of them with label 1; of score bins an estimate."""
     base_R: FloatArray
     """Rows of a cell that the base classifier decides 1."""
+    place_R: FloatArray
+    """Place of a cell among those of its group by score, 0 to 1; all 0 where cells know no score."""
 
     @property
     def size_R(self) -> FloatArray:
@@ -294,6 +301,8 @@ class _Program:
             cost_V[self.at["more P"]] = cost_V[self.at["more N"]] = 1.0
         elif aim == "abstention":
             cost_V[self.at["P"]] = cost_V[self.at["N"]] = -1.0
+        elif aim == "order":
+            cost_V[self.at["P"]], cost_V[self.at["N"]] = -self.cells.place_R, self.cells.place_R
         else:
             cost_V[self.at[aim]] = 1.0
         return cost_V
@@ -320,6 +329,8 @@ class _Program:
         found_V: FloatArray | None = None
         for aim in aims:
             cost_V = self._aim(aim)
+            if found_V is not None and not cost_V.any():
+                continue
             answer = milp(
                 cost_V,
                 integrality=whole_V,
@@ -335,7 +346,7 @@ class _Program:
             found_V = np.asarray(answer.x)
             # In whole rows the aims are whole too, apart from those of groups, which are never asked for there.
             in_rows = aim in ("errors", "disagreement", "abstention")
-            room = 0.5 if integers else SLACK * (self.cells.size_R.sum() if in_rows else 1.0)
+            room = 0.5 if integers else max(TOLERANCE, SLACK * self.cells.size_R.sum() * in_rows)
             held.append(LinearConstraint(cost_V[None], -np.inf, float(cost_V @ found_V) + room))
         return found_V
 

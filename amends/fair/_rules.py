@@ -6,7 +6,6 @@ A row's fate is 0 or 1, decided so, or 2, abstained. Shapes: N rows, G groups, B
 from dataclasses import dataclass
 from typing import Any
 
-import narwhals as nw
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -70,13 +69,14 @@ def cells_by_score(
         there_B = size_B > 0
         share = positive_B[there_B] / size_B[there_B]
         positive_B[there_B] = isotonic_regression(share, sample_weight=size_B[there_B]) * size_B[there_B]
+    place_B = np.arange(B) / B
     base_B = np.append(-np.inf, edge_E) >= threshold
     if not by_group:
-        return Cells(size_GB, positive_GB, np.asarray(base_B * size_GB.sum(axis=0)))
+        return Cells(size_GB, positive_GB, np.asarray(base_B * size_GB.sum(axis=0)), place_B)
     size_GR, positive_GR = np.zeros((G, G * B)), np.zeros((G, G * B))
     for group in range(G):
         size_GR[group, group * B :][:B], positive_GR[group, group * B :][:B] = size_GB[group], positive_GB[group]
-    return Cells(size_GR, positive_GR, np.tile(base_B, G) * size_GR.sum(axis=0))
+    return Cells(size_GR, positive_GR, np.tile(base_B, G) * size_GR.sum(axis=0), np.tile(place_B, G))
 
 
 def rule_of(edge_E: FloatArray, cells: Cells, fate_R3: FloatArray) -> Rule:
@@ -123,7 +123,7 @@ def cells_by_label(row_GYB: FloatArray) -> Cells:
     group, size_GY = np.arange(G), row_GYB.sum(axis=2)
     size_GR[group, 2 * group], size_GR[group, 2 * group + 1] = size_GY[:, 0], size_GY[:, 1]
     positive_GR[group, 2 * group + 1] = size_GY[:, 1]
-    return Cells(size_GR, positive_GR, row_GYB[:, :, 1].reshape(-1))
+    return Cells(size_GR, positive_GR, row_GYB[:, :, 1].reshape(-1), np.zeros(2 * G))
 
 
 def assigned(fate_R3: FloatArray, cell_N: IntArray, score_N: FloatArray, base_N: NDArray[np.bool_]) -> IntArray:
@@ -137,16 +137,3 @@ def assigned(fate_R3: FloatArray, cell_N: IntArray, score_N: FloatArray, base_N:
     place_N[order_N] = np.arange(len(cell_N)) - np.repeat(np.cumsum(size_R) - size_R, size_R)
     zero_N, one_N = fate_R3[cell_N, 0], size_R[cell_N] - fate_R3[cell_N, 1]
     return np.where(place_N < zero_N, 0, np.where(place_N >= one_N, 1, ABSTAINED)).astype(np.int64)
-
-
-def with_columns(X: Any, added: dict[str, FloatArray]) -> Any:
-    """Put columns after those of a table of any kind."""
-    if hasattr(X, "columns") and all(isinstance(name, str) for name in X.columns):
-        frame = nw.from_native(X)
-        backend = nw.get_native_namespace(frame)
-        return frame.with_columns(*(nw.new_series(k, v, backend=backend) for k, v in added.items())).to_native()
-    if issparse(X):
-        from scipy.sparse import hstack
-
-        return hstack([X, np.stack([*added.values()], axis=1)]).tocsr()
-    return np.column_stack([np.asarray(X), *added.values()])
