@@ -261,7 +261,7 @@ def _runs(found: Fan, place: int) -> list[tuple[float, float, Sequence[float]]]:
     for low, high, chances in zip(edges[:-1], edges[1:], rule.chance_GB3[place].tolist(), strict=True):
         if high <= low and runs:
             continue
-        if runs and np.allclose(runs[-1][2], chances, atol=1e-9):
+        if runs and np.allclose(runs[-1][2], chances, atol=1e-6):
             runs[-1] = (runs[-1][0], high, chances)
         else:
             runs.append((low, high, chances))

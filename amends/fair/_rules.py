@@ -17,7 +17,7 @@ from amends.fair._program import Cells
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 ABSTAINED = 2
-ROUND = 1e-5
+ROUND = 1e-4
 """Share of a bin's rows that is the solver's rounding."""
 
 
