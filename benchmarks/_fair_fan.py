@@ -154,7 +154,7 @@ def _more_accepted(of: Part) -> int:
 def by_mapie(fit: Part, test: Part, seed: int, share: float) -> np.ndarray:
     """Abstain between two thresholds, with least error on decided rows.
 
-    At 90 % confidence that error is not above the base's, and at most `share` is abstained on; groups are not looked at.
+    At 90 % confidence that error is not above the base's, and at most `share` is abstained on. It knows no groups.
     """
     from mapie.risk_control import BinaryClassificationController, BinaryRisk, abstention_rate
 
@@ -203,11 +203,15 @@ def sides(fit: Part, test: Part, seed: int, caps: tuple[float, float]) -> dict[s
     num = round(0.2 * len(test.label_N))
     parity, hits = "demographic_parity", "equal_opportunity"
     learnt = {"mode": "surrogate", "eps": 0.03, "max_abstain": by_label}
+    half = {"surrogate_cut": "half"}
     bins = {"mode": "scorebins", "eps": 0.03, "max_abstain": by_bin}
     calls: dict[str, Callable[[], np.ndarray]] = {
         "base": lambda: (test.score_N >= 0.5).astype(np.int64),
         "confidence, 20 % abstained": lambda: by_confidence(test, num),
         f"FAN, models, DP, cap {by_label:g}": lambda: by_fan(fit, test, seed, notion=parity, **learnt),
+        f"FAN, models cut at 0.5, DP, cap {by_label:g}": lambda: by_fan(
+            fit, test, seed, notion=parity, **learnt, **half
+        ),
         f"FAN, models, EOp, cap {by_label:g}": lambda: by_fan(fit, test, seed, notion=hits, **learnt),
         f"FAN, score bins, DP, cap {by_bin:g}": lambda: by_fan(fit, test, seed, notion=parity, **bins),
         f"FAN, score bins, EOp, cap {by_bin:g}": lambda: by_fan(fit, test, seed, notion=hits, **bins),

@@ -21,6 +21,7 @@ from amends.fair._attainable import Curve, abstention_needed, gap_reached, infea
 from amends.fair._given import (
     abstain_of,
     by_group,
+    check_groups,
     check_settings,
     codes_of,
     dtype_of,
@@ -38,11 +39,12 @@ from amends.fair._program import (
     Objective,
     Promises,
     SlackForm,
+    SurrogateCut,
     allowed_errors,
     solve,
 )
 from amends.fair._rules import ABSTAINED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
-from amends.fair._surrogates import learnt, rows_of, said_one, with_columns
+from amends.fair._surrogates import held_out_chances, learnt, matched_cuts, rows_of, said_one, with_columns
 from amends.maths.disparity import Notion
 
 SCORE, GROUP = "score of the base", "number of the group"
@@ -85,6 +87,9 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         Score from which the base classifier decides 1.
     surrogate : classifier with predict_proba, default gradient boosting of trees (HistGradientBoostingClassifier)
         It sees the features, the score, and the group as a number if `use_groups`.
+    surrogate_cut : {"matched", "half"}
+        Chance from which the models say so. "matched": such that they, on rows of `fit` that they did not see, abstain
+        on and accept as many of each group as the program does. "half": 0.5, as in the source, which abstains less.
     cv : int or "prefit", default 5
         Folds in which scores of rows that the base did not see are made; "prefit": it is fitted, on other rows, and is
         used as it is, as is a FrozenEstimator.
@@ -129,6 +134,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         bins: int = 40,
         threshold: float = 0.5,
         surrogate: Any = None,
+        surrogate_cut: SurrogateCut = "matched",
         cv: int | Literal["prefit"] = 5,
         random_state: Any = None,
     ) -> None:
@@ -147,6 +153,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.bins = bins
         self.threshold = threshold
         self.surrogate = surrogate
+        self.surrogate_cut = surrogate_cut
         self.cv = cv
         self.random_state = random_state
 
@@ -179,7 +186,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.held_out_score_ = score_N
         base_N = score_N >= self.threshold
         row_GYB = count(groups.code_N, label_N, base_N, np.zeros(N, dtype=np.int64), len(groups.names)).sum(axis=3)
-        self._check_groups(row_GYB)
+        check_groups(self, row_GYB)
         error_G = (row_GYB[:, 0, 1] + row_GYB[:, 1, 0]) / row_GYB.sum(axis=(1, 2))
         self.base_error_ = dict(zip(groups.names, error_G.tolist(), strict=True))
         if self.mode == "scorebins":
@@ -203,7 +210,12 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             warnings.warn("rows were rounded: a promise may be missed by a row for each group and label.", stacklevel=2)
         self.assignment_ = assigned(fates.fate_R3, 2 * groups.code_N + label_N, score_N, base_N)
         seen = self._seen(X, score_N, groups.code_N)
-        decided_N = self.assignment_ != ABSTAINED
+        decided_N, looked_N = self.assignment_ != ABSTAINED, groups.code_N * self.use_groups
+        self.cut_G2_ = np.full((int(looked_N.max()) + 1, 2), 0.5)
+        if self.surrogate_cut == "matched":
+            folds = 2 if self.cv == "prefit" else min(int(self.cv), N)
+            chance_N2 = held_out_chances(self.surrogate, seen, self.assignment_, folds, self.seed_)
+            self.cut_G2_ = matched_cuts(chance_N2, self.assignment_, looked_N)
         self.abstain_model_ = learnt(self.surrogate, seen, (~decided_N).astype(np.int64), self.seed_)
         self.label_model_ = learnt(self.surrogate, rows_of(seen, decided_N), self.assignment_[decided_N], self.seed_)
         return self
@@ -222,16 +234,13 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     def decide_proba(self, X: Any, *, sensitive_features: Any = None) -> FloatArray:
         """Chances of each row to be decided the first class, the second, and to be abstained on, (N, 3).
 
-        Of mode "surrogate": what the two models say, by whose larger part it is decided.
+        Of mode "surrogate": what the two models say, before their cuts (`cut_G2_`).
         """
-        return self._chances(self._given(X), sensitive_features)
-
-    def _chances(self, X: Any, sensitive_features: Any) -> FloatArray:
+        X = self._given(X)
         score_N, code_N = self._score(X), self._codes(X, sensitive_features)
         if self.mode == "scorebins":
             return self.rule_.chances(score_N, code_N)
-        seen = self._seen(X, score_N, code_N)
-        abstain_N, one_N = (said_one(model, seen) for model in (self.abstain_model_, self.label_model_))
+        abstain_N, one_N = self._said(X, score_N, code_N)
         return np.stack([(1 - abstain_N) * (1 - one_N), (1 - abstain_N) * one_N, abstain_N], axis=1)
 
     def base_score(self, X: Any) -> FloatArray:
@@ -284,16 +293,6 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return gap_reached(self.cells_, self.promises_, self.groups_, max_abstain)
 
     # What is given --------------------------------------------------------------------------------------------------
-
-    def _check_groups(self, row_GYB: FloatArray) -> None:
-        """Refuse a group of which a rate that is promised has no rows."""
-        needed = {"demographic_parity": (), "equal_opportunity": (1,), "equalized_odds": (0, 1)}[self.notion]
-        for label in {*needed, *([1] if self.sigma1 < 1 else []), *([0] if self.sigma0 < 1 else [])}:
-            for group in np.flatnonzero(row_GYB[:, label].sum(axis=1) == 0):
-                raise ValueError(
-                    f"group {self.groups_[group]}: no row has the label {self.classes_[label]}, of which {self.notion} "
-                    "needs some. Leave the group out, join it with another, or choose demographic_parity."
-                )
 
     def _promises(self, error_G: FloatArray) -> Promises:
         allowed_G = allowed_errors(error_G, by_group(self.slack, self.groups_, "slack", np.inf), self.slack_form)
@@ -362,10 +361,12 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         return codes_of(sensitive_features, N, self.groups_)
 
     def _fates(self, X: Any, sensitive_features: Any) -> IntArray:
-        if self.mode == "surrogate":
-            return self._models_say(X, sensitive_features)
         score_N, code_N = self._score(X), self._codes(X, sensitive_features)
-        return self.rule_.fates(score_N, code_N, coins(X, self.seed_))
+        if self.mode == "scorebins":
+            return self.rule_.fates(score_N, code_N, coins(X, self.seed_))
+        abstain_N, one_N = self._said(X, score_N, code_N)
+        cut_N2 = self.cut_G2_[code_N * self.use_groups]
+        return np.where(abstain_N > cut_N2[:, 0], ABSTAINED, one_N > cut_N2[:, 1]).astype(np.int64)
 
     # The surrogates -------------------------------------------------------------------------------------------------
 
@@ -374,10 +375,10 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         added = {SCORE: score_N} | ({GROUP: code_N.astype(np.float64)} if self.use_groups else {})
         return with_columns(X, added)
 
-    def _models_say(self, X: Any, sensitive_features: Any) -> IntArray:
-        chance_N3 = self._chances(X, sensitive_features)
-        decided_N = np.where(chance_N3[:, 1] > chance_N3[:, 0], 1, 0)
-        return np.where(chance_N3[:, 2] > 0.5, ABSTAINED, decided_N)
+    def _said(self, X: Any, score_N: FloatArray, code_N: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Chances of abstention, and of the second class, by the two models."""
+        seen = self._seen(X, score_N, code_N)
+        return said_one(self.abstain_model_, seen), said_one(self.label_model_, seen)
 
     def __sklearn_tags__(self) -> Tags:
         """Tags of the base, for two classes."""

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_y, _num_samples
 
 from amends.fair._groups import read_groups
-from amends.fair._program import OBJECTIVES, Mode, SlackForm
+from amends.fair._program import OBJECTIVES, Mode, SlackForm, SurrogateCut
 from amends.maths.disparity import NOTIONS
 
 FloatArray = NDArray[np.float64]
@@ -29,6 +29,7 @@ def check_settings(estimator: Any) -> None:
     ValueError : which, and what is expected.
     """
     choices = {"notion": NOTIONS, "mode": get_args(Mode), "slack_form": get_args(SlackForm), "objective": OBJECTIVES}
+    choices["surrogate_cut"] = get_args(SurrogateCut)
     for name, known in choices.items():
         if (value := getattr(estimator, name)) not in known:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}.")
@@ -82,6 +83,24 @@ def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, IntArray]:
     if len(classes) < 2:
         raise ValueError(f"1 class in y ({classes[0]}): there is nothing to decide.")
     return classes, label_N.astype(np.int64)
+
+
+def check_groups(estimator: Any, row_GYB: FloatArray) -> None:
+    """Refuse a group without rows of a label that a promise is about.
+
+    Raises
+    ------
+    ValueError : the group, and the label.
+    """
+    needed = {"demographic_parity": (), "equal_opportunity": (1,), "equalized_odds": (0, 1)}[estimator.notion]
+    by_sigma = [label for label, sigma in ((1, estimator.sigma1), (0, estimator.sigma0)) if sigma < 1]
+    for label in {*needed, *by_sigma}:
+        for group in np.flatnonzero(row_GYB[:, label].sum(axis=1) == 0):
+            what = estimator.notion if label in needed else f"sigma{label}"
+            raise ValueError(
+                f"group {estimator.groups_[group]}: no row has the label {estimator.classes_[label]}, of which {what} "
+                "needs some. Leave the group out, join it with another, or choose demographic_parity."
+            )
 
 
 def codes_of(sensitive_features: Any, num_rows: int, groups: Sequence[Any]) -> IntArray:

@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Mode = Literal["scorebins", "surrogate"]
 SlackForm = Literal["relative", "toward_one"]
+SurrogateCut = Literal["matched", "half"]
 Objective = Literal["errors", "abstention"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 Aim = Literal["errors", "disagreement", "abstention", "order", "excess", "worst excess", "eps"]
