@@ -203,15 +203,13 @@ def sides(fit: Part, test: Part, seed: int, caps: tuple[float, float]) -> dict[s
     num = round(0.2 * len(test.label_N))
     parity, hits = "demographic_parity", "equal_opportunity"
     learnt = {"mode": "surrogate", "eps": 0.03, "max_abstain": by_label}
-    half = {"surrogate_cut": "half"}
+    half = {**learnt, "surrogate_cut": "half"}
     bins = {"mode": "scorebins", "eps": 0.03, "max_abstain": by_bin}
     calls: dict[str, Callable[[], np.ndarray]] = {
         "base": lambda: (test.score_N >= 0.5).astype(np.int64),
         "confidence, 20 % abstained": lambda: by_confidence(test, num),
         f"FAN, models, DP, cap {by_label:g}": lambda: by_fan(fit, test, seed, notion=parity, **learnt),
-        f"FAN, models cut at 0.5, DP, cap {by_label:g}": lambda: by_fan(
-            fit, test, seed, notion=parity, **learnt, **half
-        ),
+        f"FAN, models cut at 0.5, DP, cap {by_label:g}": lambda: by_fan(fit, test, seed, notion=parity, **half),
         f"FAN, models, EOp, cap {by_label:g}": lambda: by_fan(fit, test, seed, notion=hits, **learnt),
         f"FAN, score bins, DP, cap {by_bin:g}": lambda: by_fan(fit, test, seed, notion=parity, **bins),
         f"FAN, score bins, EOp, cap {by_bin:g}": lambda: by_fan(fit, test, seed, notion=hits, **bins),
