@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fan": ["AbstainingFairClassifier"],
         "fis": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
+        "_proxy_gap": ["CalibratedGap", "calibrated_gap"],
     },
 )

@@ -4,15 +4,19 @@ Shapes: B tables, L sets of matrices, M proxies, C conditions, K classes, G grou
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
-from amends.fair._proxy_rates import Estimate, Fitted, Misfit, estimate, misfit, naive
+from amends.fair._proxy_rates import Estimate, Fitted, Misfit, estimate, misfit, naive, parts
 from amends.fair._proxy_table import ProxyTable
+from amends.io.console import console
 
 FloatArray = NDArray[np.float64]
+Metric = Literal["demographic_parity", "equalized_odds", "equal_opportunity"]
+Summary = Literal["mean", "largest"]
 Variant = Literal["auto", "global", "local", "joint", "naive", "majority"]
 Used = Literal["global", "local", "joint", "naive", "majority"]
 LEAST_SIGNAL = 0.1
@@ -55,7 +59,50 @@ class Model(NamedTuple):
             start_LMGG=self.point.matrices_BLMGG[0],
         )
         filled_L = _filled(table) if self.variant == "local" else [0]
-        return found.rates_BCGK, (signal(found.matrices_BLMGG[:, filled_L]) >= LEAST_SIGNAL).all(axis=(1, 2))
+        weakest_B = signal(found.matrices_BLMGG[:, filled_L]).min(axis=(1, 2))
+        return found.rates_BCGK, weakest_B >= LEAST_SIGNAL
+
+
+def check_options(
+    metric: str,
+    variant: str,
+    summary: str,
+    n_boot: int,
+    level: float,
+    clip: float | None,
+    y_true: Any,
+    shared: bool,
+    transition: Any,
+) -> None:
+    """Refuse options that mean nothing, or nothing together."""
+    for name, value, kind in (("metric", metric, Metric), ("variant", variant, Variant), ("summary", summary, Summary)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r}: unknown. Choose one of {', '.join(get_args(kind))}.")
+    if metric != "demographic_parity" and y_true is None:
+        raise ValueError(f"metric={metric!r} needs the true classes: give y_true, or measure demographic_parity.")
+    if n_boot < 0 or not 0 < level < 1 or (clip is not None and not 0 <= clip < 0.5):
+        raise ValueError(
+            f"n_boot={n_boot}, level={level}, clip={clip}: expected 0 or more, a number between 0 and 1, and None or a "
+            "number from 0 to less than 0.5."
+        )
+    if transition is not None and (shared or variant in ("local", "naive", "majority")):
+        what = "shared" if shared else f"variant {variant}"
+        raise ValueError(f"transition: {what} has no use for known matrices. Leave one of the two out.")
+
+
+def resampled(
+    model: Model, table: ProxyTable, n_boot: int, rng: np.random.Generator, progress: bool
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Rates of rows drawn again with replacement, (B, C, G, K), and in which of them groups were told apart.
+
+    A draw of rows is a draw of counts, so it costs the same for a thousand rows and for a million.
+    """
+    shares = table.count_CKU.ravel() / table.num_rows
+    count_BCKU = rng.multinomial(table.num_rows, shares, size=n_boot).reshape(n_boot, *table.count_CKU.shape)
+    pieces = parts(count_BCKU.astype(np.float64), len(table.groups))
+    bar = track(pieces, "resampling", console=console, transient=True, disable=not progress)
+    found = [model.rates(table, piece) for piece in bar]
+    return np.concatenate([rates for rates, _ in found]), np.concatenate([sure for _, sure in found])
 
 
 def choose(
@@ -75,8 +122,8 @@ def choose(
         return Model(variant, "asked for", None, None, {}, [])
     if known_MGG is None and len(table.proxies) < 3:
         raise ValueError(
-            f"{len(table.proxies)} proxies: how they err cannot be told from fewer than three. Add proxies, or give their "
-            "matrices; the variant naive takes them for truth."
+            f"{len(table.proxies)} proxies: how they err cannot be told from fewer than three. Add proxies, or give "
+            "known matrices (transition); the variant naive takes proxies for truth."
         )
     known = known_MGG is not None
     base: Fitted = "joint" if variant == "joint" else "global"
@@ -84,7 +131,8 @@ def choose(
     T_MGG = point.matrices_BLMGG[0, 0]
     if variant != "local" and (why := unidentified(T_MGG, table, known)):
         raise ValueError(
-            f"{why} Leave that proxy out, add others, or give known matrices; the variant naive takes proxies for truth."
+            f"{why} Leave that proxy out, add others, or give known matrices (transition); the variant naive takes "
+            "proxies for truth."
         )
     cells_LU = table.count_CKU.reshape(-1, len(table.labels_UM))
     how: dict[str, Any] = {"known_MGG": known_MGG, "start_LMGG": T_MGG[None]}
@@ -95,15 +143,17 @@ def choose(
     warned = [] if known else [*_asymmetric(T_MGG, table), *(_unlike(table) if shared else [])]
     of_all = tests["predictions"]
     rejected = of_all is not None and of_all.p <= SURE
-    used, reason = base, "asked for" if variant == base else "it fits: one matrix a proxy for all rows"
+    used, reason = base, "asked for" if variant == base else "no test speaks against one matrix a proxy for all rows"
     if variant == "auto" and rejected:
-        reason = "it does not fit, but nothing better can be had: see the warnings"
+        reason = "one matrix a proxy for all rows does not fit, but nothing better can be had"
     if variant == "local" or (variant == "auto" and rejected and not known):
         local = estimate(table, table.count_CKU[None], "local", shared=shared, start_LMGG=T_MGG[None])
         if why := _not_local(table, local, variant):
             if variant == "local":
                 raise ValueError(f"local: {why} Use global, merge groups or classes, or give more rows.")
-            warned.append(f"one matrix a proxy does not fit all rows, and a matrix by predicted class is not to be had: {why}")
+            warned.append(
+                f"matrices of all rows do not fit, and those of each predicted class are not to be had: {why}"
+            )
         else:
             used, point = "local", local
             reason = "asked for" if variant == "local" else "one matrix a proxy for all rows does not fit"
@@ -148,6 +198,12 @@ def known_matrices(transition: Any, table: ProxyTable) -> FloatArray:
     ------
     ValueError : another shape, rows that do not sum to 1, or a matrix that tells nothing.
     """
+    if isinstance(transition, Mapping) and "transition" in transition:
+        named, matrices = [str(group) for group in transition.get("groups", [])], transition["transition"]
+        if sorted(named) != sorted(map(str, table.groups)):
+            raise ValueError(f"transition: of the groups {', '.join(named)}; the proxies name {_named(table)}.")
+        order = [named.index(str(group)) for group in table.groups]
+        transition = {name: np.asarray(T)[np.ix_(order, order)] for name, T in matrices.items()}
     if isinstance(transition, Mapping):
         if missing := [name for name in table.proxies if name not in transition]:
             raise ValueError(f"transition: no matrix for {missing[0]}. Give one for each proxy.")
@@ -156,14 +212,17 @@ def known_matrices(transition: Any, table: ProxyTable) -> FloatArray:
     T = np.asarray(transition, dtype=np.float64)
     T = np.broadcast_to(T, (M, G, G)) if T.shape == (G, G) else T
     if T.shape != (M, G, G):
-        named = ", ".join(map(str, table.groups))
-        raise ValueError(f"transition: of shape {T.shape}, expected ({M}, {G}, {G}) for the groups {named}.")
+        raise ValueError(f"transition: of shape {T.shape}, expected ({M}, {G}, {G}) for the groups {_named(table)}.")
     if not ((T >= 0).all() and np.allclose(T.sum(axis=2), 1, atol=1e-3)):
         raise ValueError("transition: rows must be chances that sum to 1: P(proxy says j | group a), a row a group.")
     T = T / T.sum(axis=2, keepdims=True)
     if why := unidentified(T, table, known=True):
         raise ValueError(f"transition: {why} Leave that proxy out.")
     return T
+
+
+def _named(table: ProxyTable) -> str:
+    return ", ".join(map(str, table.groups))
 
 
 def _filled(table: ProxyTable) -> list[int]:
@@ -198,20 +257,20 @@ def _rejected(tests: Mapping[str, Misfit | None], used: Used, table: ProxyTable,
     elif of_all is not None and of_all.p <= SURE and used != "local":
         found.append(
             f"proxies are not independent of the predictions, or of each other, given the group (misfit "
-            f"{of_all.distance:.3f}, by chance {of_all.by_chance:.3f}): the gap may be too large or too small. Look for "
-            "proxies made from what the model uses."
+            f"{of_all.distance:.3f}, by chance {of_all.by_chance:.3f}): the gap may be too large or too small. Look "
+            "for proxies made from what the model uses."
         )
     if of_cells is not None and of_cells.p <= SURE:
         found.append(
             f"within predicted classes the proxies lean on each other (misfit {of_cells.distance:.3f}, by chance "
             f"{of_cells.by_chance:.3f}): the gap may be too large or too small."
         )
-    if used == "local" and of_cells is None:
+    tested = of_cells if used == "local" else alone
+    if tested is None and not known:
+        where = " within predicted classes" if used == "local" else ", and predictions are a weak test of it"
         found.append(
-            "three proxies of two groups always fit within a predicted class, so nothing tests there whether they lean on "
-            "each other. A fourth proxy would."
-            if len(table.proxies) == 3 and len(table.groups) == 2
-            else "whether proxies lean on each other within predicted classes could not be tested."
+            f"whether the proxies lean on each other could not be tested{where}. If they do, the gap is off by more "
+            "than the interval says. Of three proxies of two groups nothing can tell; a fourth would."
         )
     return found
 
@@ -229,6 +288,5 @@ def _unlike(table: ProxyTable) -> list[str]:
     said_MG = table.said_MCKG().sum(axis=(1, 2))
     share_MG = said_MG / said_MG.sum(axis=1, keepdims=True)
     apart = float(np.ptp(share_MG, axis=0).max())
-    return [f"shared: the proxies name a group in shares up to {apart:.2f} apart, so one matrix is not right for all."] * (
-        apart > UNLIKE
-    )
+    told = f"shared: the proxies name a group in shares up to {apart:.2f} apart, so one matrix is not right for all."
+    return [told] if apart > UNLIKE else []

@@ -111,7 +111,7 @@ def _matrices(
 def calibrated(said_MBCKG: FloatArray, matrices_BMGG: FloatArray, prior_BCG: FloatArray) -> FloatArray:
     """Rates from what each proxy says and how it errs, the mean over the proxies, (B, C, G, K); not clipped.
 
-    H[:, k] = diag(p)^-1 (T')^-1 diag(pt) Ht[:, k], where diag(pt) Ht is the share of the proxy's groups and the classes.
+    H[:, k] = diag(p)^-1 (T')^-1 diag(pt) Ht[:, k], where diag(pt) Ht are the shares of the proxy's groups and classes.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def misfit(
         start_LMGG = start_LMGG[kept_L]
 
     def distances(count_BLU: FloatArray, start: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
-        B, L, _ = count_BLU.shape
+        B = len(count_BLU)
         if apart:
             found = _latent.fit_apart(all_UM, count_BLU, G, start)
             chance = _latent.chances(found, all_UM).reshape(count_BLU.shape)

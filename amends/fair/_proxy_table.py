@@ -61,7 +61,7 @@ def count_proxies(y_pred: Any, proxies: Any, y_true: Any = None) -> ProxyTable:
     y_N, truths = (np.zeros(len(k_N), dtype=np.int64), []) if y_true is None else _coded("y_true", y_true)
     for name, code_N in (("y_pred", k_N), ("y_true", y_N)):
         if len(code_N) != len(k_N):
-            raise ValueError(f"{name}: {len(code_N)} rows, y_pred has {len(k_N)}. Give the same rows in the same order.")
+            raise ValueError(f"{name}: {len(code_N)} rows, y_pred has {len(k_N)}. Give the same rows, in their order.")
         if (code_N == MISSING).any():
             row, num = int(np.flatnonzero(code_N == MISSING)[0]), int((code_N == MISSING).sum())
             raise ValueError(f"{name}: row {row} has no value, and {num - 1} more. Leave such rows out.")
@@ -89,6 +89,55 @@ def count_proxies(y_pred: Any, proxies: Any, y_true: Any = None) -> ProxyTable:
         raise ValueError("proxies: no row has a group. -1, None and an empty text are taken for missing.")
     names = [name for name, _, _ in columns]
     return ProxyTable(names, groups, classes, conditions, labels_UM[named_U], count_CKU[..., named_U], unnamed)
+
+
+def measured(table: ProxyTable, one_class: bool, positive: Any) -> tuple[list[int], list[int]]:
+    """Places of the conditions and classes that the gap is of: all, or those of the positive class."""
+    every = list(range(len(table.conditions))), list(range(len(table.classes)))
+    if not one_class:
+        return every
+    names = [str(value) for value in table.classes]
+    wanted = [str(positive)] if positive is not None else ["1", "True", "1.0"]
+    there = [names.index(name) for name in wanted if name in names]
+    if not there or table.classes[there[0]] not in table.conditions:
+        raise ValueError(
+            f"positive={positive!r}: which class is equal opportunity about? The true classes are "
+            f"{', '.join(map(str, table.conditions))}."
+        )
+    return [table.conditions.index(table.classes[there[0]])], there[:1]
+
+
+def smallest_cell(table: ProxyTable, said_MCKG: FloatArray, conditions: list[int]) -> int:
+    """Rows of the smallest group under a condition, as a proxy has it; refuses one without rows."""
+    size_MCG = said_MCKG.sum(axis=2)[:, conditions]
+    if not size_MCG.all():
+        m, c, g = np.argwhere(size_MCG == 0)[0].tolist()
+        where = f" among rows of class {table.conditions[conditions[c]]}" if len(table.conditions) > 1 else ""
+        raise ValueError(
+            f"{table.proxies[m]} never says {table.groups[g]}{where}. All proxies must use the same names of groups "
+            f"(found: {', '.join(map(str, table.groups))}); merge groups that are rare."
+        )
+    return round(size_MCG.min())
+
+
+def check_prior(table: ProxyTable, prior_CG: FloatArray, conditions: list[int]) -> None:
+    """Refuse a group of which the fit leaves no row under a condition: its rates would be of nobody."""
+    rows_CG = prior_CG[conditions] * table.count_CKU[conditions].sum(axis=(1, 2))[:, None]
+    if (rows_CG < 1).any():
+        c, g = np.argwhere(rows_CG < 1)[0].tolist()
+        raise ValueError(
+            f"the fit leaves no row for group {table.groups[g]} (condition: {table.conditions[conditions[c]]}). Merge "
+            "groups, or give more rows."
+        )
+
+
+def shares(table: ProxyTable, said_MCKG: FloatArray) -> FloatArray:
+    """Shares of the groups as the proxies have them, the mean."""
+    size_MCG = said_MCKG.sum(axis=2)
+    return np.asarray((size_MCG / size_MCG.sum(axis=2, keepdims=True)).mean(axis=0))
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
 
 
 def columns_of(proxies: Any) -> dict[str, Any]:

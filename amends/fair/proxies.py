@@ -7,22 +7,28 @@ Source: Zhu, Yao, Sun, Li, Liu, "Weak Proxies are Sufficient and Preferable for 
 Attributes", ICML 2023 (arXiv 2210.03175).
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import track
 
-from amends.fair._proxy_fit import Model, Variant, choose, known_matrices
-from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive, parts
-from amends.fair._proxy_table import ProxyTable, count_proxies
-from amends.io.console import console, say
+from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, known_matrices, resampled
+from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
+from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
+from amends.fair._table import classes as classes_of
+from amends.fair._table import column
+from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.console import say
+from amends.io.errors import InputError, check_installed
+from amends.io.frames import rows_from
+from amends.io.run import RUN, describe
+from amends.io.tables import read_json
+from amends.io.write import write_rows
 
-Metric = Literal["demographic_parity", "equalized_odds", "equal_opportunity"]
-Summary = Literal["mean", "largest"]
 FEW = 100
 MOST_UNSURE = 0.05
 
@@ -48,8 +54,8 @@ class ProxyFairness:
     groups: list[Any]
     classes: list[Any]
     conditions: list[Any]
-    measured: tuple[list[int], list[int]]
-    """Places of the conditions and classes that the gap is of."""
+    places: tuple[list[int], list[int]]
+    """Which conditions and classes the gap is of, by their number."""
     rates_CGK: np.ndarray
     """P(class k | condition c, group a); conditions are classes of the truth, of demographic parity one for all."""
     rate_intervals_2CGK: np.ndarray | None
@@ -77,8 +83,9 @@ class ProxyFairness:
         """Few lines for people."""
         within = "" if self.interval is None else f", {self.level:.0%} interval {_range(self.interval)}"
         told = ", ".join(f"{name} {value:.3f}" for name, value in self.naive.items())
+        gap = f"{self.metric.replace('_', ' ')} gap {self.disparity:.3f}{within}"
         lines = [
-            f"{self.metric.replace('_', ' ')} gap {self.disparity:.3f}{within} ({self.variant}, {self.num_rows:,} rows)",
+            f"{gap} ({self.variant}, {self.num_rows:,} rows)",
             f"taken for truth: {told}; majority {self.majority:.3f}",
         ]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
@@ -125,7 +132,8 @@ def proxy_fairness(
     shared : bool, default False
         All proxies err alike, as in the paper's code; else each has its own matrix.
     transition : array (G, G) or (M, G, G), or mapping of proxy to (G, G), optional
-        Known matrices, groups in sorted order; the proxies' errors are then not estimated.
+        Known matrices, groups in sorted order, so that the proxies' errors are not estimated; or what
+        transition.json of a run holds: {"groups": [...], "transition": {proxy: matrix}}.
     positive : optional
         The class that equal opportunity is about; default 1 or True.
     summary : {"mean", "largest"}, default "mean"
@@ -149,11 +157,11 @@ def proxy_fairness(
     ------
     ValueError : an input that cannot be used, or groups that these proxies do not identify; with what to do.
     """
-    _check(metric, variant, summary, n_boot, level, clip, y_true, shared, transition)
+    check_options(metric, variant, summary, n_boot, level, clip, y_true, shared, transition)
     table = count_proxies(y_pred, proxies, None if metric == "demographic_parity" else y_true)
-    conditions, classes = _measured(table, metric, positive)
+    conditions, classes = measured(table, metric == "equal_opportunity", positive)
     said_MCKG = table.said_MCKG()
-    smallest = _smallest(table, said_MCKG, conditions)
+    smallest = smallest_cell(table, said_MCKG, conditions)
     rng = np.random.default_rng(random_state)
     model = choose(table, variant, shared, None if transition is None else known_matrices(transition, table), rng)
     if model.variant == "local":
@@ -167,13 +175,13 @@ def proxy_fairness(
 
     raw_CGK = model.rates(table, table.count_CKU[None])[0][0] if model.point is None else model.point.rates_BCGK[0]
     rates_CGK = clipped(raw_CGK, clip)
-    prior_CG = _shares(table, said_MCKG) if model.point is None else model.point.prior_BCG[0]
-    _check_prior(table, prior_CG, conditions)
+    prior_CG = shares(table, said_MCKG) if model.point is None else model.point.prior_BCG[0]
+    check_prior(table, prior_CG, conditions)
     if clip is not None and (num := int((raw_CGK[conditions] < clip).sum())):
         warned.append(f"{num} rates came out below {clip:g} and were set to it, which makes the gap smaller.")
     ends, ends_2CGK, unsure = None, None, 0.0
     if n_boot:
-        rates_BCGK, sure_B = _resampled(model, table, n_boot, rng, progress)
+        rates_BCGK, sure_B = resampled(model, table, n_boot, rng, progress)
         rates_BCGK, unsure = clipped(rates_BCGK, clip), float(1 - sure_B.mean())
         gap_J, gap_BJ = gaps(rates_CGK, conditions, classes), gaps(rates_BCGK, conditions, classes)
         ends = interval(gap_J, gap_BJ, size(rates_BCGK), level)
@@ -198,7 +206,7 @@ def proxy_fairness(
         groups=table.groups,
         classes=table.classes,
         conditions=table.conditions,
-        measured=(conditions, classes),
+        places=(conditions, classes),
         rates_CGK=rates_CGK,
         rate_intervals_2CGK=ends_2CGK,
         naive_rates_MCGK=naive_MCGK,
@@ -214,89 +222,158 @@ def proxy_fairness(
     )
 
 
-def _check(
-    metric: str,
-    variant: str,
-    summary: str,
-    n_boot: int,
-    level: float,
-    clip: float | None,
-    y_true: Any,
-    shared: bool,
-    transition: Any,
-) -> None:
-    """Refuse options that mean nothing, or nothing together."""
-    for name, value, kind in (("metric", metric, Metric), ("variant", variant, Variant), ("summary", summary, Summary)):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r}: unknown. Choose one of {', '.join(get_args(kind))}.")
-    if metric != "demographic_parity" and y_true is None:
-        raise ValueError(f"metric={metric!r} needs the true classes: give y_true, or measure demographic_parity.")
-    if n_boot < 0 or not 0 < level < 1 or (clip is not None and not 0 <= clip < 0.5):
-        raise ValueError(
-            f"n_boot={n_boot}, level={level}, clip={clip}: expected 0 or more, a number between 0 and 1, and None or a "
-            "number from 0 to less than 0.5."
-        )
-    if transition is not None and (shared or variant in ("local", "naive", "majority")):
-        what = "shared" if shared else f"variant {variant}"
-        raise ValueError(f"transition: {what} has no use for known matrices. Leave one of the two out.")
+# The command line ---------------------------------------------------------------------------------------------------
 
 
-def _measured(table: ProxyTable, metric: Metric, positive: Any) -> tuple[list[int], list[int]]:
-    """Places of the conditions and classes that the gap is of."""
-    every = list(range(len(table.conditions))), list(range(len(table.classes)))
-    if metric != "equal_opportunity":
-        return every
-    names = [str(value) for value in table.classes]
-    wanted = [str(positive)] if positive is not None else ["1", "True", "1.0"]
-    there = [names.index(name) for name in wanted if name in names]
-    if not there or table.classes[there[0]] not in table.conditions:
-        raise ValueError(
-            f"positive={positive!r}: which class is equal opportunity about? The true classes are "
-            f"{', '.join(map(str, table.conditions))}."
-        )
-    return [table.conditions.index(table.classes[there[0]])], there[:1]
+@dataclass(frozen=True, eq=False)
+class ProxyAudit:
+    """What was found of a table; the run folder holds the same."""
+
+    found: ProxyFairness
+    fairlearn: dict[str, Any]
+    """MetricFrame with each proxy taken for truth, by proxy; empty where there are more than two classes."""
+    record: dict[str, Any]
+    """As run.json has it."""
 
 
-def _smallest(table: ProxyTable, said_MCKG: np.ndarray, conditions: list[int]) -> int:
-    """Rows of the smallest group under a condition, as a proxy has it; refuses one without rows."""
-    size_MCG = said_MCKG.sum(axis=2)[:, conditions]
-    if not size_MCG.all():
-        m, c, g = np.argwhere(size_MCG == 0)[0].tolist()
-        where = f" among rows of class {table.conditions[conditions[c]]}" if len(table.conditions) > 1 else ""
-        raise ValueError(
-            f"{table.proxies[m]} never says {table.groups[g]}{where}. All proxies must use the same names of groups "
-            f"(found: {', '.join(map(str, table.groups))}); merge groups that are rare."
-        )
-    return round(size_MCG.min())
+def run(
+    data: Any,
+    *,
+    pred: str,
+    proxy: Sequence[str],
+    label: str | None = None,
+    metric: Metric = "demographic_parity",
+    variant: Variant = "auto",
+    shared: bool = False,
+    transition: str | Path | None = None,
+    positive: str | None = None,
+    missing: Sequence[str] = ("-1",),
+    summary: Summary = "mean",
+    boot: int = 200,
+    level: float = 0.9,
+    clip: float | None = 1e-3,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> ProxyAudit:
+    """Measure the gap between groups that only proxies tell, and write the run folder.
 
+    Parameters
+    ----------
+    data : path, list of paths, `datasets.Dataset`, data frame, or list of dictionaries
+    out : path, optional
+        Run folder to make.
 
-def _check_prior(table: ProxyTable, prior_CG: np.ndarray, conditions: list[int]) -> None:
-    """Refuse a group of which the fit leaves no row under a condition: its rates would be of nobody."""
-    rows_CG = prior_CG[conditions] * table.count_CKU[conditions].sum(axis=(1, 2))[:, None]
-    if (rows_CG < 1).any():
-        c, g = np.argwhere(rows_CG < 1)[0].tolist()
-        raise ValueError(
-            f"the fit leaves no row for group {table.groups[g]} (condition: {table.conditions[conditions[c]]}). Merge "
-            "groups, or give more rows."
-        )
+    The others are as on the command line.
 
-
-def _shares(table: ProxyTable, said_MCKG: np.ndarray) -> np.ndarray:
-    """Shares of the groups as the proxies have them, the mean."""
-    size_MCG = said_MCKG.sum(axis=2)
-    return np.asarray((size_MCG / size_MCG.sum(axis=2, keepdims=True)).mean(axis=0))
-
-
-def _resampled(
-    model: Model, table: ProxyTable, n_boot: int, rng: np.random.Generator, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rates of rows drawn again with replacement, (B, C, G, K), and in which of them groups were told apart.
-
-    A draw of rows is a draw of counts, so it costs the same for a thousand rows and for a million.
+    Raises
+    ------
+    InputError : what the user can mend; nothing is written then.
     """
-    shares = table.count_CKU.ravel() / table.num_rows
-    count_BCKU = rng.multinomial(table.num_rows, shares, size=n_boot).reshape(n_boot, *table.count_CKU.shape)
-    pieces = parts(count_BCKU.astype(np.float64), len(table.groups))
-    bar = track(pieces, "resampling", console=console, transient=True, disable=not progress)
-    found = [model.rates(table, piece) for piece in bar]
-    return np.concatenate([rates for rates, _ in found]), np.concatenate([sure for _, sure in found])
+    options = {name: value for name, value in locals().items() if name not in ("data", "out")}
+    check_installed("fairlearn", "fairlearn", "fair")
+    if out is not None:
+        check_new(out)
+    started = time.time()
+    rows = rows_from(data)
+    preds, truths = classes_of(rows, pred, "--pred"), classes_of(rows, label, "--label") if label else None
+    said = {name: [None if str(cell) in missing else cell for cell in column(rows, name, "--proxy")] for name in proxy}
+    if len(said) != len(proxy):
+        raise InputError("--proxy: a column is named twice. Each proxy counts once.")
+    say(f"measuring {len(rows)} rows by {len(said)} proxies")
+    try:
+        found = proxy_fairness(
+            np.array(preds.names, dtype=object)[preds.code_N],
+            said,
+            None if truths is None else np.array(truths.names, dtype=object)[truths.code_N],
+            metric=metric,
+            variant=variant,
+            shared=shared,
+            transition=None if transition is None else read_json(transition),
+            positive=positive,
+            summary=summary,
+            n_boot=boot,
+            level=level,
+            clip=clip,
+            random_state=seed,
+            progress=True,
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    record = describe(
+        command="fair proxies",
+        config={**options, "transition": None if transition is None else str(transition)},
+        seed=seed,
+        data={"table": {"path": str(data) if isinstance(data, str | Path) else None, "rows": len(rows)}},
+        weights={},
+        seconds={"in all": round(time.time() - started, 1)},
+        stopped="all rows counted",
+        warnings=found.warnings,
+        method={"title": "proxies", "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
+    )
+    from amends.fair._proxies_page import by_fairlearn, page, rate_rows, summary_of
+
+    audit = ProxyAudit(found, by_fairlearn(preds, truths, said, positive), record)
+    if out is not None:
+        with new_folder(out) as folder:
+            write_json(folder / "summary.json", summary_of(found))
+            write_json(folder / "transition.json", _transition_json(found))
+            write_rows(folder / "rates.csv", rate_rows(found))
+            write_json(folder / RUN, record)
+            write_text(folder / "report.html", page(audit))
+            write_manifest(folder)
+    return audit
+
+
+def _transition_json(found: ProxyFairness) -> dict[str, Any]:
+    return {"groups": found.groups, "transition": {name: T.tolist() for name, T in found.transition.items()}}
+
+
+def command(
+    data: Annotated[list[str], typer.Argument(help="Rows with predictions and proxies; several files are one table.")],
+    pred: Annotated[str, typer.Option(help="Column of the predicted class.")],
+    proxy: Annotated[list[str], typer.Option(help="Column of a proxy's guess of the group; give three or more.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
+    label: Annotated[str | None, typer.Option(help="Column of the true class, for all but demographic parity.")] = None,
+    metric: Annotated[Metric, typer.Option(help="Whose gap is measured.")] = "demographic_parity",
+    variant: Annotated[Variant, typer.Option(help="How proxies are taken to err; see the page.")] = "auto",
+    shared: Annotated[bool, typer.Option("--shared", help="All proxies err alike, as in the paper's code.")] = False,
+    transition: Annotated[
+        Path | None, typer.Option(help="Known matrices, as transition.json of a run.", exists=True, dir_okay=False)
+    ] = None,
+    positive: Annotated[str | None, typer.Option(help="The class that equal opportunity is about; default 1.")] = None,
+    missing: Annotated[
+        list[str] | None, typer.Option(help="A proxy's sign for no guess, beside none; default -1.")
+    ] = None,
+    summary: Annotated[Summary, typer.Option(help="Of the gaps: their mean, or the largest as fairlearn.")] = "mean",
+    boot: Annotated[int, typer.Option(help="Resamples for the interval; 0: none.", min=0)] = 200,
+    level: Annotated[float, typer.Option(help="Level of the interval, between 0 and 1.", min=0, max=1)] = 0.9,
+    clip: Annotated[float, typer.Option(help="Lowest rate that a group can have.", min=0, max=0.5)] = 1e-3,
+    no_clip: Annotated[bool, typer.Option("--no-clip", help="Leave rates as they come out.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+) -> None:
+    """Measure the gap between groups that nobody recorded, from three or more weak guesses of them."""
+    audit = run(
+        data if len(data) > 1 else data[0],
+        pred=pred,
+        proxy=proxy,
+        label=label,
+        metric=metric,
+        variant=variant,
+        shared=shared,
+        transition=transition,
+        positive=positive,
+        missing=missing or ("-1",),
+        summary=summary,
+        boot=boot,
+        level=level,
+        clip=None if no_clip else clip,
+        out=out,
+        seed=seed,
+    )
+    say(str(audit.found).split("\n")[0])
+    say(str(audit.found).split("\n")[1])
+    say(f"done: {out}/report.html")
