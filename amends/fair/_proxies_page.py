@@ -29,11 +29,13 @@ def summary_of(found: ProxyFairness) -> dict[str, Any]:
         "interval": found.interval,
         "level": found.level,
         "naive": found.naive,
+        "naive_intervals": found.naive_intervals,
         "majority": found.majority,
         "variant": found.variant,
         "reason": found.reason,
         "groups": found.groups,
         "prior": {str(name): p.tolist() for name, p in zip(found.conditions, found.prior_CG, strict=True)},
+        "right": found.right,
         "condition_numbers": found.condition_numbers,
         "misfit": {name: None if test is None else test._asdict() for name, test in found.misfit.items()},
         "smallest_cell": found.smallest_cell,
@@ -95,15 +97,16 @@ def page(audit: ProxyAudit) -> str:
 
 
 def _range(ends: Any) -> str:
-    """Both ends; empty where there are none."""
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    """Both ends; a word where there are none."""
+    return "none" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _gap(audit: ProxyAudit) -> Section:
     found = audit.found
     low, high = found.interval or (None, None)
     ways = {"calibrated": Span(found.disparity, low, high)}
-    ways |= {f"naive, {name}": Span(value, None, None) for name, value in found.naive.items()}
+    for name, value in found.naive.items():
+        ways[f"naive, {name}"] = Span(value, *found.naive_intervals.get(name, (None, None)))
     ways["naive, majority"] = Span(found.majority, None, None)
     if found.variant in ("naive", "majority"):
         del ways["calibrated"]
@@ -114,7 +117,7 @@ def _gap(audit: ProxyAudit) -> Section:
     ]
     charts = [Chart("The gap, calibrated and naive", spans({"gap": ways}, {}))]
     rows = [
-        (name, span.value, _range(found.interval if name == "calibrated" else None)) for name, span in ways.items()
+        (name, span.value, _range(None if span.low is None else (span.low, span.high))) for name, span in ways.items()
     ]
     return Section("The gap", texts, charts, [Table(("way", "gap", "interval"), rows)])
 
@@ -178,7 +181,7 @@ def _doubts(found: ProxyFairness) -> Section | None:
     rows: list[list[Cell]] = [
         [
             TESTED[name],
-            *(("always fits: no test", "", "") if test is None else (test.distance, test.by_chance, test.p)),
+            *(("always fits", "no test", "no test") if test is None else (test.distance, test.by_chance, test.p)),
         ]
         for name, test in found.misfit.items()
     ]

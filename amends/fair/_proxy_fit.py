@@ -62,6 +62,16 @@ class Model(NamedTuple):
         weakest_B = signal(found.matrices_BLMGG[:, filled_L]).min(axis=(1, 2))
         return found.rates_BCGK, weakest_B >= LEAST_SIGNAL
 
+    def many_rates(
+        self, table: ProxyTable, count_BCKU: FloatArray, progress: bool
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """`rates` of more tables than fit memory at once, with a bar on standard error if wanted."""
+        bar = track(
+            parts(count_BCKU, len(table.groups)), "resampling", console=console, transient=True, disable=not progress
+        )
+        found = [self.rates(table, part) for part in bar]
+        return np.concatenate([rates for rates, _ in found]), np.concatenate([sure for _, sure in found])
+
 
 def check_options(
     metric: str,
@@ -90,19 +100,14 @@ def check_options(
         raise ValueError(f"transition: {what} has no use for known matrices. Leave one of the two out.")
 
 
-def resampled(
-    model: Model, table: ProxyTable, n_boot: int, rng: np.random.Generator, progress: bool
-) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Rates of rows drawn again with replacement, (B, C, G, K), and in which of them groups were told apart.
+def drawn(table: ProxyTable, num: int, rng: np.random.Generator) -> FloatArray:
+    """Tables of rows drawn again with replacement, (num, C, K, U).
 
     A draw of rows is a draw of counts, so it costs the same for a thousand rows and for a million.
     """
     shares = table.count_CKU.ravel() / table.num_rows
-    count_BCKU = rng.multinomial(table.num_rows, shares, size=n_boot).reshape(n_boot, *table.count_CKU.shape)
-    pieces = parts(count_BCKU.astype(np.float64), len(table.groups))
-    bar = track(pieces, "resampling", console=console, transient=True, disable=not progress)
-    found = [model.rates(table, piece) for piece in bar]
-    return np.concatenate([rates for rates, _ in found]), np.concatenate([sure for _, sure in found])
+    counts = rng.multinomial(table.num_rows, shares, size=num)
+    return counts.reshape(num, *table.count_CKU.shape).astype(np.float64)
 
 
 def choose(
@@ -164,7 +169,7 @@ def choose(
 def signal(matrices_MGG: FloatArray) -> FloatArray:
     """|det T|^(1/(G-1)), 0 to 1: the geometric mean of all its eigenvalues but the 1 that every such matrix has.
 
-    The card of a proxy of two groups is its determinant; of G equally good proxies the determinant alone falls with G.
+    Of two groups it is the determinant, which alone falls with the number of groups for proxies that are as good.
     """
     return np.asarray(np.abs(np.linalg.det(matrices_MGG)) ** (1 / (matrices_MGG.shape[-1] - 1)))
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, known_matrices, resampled
+from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, drawn, known_matrices
 from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
 from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
 from amends.fair._table import classes as classes_of
@@ -49,6 +49,8 @@ class ProxyFairness:
     """Why that one."""
     naive: dict[str, float]
     """The gap if a proxy is taken for truth, by proxy."""
+    naive_intervals: dict[str, tuple[float, float]]
+    """Where those lie by the same resamples; empty without them."""
     majority: float
     """The gap if what most proxies say is taken for truth; a tie counts for each of its groups in part."""
     groups: list[Any]
@@ -67,6 +69,8 @@ class ProxyFairness:
     """T[a, j] = P(proxy says j | group a), by proxy, (G, G); empty for "naive" and "majority"."""
     cell_transition_LMGG: np.ndarray | None
     """Of the variant local: matrices in each condition and class, in the order of (condition, class)."""
+    right: dict[str, float]
+    """Share of rows in which a proxy is right, by its matrix."""
     condition_numbers: dict[str, float]
     """Of the matrices: about how much noise is amplified."""
     misfit: dict[str, Misfit | None]
@@ -179,13 +183,20 @@ def proxy_fairness(
     check_prior(table, prior_CG, conditions)
     if clip is not None and (num := int((raw_CGK[conditions] < clip).sum())):
         warned.append(f"{num} rates came out below {clip:g} and were set to it, which makes the gap smaller.")
-    ends, ends_2CGK, unsure = None, None, 0.0
+    ends, ends_2CGK, unsure, naive_ends = None, None, 0.0, {}
     if n_boot:
-        rates_BCGK, sure_B = resampled(model, table, n_boot, rng, progress)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        count_BCKU = drawn(table, n_boot, rng)
+        rates_BCGK, sure_B = model.many_rates(table, count_BCKU, progress)
         rates_BCGK, unsure = clipped(rates_BCGK, clip), float(1 - sure_B.mean())
         gap_J, gap_BJ = gaps(rates_CGK, conditions, classes), gaps(rates_BCGK, conditions, classes)
         ends = interval(gap_J, gap_BJ, size(rates_BCGK), level)
-        ends_2CGK = np.quantile(rates_BCGK, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        ends_2CGK = np.quantile(rates_BCGK, tails, axis=0)
+        naive_MB = [size(naive(said_BCKG)) for said_BCKG in table.said_MCKG(count_BCKU)]
+        naive_ends = {
+            name: (float(low), float(high))
+            for name, (low, high) in zip(table.proxies, np.nanquantile(naive_MB, tails, axis=1).T, strict=True)
+        }
     if unsure > MOST_UNSURE:
         warned.append(f"in {unsure:.0%} of the resamples the groups could not be told apart: the gap is hardly known.")
     if smallest < FEW:
@@ -193,6 +204,7 @@ def proxy_fairness(
     if table.num_unnamed:
         warned.append(f"{table.num_unnamed} rows have no group from any proxy and were left out.")
     naive_MCGK = naive(said_MCKG)
+    whole_G = table.count_CKU.sum(axis=(1, 2)) @ prior_CG / table.num_rows
     T = {} if model.matrices_MGG is None else dict(zip(table.proxies, model.matrices_MGG, strict=True))
     return ProxyFairness(
         disparity=float(size(rates_CGK)),
@@ -202,6 +214,7 @@ def proxy_fairness(
         variant=model.variant,
         reason=model.reason,
         naive={name: float(size(rates)) for name, rates in zip(table.proxies, naive_MCGK, strict=True)},
+        naive_intervals=naive_ends,
         majority=float(size(naive(table.voted_CKG()))),
         groups=table.groups,
         classes=table.classes,
@@ -213,6 +226,7 @@ def proxy_fairness(
         prior_CG=prior_CG,
         transition=T,
         cell_transition_LMGG=model.point.matrices_BLMGG[0] if model.point and model.variant == "local" else None,
+        right={name: float((of.diagonal() * whole_G).sum()) for name, of in T.items()},
         condition_numbers={name: float(np.linalg.cond(of)) for name, of in T.items()},
         misfit=model.tests,
         smallest_cell=smallest,
