@@ -18,6 +18,8 @@ from amends.maths.transition import MISSING, Patterns, Transition, fit_transitio
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 TINY = 1e-300
+SMALLEST = 1e-9
+"""Chance that a leap leaves at least; the round after it may go lower."""
 
 
 class Latent(NamedTuple):
@@ -37,10 +39,10 @@ def fit(
     matrices_BMGG: FloatArray | None = None,
     known: bool = False,
     right: float = 0.75,
-    tolerance: float = 1e-10,
+    tolerance: float = 1e-12,
     most_rounds: int = 20_000,
 ) -> Latent:
-    """Fit by EM.
+    """Fit by EM, in leaps.
 
     Parameters
     ----------
@@ -52,8 +54,8 @@ def fit(
         Where to start. Default: every proxy is right with the chance `right`, which fixes the names of the groups.
     known : bool, default False
         The matrices are those, and only the shares of the groups are fitted.
-    tolerance : float, default 1e-10
-        A table is done when the mean log-likelihood of its rows rises by less in a round, nats.
+    tolerance : float, default 1e-12
+        A table is done when the mean log-likelihood of its rows rises by less in three rounds, nats.
 
     Returns
     -------
@@ -66,27 +68,61 @@ def fit(
         matrices_BMGG[..., np.arange(G), np.arange(G)] = right
     weight_BCU = count_BCU / np.maximum(count_BCU.sum(axis=(1, 2), keepdims=True), 1)
     said_U_MG = (labels_UM[:, :, None] == np.arange(G)).reshape(len(labels_UM), M * G).astype(np.float64)
-    T, prior, before = matrices_BMGG.copy(), np.full((B, C, G), 1 / G), np.full(B, -np.inf)
-    share_BC1 = weight_BCU.sum(axis=2, keepdims=True)
-    left = np.arange(B)
-    for _ in range(most_rounds):
-        weight = weight_BCU[left]
-        joint_BCGU = prior[left][..., None] * _chances(T[left], labels_UM)[:, None]
-        row_BCU = np.maximum(joint_BCGU.sum(axis=2), TINY)
-        now_B = (weight * np.log(row_BCU)).sum(axis=(1, 2))
-        mass_BCGU = joint_BCGU * (weight / row_BCU)[:, :, None]
-        share = share_BC1[left]
-        prior[left] = np.where(share > 0, mass_BCGU.sum(axis=3) / np.where(share > 0, share, 1), prior[left])
-        if not known:
-            mass_BGMG = (mass_BCGU.sum(axis=1) @ said_U_MG).reshape(len(left), G, M, G)
-            total = mass_BGMG.sum(axis=3, keepdims=True)
-            T[left] = np.where(total > 0, mass_BGMG / np.where(total > 0, total, 1), 1 / G).transpose(0, 2, 1, 3)
-        rising_B = now_B - before[left] >= tolerance
-        before[left] = now_B
+    found = Latent(np.array(matrices_BMGG), np.full((B, C, G), 1 / G))
+    left, before_B = np.arange(B), np.full(B, -np.inf)
+    for _ in range(0, most_rounds, 3):
+        start, weight = Latent(*(part[left] for part in found)), weight_BCU[left]
+        one, value_B = _round(start, labels_UM, said_U_MG, weight, known)
+        two, _ = _round(one, labels_UM, said_U_MG, weight, known)
+        # A leap along the path of two rounds, then a round from there, where it is no step back (SQUAREM, Varadhan and
+        # Roland 2008, S3): EM itself takes thousands of rounds for weak proxies.
+        leap = _leap(start, one, two)
+        three, leapt_B = _round(leap, labels_UM, said_U_MG, weight, known)
+        keeps_B = leapt_B >= value_B
+        for part, new, old in zip(found, three, two, strict=True):
+            part[left] = np.where(keeps_B.reshape(-1, *[1] * (part.ndim - 1)), new, old)
+        rising_B = value_B - before_B[left] >= tolerance
+        before_B[left] = value_B
         left = left[rising_B]
         if not len(left):
             break
-    return Latent(T, prior)
+    return found
+
+
+def _round(
+    at: Latent, labels_UM: IntArray, said_U_MG: FloatArray, weight_BCU: FloatArray, known: bool
+) -> tuple[Latent, FloatArray]:
+    """Do one round of EM; and the mean log-likelihood of a row before it, nats, (B,)."""
+    B, M, G, _ = at.matrices_BMGG.shape
+    joint_BCGU = at.prior_BCG[..., None] * _chances(at.matrices_BMGG, labels_UM)[:, None]
+    row_BCU = np.maximum(joint_BCGU.sum(axis=2), TINY)
+    value_B = (weight_BCU * np.log(row_BCU)).sum(axis=(1, 2))
+    mass_BCGU = joint_BCGU * (weight_BCU / row_BCU)[:, :, None]
+    share_BC1 = weight_BCU.sum(axis=2, keepdims=True)
+    mass_BCG = mass_BCGU.sum(axis=3)
+    # What is cut off near 0, and a cell without rows, keep what they had.
+    prior_BCG = np.where(share_BC1 > 0, mass_BCG / np.where(share_BC1 > 0, share_BC1, 1), at.prior_BCG)
+    if known:
+        return Latent(at.matrices_BMGG, prior_BCG), value_B
+    mass_BGMG = (mass_BCGU.sum(axis=1) @ said_U_MG).reshape(B, G, M, G)
+    total = mass_BGMG.sum(axis=3, keepdims=True)
+    T = np.where(total > 0, mass_BGMG / np.where(total > 0, total, 1), 1 / G)
+    return Latent(T.transpose(0, 2, 1, 3), prior_BCG), value_B
+
+
+def _leap(start: Latent, one: Latent, two: Latent) -> Latent:
+    """Extrapolate two rounds of EM by each table's own length, within chances that sum to 1."""
+    first = [a - b for a, b in zip(one, start, strict=True)]
+    bend = [a - 2 * b + c for a, b, c in zip(two, one, start, strict=True)]
+    size_B, bend_B = (np.sqrt(sum((part**2).reshape(len(part), -1).sum(axis=1) for part in of)) for of in (first, bend))
+    length_B = np.maximum(1.0, size_B / np.maximum(bend_B, TINY))
+    length_B = np.where(bend_B > 0, length_B, 1.0)
+    found = []
+    for at, r, v in zip(start, first, bend, strict=True):
+        alpha = length_B.reshape(-1, *[1] * (at.ndim - 1))
+        leapt = np.clip(at + 2 * alpha * r + alpha**2 * v, SMALLEST, 1)
+        found.append(leapt / leapt.sum(axis=-1, keepdims=True))
+    return Latent(*found)
 
 
 def fit_apart(labels_UM: IntArray, count_BCU: FloatArray, num_groups: int, start: FloatArray | None = None) -> Latent:

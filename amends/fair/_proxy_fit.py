@@ -152,7 +152,7 @@ def choose(
     if variant == "auto" and rejected:
         reason = "one matrix a proxy for all rows does not fit, but nothing better can be had"
     if variant == "local" or (variant == "auto" and rejected and not known):
-        local = estimate(table, table.count_CKU[None], "local", shared=shared, start_LMGG=T_MGG[None])
+        local = estimate(table, table.count_CKU[None], "local", shared=shared)
         if why := _not_local(table, local, variant):
             if variant == "local":
                 raise ValueError(f"local: {why} Use global, merge groups or classes, or give more rows.")
@@ -254,10 +254,10 @@ def _rejected(tests: Mapping[str, Misfit | None], used: Used, table: ProxyTable,
     given = "as given" if known else "given the group"
     found = []
     alone, of_all, of_cells = (tests.get(name) for name in ("proxies", "predictions", "cells"))
-    if alone is not None and alone.p <= SURE:
+    if alone is not None and alone.p <= SURE and used != "local":  # predictions alone can make them so
         found.append(
             f"the proxies lean on each other, or err otherwise than {given} (misfit {alone.distance:.3f}, by chance "
-            f"{alone.by_chance:.3f}): they look better than they are, and the gap is mostly still too small."
+            f"{alone.by_chance:.3f}): they look better than they are, which mostly leaves the gap too small."
         )
     elif of_all is not None and of_all.p <= SURE and used != "local":
         found.append(
