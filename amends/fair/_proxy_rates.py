@@ -19,9 +19,9 @@ from amends.maths.transition import MISSING, Transition
 
 FloatArray = NDArray[np.float64]
 Fitted = Literal["global", "local", "joint"]
-NULL_DRAWS = 199
-MOST_PATTERNS = 20_000
-"""Patterns up to which the fit is tested; fourteen proxies of two groups have 16,384."""
+NULL_DRAWS = 999
+MOST_PATTERNS = 2_048
+"""Patterns up to which the fit is tested: eleven proxies of two groups, seven of three."""
 
 
 class Estimate(NamedTuple):
@@ -65,7 +65,9 @@ def estimate(
         found = _matrices(labels_UM, count_BCKU.sum(axis=(1, 2)), G, shared, known_MGG, start_LMGG)
         T = found.matrices_BMGG
         prior_BCG = found.prior_BCG
-        if C > 1:
+        if C > 1 and shared:  # as the paper's code, whose rates need not sum to 1 then
+            prior_BCG = estimate(table, count_BCKU, "local", shared=True).prior_BCG
+        elif C > 1:
             prior_BCG = _latent.fit(labels_UM, count_BCKU.sum(axis=2), G, matrices_BMGG=T, known=True).prior_BCG
         return Estimate(calibrated(table.said_MCKG(count_BCKU), T, prior_BCG), prior_BCG, T[:, None])
     if variant == "joint":

@@ -134,7 +134,8 @@ def proxy_fairness(
         predictions help to learn how proxies err. auto: global, unless a test says that it does not hold and every cell
         of local is large enough. naive, majority: proxies, or most of them, taken for truth.
     shared : bool, default False
-        All proxies err alike, as in the paper's code; else each has its own matrix.
+        All proxies err alike, as in the paper's code; else each has its own matrix. With clip=None the groups' shares
+        of each true class are the code's too: from fits by predicted class, so that rates need not sum to 1.
     transition : array (G, G) or (M, G, G), or mapping of proxy to (G, G), optional
         Known matrices, groups in sorted order, so that the proxies' errors are not estimated; or what
         transition.json of a run holds: {"groups": [...], "transition": {proxy: matrix}}.
@@ -149,7 +150,8 @@ def proxy_fairness(
     level : float, default 0.9
         Of the interval, 0 to 1.
     clip : float or None, default 1e-3
-        Lowest rate; rates are cut to [clip, 1] and made to sum to 1. None: as they come out, which may be below 0.
+        Lowest rate; rates are cut to [clip, 1] and made to sum to 1. None: as they come out, which may be below 0,
+        and given a true class need not sum to 1.
     progress : bool, default False
         Show a bar on standard error.
 
