@@ -19,7 +19,8 @@ from amends.maths.transition import MISSING, Transition
 
 FloatArray = NDArray[np.float64]
 Fitted = Literal["global", "local", "joint"]
-NULL_DRAWS = 999
+NULL_DRAWS, CLEARLY = (199, 800), 0.05
+"""Draws at first, and more if the first give a p of no more than that."""
 MOST_PATTERNS = 2_048
 """Patterns up to which the fit is tested: eleven proxies of two groups, seven of three."""
 
@@ -236,9 +237,14 @@ def misfit(
     (distance,), chance_1LU, fitted_LMGG = distances(counts, start_LMGG)
     size_L = counts[0].sum(axis=1).astype(np.int64)
     chance_LU = chance_1LU[0] / chance_1LU[0].sum(axis=1, keepdims=True)
-    draws = [rng.multinomial(size_L, chance_LU) for _ in range(NULL_DRAWS)]
-    null_B = np.concatenate([distances(part, fitted_LMGG)[0] for part in parts(np.array(draws, dtype=np.float64), G)])
-    return Misfit(float(distance), float(null_B.mean()), float((1 + (null_B >= distance).sum()) / (1 + NULL_DRAWS)))
+    null_B = np.zeros(0)
+    for num in NULL_DRAWS:
+        draws = np.array([rng.multinomial(size_L, chance_LU) for _ in range(num)], dtype=np.float64)
+        null_B = np.concatenate([null_B, *(distances(part, fitted_LMGG)[0] for part in parts(draws, G))])
+        p = (1 + (null_B >= distance).sum()) / (1 + len(null_B))
+        if p > CLEARLY:
+            break
+    return Misfit(float(distance), float(null_B.mean()), float(p))
 
 
 def parts(count_BLU: FloatArray, num_groups: int, most: int = 1_000_000) -> list[FloatArray]:

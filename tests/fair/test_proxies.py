@@ -115,10 +115,10 @@ def test_many_tables_at_once_are_fitted_as_each_alone():
 
 def test_one_matrix_for_all_is_found_from_exact_shares():
     T = THREE[1]
-    said = expanded([T] * 3, PRIOR, RATES, 1_000_000)[1]
+    said = expanded([T] * 3, PRIOR, RATES, 300_000)[1]
     told = patterns(said, 2)
     found = fit_shared(told.labels_UM, told.count_U[None], 2)
-    assert found.matrices_BMGG[0] == pytest.approx(np.stack([T] * 3), abs=1e-4)
+    assert found.matrices_BMGG[0] == pytest.approx(np.stack([T] * 3), abs=3e-4)
 
 
 def test_for_two_groups_and_classes_the_naive_gap_is_fairlearns():
@@ -156,15 +156,15 @@ def test_where_there_is_no_gap_none_is_found_and_the_interval_begins_at_0():
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
-    for seed in range(30):
+    for seed in range(20):
         low, high = proxy_fairness(*planted(3000, seed)[:2], variant="joint", n_boot=100, random_state=seed).interval
         covered += low <= 0.2 <= high
-    assert covered >= 23  # of 30 at 90 %: fewer come by chance once in 80 times
+    assert covered >= 15  # of 20 at 90 %: fewer come by chance once in 90 times
 
 
 def test_exact_shares_give_rates_of_three_groups_and_classes_back():
     T, p, H = random_model(3, 3, 4)
-    y_pred, said = expanded(T, p, H, 2_000_000)
+    y_pred, said = expanded(T, p, H, 500_000)
     found = proxy_fairness(y_pred, said, n_boot=0, variant="global")
     assert found.rates_CGK[0] == pytest.approx(H, abs=2e-3)
     assert found.prior_CG[0] == pytest.approx(p, abs=2e-3)
