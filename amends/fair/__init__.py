@@ -14,5 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "_program": ["Infeasible"],
         "fis": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
+        "_proxy_gap": ["CalibratedGap", "calibrated_gap"],
     },
 )
