@@ -102,13 +102,13 @@ def _promises(found: Fan) -> Section:
     return Section("What was promised", texts, tables=[Table(_PROMISED, rows, caption)])
 
 
-_PROMISED = ("promise", "group", "at most", "measured", "interval", "verdict")
+_PROMISED = ("promise", "group", "at most", "found", "interval", "verdict")
 
 
 def _groups_section(found: Fan) -> Section:
     r, names = found.kept.rates, found.kept.groups
     size_G = np.bincount(found.code_n, minlength=len(names))
-    head = ("group", "rows", "accuracy before", "of decided", "change", "abstained", "accepted before", "after")
+    head = ("group", "rows", "accuracy before", "of decided", "change", "not decided", "accepted before", "after")
     rows: list[list[Cell]] = [
         [
             str(name),
@@ -191,7 +191,7 @@ def _trades(found: Fan) -> Section:
     share, gap, plain = (np.asarray(values)[order] for values in (traded.abstained, traded.gap, traded.by_confidence))
     second = curves(
         {"for the gap": (share, gap), "by confidence": (share, plain)},
-        across="share of held-out rows that is abstained on",
+        across="share of rows abstained on",
         up=f"gap, {notion}",
         title="Abstention against the gap",
         name="trade",

@@ -55,6 +55,10 @@ class Infeasible(InputError):
         self.min_abstain = min_abstain
 
 
+class Stuck(RuntimeError):
+    """The solver came to no answer, for reasons of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """Rows of each group in each cell."""
@@ -162,14 +166,20 @@ def solve(cells: Cells, promises: Promises, objective: Objective = "errors", *, 
         least abstention, then disagreement, then errors.
     whole : bool, default False
         Count in whole rows, for cells of one group each: up to `MOST_INTEGERS` unknowns. Of more, or where only parts
-        of rows can keep the promises, rows are rounded by the largest remainder, and a promise may then be missed by
-        less than a row a cell.
+        of rows can keep the promises, or the solver cannot tell, rows are rounded by the largest remainder: `whole` of
+        the answer is then False, and a promise may be missed by less than a row a cell.
+
+    Raises
+    ------
+    Stuck : the solver comes to no answer.
     """
     program = _Program(cells, promises)
     integers = whole and 2 * len(cells.size_R) <= MOST_INTEGERS
-    fate_R3 = program.least(ORDER[objective], integers) if integers else None
-    if fate_R3 is not None:
-        return Fates(fate_R3, True)
+    try:
+        if integers and (fate_R3 := program.least(ORDER[objective], True)) is not None:
+            return Fates(fate_R3, True)
+    except Stuck:
+        pass  # of very many rows: numbers as large as these and a tolerance of one row do not go together
     fate_R3 = program.least(ORDER[objective], False)
     if fate_R3 is None:
         return None
@@ -343,7 +353,7 @@ class _Program:
                 return None
             if answer.x is None:
                 why = UNDECIDED.get(answer.status, answer.message)
-                raise RuntimeError(f"the solver found no rule with least {aim}: {why}.")
+                raise Stuck(f"the solver found no rule with least {aim}: {why}.")
             found_V = np.asarray(answer.x)
             # In whole rows the aims are whole too, apart from those of groups, which are never asked for there.
             in_rows = aim in ("errors", "disagreement", "abstention")
