@@ -3,12 +3,12 @@
 That is the purge of ENTP (arXiv 2510.23160), which its public reviews describe: a split by curated score. Where the cut
 lies, and what counts as unusable, is not known from them: both are [design], a choice of this tool.
 
-It is done in parts (`amends.curate._scale`): each row is read alone; what is merged is which rows are equal, by digests.
+In parts (`amends.curate._scale`): each row is read alone; what is merged is which rows are equal, by digests.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -163,22 +163,29 @@ def _seen(rows: Sequence[Row], first: int, how: Purging) -> Seen:
     """Local: read the score and the texts of each row."""
     found = Seen([], [], [], [], [])
     for number, row in enumerate(rows, first):
-        score, sample, fault, key = _score(row, how.column), None, None, None
-        if score is not None:
-            try:
-                columns = {"question_column": how.question_column, "answer_column": how.answer_column}
-                (pair,) = read_pairs([row], **columns).kept
-            except InputError as error:
-                if not str(error).startswith(f"{row.where}: "):
-                    raise
-                fault = str(error).removeprefix(f"{row.where}: ").partition(". ")[0]
-            else:
-                sample, name = _sample(number, row, pair, how.licence_column), row.data.get("id")
-                text = repr((pair.prompt, pair.answer)).encode(errors="surrogatepass")
-                key = (None if name is None else str(name), hashlib.blake2b(text, digest_size=16).digest())
-        for values, value in zip(found, (sample, score, fault, key, row.where), strict=True):
-            values.append(value)  # type: ignore[arg-type]
+        score = _score(row, how.column)
+        sample, fault, key = (None, None, None) if score is None else _read(number, row, how)
+        found.samples.append(sample)
+        found.scores.append(score)
+        found.faults.append(fault)
+        found.keys.append(key)
+        found.wheres.append(row.where)
     return found
+
+
+def _read(
+    number: int, row: Row, how: Purging
+) -> tuple[Sample | None, str | None, tuple[str | None, bytes] | None]:
+    """Read a row alone: the sample, or its fault; and what tells its equals."""
+    try:
+        (pair,) = read_pairs([row], question_column=how.question_column, answer_column=how.answer_column).kept
+    except InputError as error:
+        if not str(error).startswith(f"{row.where}: "):
+            raise  # of an option, not of the row
+        return None, str(error).removeprefix(f"{row.where}: ").partition(". ")[0], None
+    name, text = row.data.get("id"), repr((pair.prompt, pair.answer)).encode(errors="surrogatepass")
+    key = (None if name is None else str(name), hashlib.blake2b(text, digest_size=16).digest())
+    return _sample(number, row, pair, how.licence_column), None, key
 
 
 def _keys(seen: Seen) -> tuple[list[Any], list[str], bool, str | None]:
@@ -319,9 +326,9 @@ def _asked(pair: Pair) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in pair.prompt)
 
 
-def warnings_of(how: Purging, low: Sequence[Sample]) -> list[str]:
+def warnings_of(how: Purging, licences_of_low: Collection[str]) -> list[str]:
     """Say what makes a purge doubtful."""
-    licences = sorted({sample.licence for sample in low if sample.licence})
+    licences = sorted(licences_of_low)
     found = [RAW] if how.raw else []
     if len(licences) > 1 and not how.never_mix:
         found.append(

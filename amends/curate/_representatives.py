@@ -194,9 +194,7 @@ def mmr(unit_MD: FloatArray, count: int, balance: float) -> list[int]:
     return chosen
 
 
-def _representatives(
-    clusters: Sequence[IntArray], unit_ND: FloatArray, count: int, balance: float
-) -> list[list[int]]:
+def _representatives(clusters: Sequence[IntArray], unit_ND: FloatArray, count: int, balance: float) -> list[list[int]]:
     """Local: the rows that stand for each of some clusters."""
     return [rows[mmr(unit_ND[rows], count, balance)].tolist() for rows in clusters]
 
