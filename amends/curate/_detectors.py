@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from amends.curate._curator import WARNED_BELOW, wrong_shares
-from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts, list_neighbours
+from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts
 from amends.curate._probabilities import checked_probabilities, confidence_of, confident
 from amends.curate._scale import Here, Workers, merged, parts_of
 from amends.curate._votes import DRAWN_SHARE, Draws, count_triples, length_of_list, neighbours_in, row_keys, tally
@@ -122,8 +122,7 @@ class _ByNeighbours(LabelErrorDetector):
         return np.asarray((X != 0).any(axis=1))
 
     def _list(self, X: np.ndarray, num: int, workers: Workers) -> list[Any]:
-        """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
-        return list_in_parts(workers, X, num, near=np.inf, groups_N=_copies(X)).by_part
+        return lists_in_parts(workers, X, num)
 
     def _agree(self, lists: list[Any], labels: Any, in_all: Any, workers: Workers) -> IntArray:
         """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
@@ -152,9 +151,16 @@ def _copies(X: np.ndarray) -> IntArray:
     return np.asarray(np.unique(row_keys(X), return_inverse=True)[1])
 
 
+def lists_in_parts(workers: Workers, X: np.ndarray, num: int) -> list[Any]:
+    """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
+    return list_in_parts(workers, X, num, near=np.inf, groups_N=_copies(X)).by_part
+
+
 def lists_of(X: np.ndarray, num: int) -> Lists:
-    """List neighbours in this process; of rows that are equal none is another's, nor do two count in one list."""
-    return list_neighbours(X, num, near=np.inf, groups_N=_copies(X))
+    """List neighbours in this process, as `lists_in_parts`."""
+    found: Lists
+    (found,) = lists_in_parts(Here(), X, num)
+    return found
 
 
 class SimiFeat(_ByNeighbours):

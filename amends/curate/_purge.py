@@ -173,9 +173,7 @@ def _seen(rows: Sequence[Row], first: int, how: Purging) -> Seen:
     return found
 
 
-def _read(
-    number: int, row: Row, how: Purging
-) -> tuple[Sample | None, str | None, tuple[str | None, bytes] | None]:
+def _read(number: int, row: Row, how: Purging) -> tuple[Sample | None, str | None, tuple[str | None, bytes] | None]:
     """Read a row alone: the sample, or its fault; and what tells its equals."""
     try:
         (pair,) = read_pairs([row], question_column=how.question_column, answer_column=how.answer_column).kept
