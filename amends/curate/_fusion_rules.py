@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.sparse import csr_array
 
 from amends.curate._benchmarks import Benchmark, runs, words_of
 from amends.curate._purge import Sample
@@ -144,7 +145,7 @@ def _size(texts: Sequence[str]) -> int:
 
 def _table(texts: Sequence[str], vectorizer: Any) -> Any:
     """Local: the words of the instructions of a part, weighed."""
-    return vectorizer.transform(texts)
+    return vectorizer.transform(texts) if texts else csr_array((0, len(vectorizer.vocabulary_)))
 
 
 def _first_twins(
