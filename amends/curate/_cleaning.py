@@ -116,7 +116,7 @@ def clean(
     InputError : nothing is left to judge, or features that tell nothing apart.
     """
     verdicts = dict(samples.refused)
-    labels = [said[i] if i in said else name or "" for i, name in enumerate(samples.labels)]
+    labels = [said.get(i, name or "") for i, name in enumerate(samples.labels)]
     verdicts |= {i: Verdict("dropped", "a person says that it belongs to no class") for i in said if said[i] == NONE}
     verdicts |= {i: Verdict("refused", why) for i, why in refused.items()}
     rows = [i for i in samples.used if i not in verdicts]
