@@ -15,7 +15,8 @@ from amends.curate._off_topic import off_topic
 from amends.curate._purge import Purging, purge, purge_in_parts
 from amends.curate._representatives import Grouping, group
 from amends.curate._samples import read_samples
-from amends.curate._scale import Here, nearest_in_parts, shares_of
+from amends.curate._scale import Here, nearest_in_parts, parts_of, shares_of
+from amends.curate._sources import best_of, likest
 from amends.curate._terms import frequencies, vectorizer_of
 from amends.curate.adc_clean import How
 from amends.io.errors import InputError
@@ -286,6 +287,16 @@ def test_subclasses_are_compared_class_by_class_in_any_number_of_parts():
     found = [mixed_subclasses(points, labels, subclasses, Here(num)) for num in (1, 3)]
     assert found[0] == found[1] and len(found[0]) == 4
     assert mixed_subclasses(points, labels, [None] * 240) == []
+
+
+@pytest.mark.parametrize("limit", [1, 7, 90, 500])
+def test_the_texts_most_like_a_query_are_those_of_all_in_any_number_of_parts(limit, monkeypatch):
+    monkeypatch.setattr("amends.curate._sources.TILE", 40)
+    corpus, query = unit_rows(333, 6, 0), unit_rows(1, 6, 1)[0]
+    corpus[200:220] = corpus[:20]  # equal ones, of which the first comes first
+    found = [best_of([likest(part, corpus, query, limit) for part in parts_of(333, num)], limit) for num in (1, 2, 4)]
+    assert found[0] == found[1] == found[2]
+    assert [i for i, _ in found[0]] == np.argsort(-(corpus @ query).round(6), kind="stable")[:limit].tolist()
 
 
 def test_a_model_that_counts_is_asked_as_often_in_parts(pool):
