@@ -106,7 +106,8 @@ def run(
     seed : int, default 0
         Of the rows whose silhouettes are measured, of random pairs, and of draws above temperature 0.
     workers : Workers, optional
-        Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`.
+        Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`. In other
+        processes `most_calls` holds for each of them, and each time that they ask.
 
     Raises
     ------

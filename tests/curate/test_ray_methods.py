@@ -155,6 +155,15 @@ def test_pictures_are_opened_where_the_workers_are(ray, tmp_path):
     assert found[40]["reason"] == "the same as data[0]"
 
 
+def test_what_runs_here_runs_with_workers_on_ray_too(ray, by_value, pool):
+    from amends.curate._blocks import OnRay
+
+    fused = [entp_run(pool, workers=workers).pairs for workers in (None, OnRay(2))]
+    assert fused[0] == fused[1] and fused[0]
+    cleaned = [adc_clean.run(messy(), embedding="vector", workers=workers).outcome for workers in (None, OnRay(2))]
+    assert cleaned[0] == cleaned[1]
+
+
 def test_vectors_of_another_length_are_refused_with_both_lengths(ray, pool):
     rows = [row | {"embedding": [1.0, 2.0]} if i == 10 else row for i, row in enumerate(collected(num=80))]
     rows[10]["vector"] = [1.0, 2.0]
