@@ -121,9 +121,6 @@ class _ByNeighbours(LabelErrorDetector):
             raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
         return np.asarray((X != 0).any(axis=1))
 
-    def _list(self, X: np.ndarray, num: int, workers: Workers) -> list[Any]:
-        return lists_in_parts(workers, X, num)
-
     def _agree(self, lists: list[Any], labels: Any, in_all: Any, workers: Workers) -> IntArray:
         """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
         counted = workers.each(count_triples, lists, shared=[labels, len(self.classes_), in_all])
@@ -204,7 +201,7 @@ class SimiFeat(_ByNeighbours):
             raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
         N, K = len(X), len(self.classes_)
         k, share = max(3, min(self.k, N // 2)), DRAWN_SHARE
-        lists, labels = self._list(X, length_of_list(share, k - 1), workers), workers.share(labels_N)
+        lists, labels = lists_in_parts(workers, X, length_of_list(share, k - 1)), workers.share(labels_N)
         counts_KKK = self._agree(lists, labels, workers.share(np.ones(N, bool)), workers)
         self.transition_: Transition | None = None
         wrong_K: FloatArray | None = None
@@ -246,7 +243,7 @@ class DeepKNN(_ByNeighbours):
         if self.k < 1:
             raise ValueError(f"k={self.k}: expected at least 1.")
         N, K = len(X), len(self.classes_)
-        lists = self._list(X, k := max(1, min(self.k, N // 2)), workers)
+        lists = lists_in_parts(workers, X, k := max(1, min(self.k, N // 2)))
         labels, in_all = workers.share(labels_N), workers.share(np.ones(N, bool))
         self._agree(lists, labels, in_all, workers)
         found = workers.bring(workers.each(_shares, lists, shared=[labels, K, in_all, k]))
