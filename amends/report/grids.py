@@ -67,7 +67,15 @@ def matrix(
         return _svg(figure, name, title, f"Rows are {down}, columns {across}. {told}.")
 
 
-def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: str, title: str, across: str) -> str:
+def shares(
+    of: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    *,
+    name: str,
+    title: str,
+    across: str,
+    up: str = "share of rows",
+) -> str:
     """Draw shares of the same levels in several sets of rows, as bars beside each other.
 
     Parameters
@@ -90,7 +98,7 @@ def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: st
         for label in axes.get_xticklabels():
             label.set_parse_math(False)
         axes.set_xlabel(across)
-        axes.set_ylabel("share of rows")
+        axes.set_ylabel(up)
         _legend(axes, list(of))
         told = "; ".join(
             f"{one}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, values, strict=True))
