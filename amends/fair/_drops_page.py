@@ -205,6 +205,13 @@ def _rule(found: PriorRobust) -> Section:
     texts = ["Multiply each probability by its factor and take the class with the largest. The weights sum to 1."]
     if found.groups is not None:
         texts = ["Multiply by the factors, add up over the groups, and take the class with the largest sum."]
+    if found.groups is not None and (by_class_K := getattr(model, "class_factors_", None)) is not None:
+        each = ", ".join(f"{name} {value:.3f}" for name, value in zip(found.classes, by_class_K, strict=True))
+        texts = [
+            "The probabilities tell classes alone. So each class is taken to divide among the groups as in these rows, "
+            f"and what is left of the factors is one for each class: {each}. Probabilities of each class in each group "
+            "(CLASS,GROUP) give the rule more to go by."
+        ]
     if model.temperature_ != 1:
         texts.append(f"Before that, probabilities are raised to the power 1 / {model.temperature_:.3f} and normalised.")
     if found.deltas[0] and model.multiplier_ == 0:

@@ -115,6 +115,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         0 where delta does not bind: a larger one changes nothing.
     temperature_ : float
         1 if not calibrated.
+    class_factors_ : float (K,), where the estimator tells classes alone: its probabilities by these say the same
     estimator_ : the fitted estimator, or "precomputed"
     """
 
@@ -178,7 +179,9 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if trained and self.estimator_ != PRECOMPUTED and groups is None:
             classes = np.unique(np.concatenate([self.estimator_.classes_, classes]))
         if len(classes) < 2:
-            raise ValueError(f"1 class in y ({classes[0]!r}): there is nothing to tell apart. Give rows of another.")
+            raise ValueError(
+                f"1 class in y ({classes.tolist()[0]!r}): there is nothing to tell apart. Give rows of another."
+            )
         self.classes_, self.groups_ = classes, None if groups is None else groups.names
         self._cells = cells_of(classes.tolist(), groups)
         self.cells_ = self._cells.names
@@ -196,11 +199,11 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             name = self.cells_[int(lost_C.argmax())]
             raise ValueError(f"{name!r} has a training prior of 0, and so no probability: give it a target prior of 0.")
         check_rows(count_C, self.target_prior_, self._cells)
-        p_NC = self._probabilities(X) if trained else self._cross_fitted(X, y, cell_N)
+        raw_NC = self._probabilities(X) if trained else self._cross_fitted(X, y, cell_N)
         self.temperature_ = 1.0
         if self.calibrate == "temperature":
-            self.temperature_ = fit_temperature(p_NC, cell_N, self.train_prior_)
-            p_NC = tempered(p_NC, self.temperature_)
+            self.temperature_ = self._temperature(raw_NC, cell_N)
+        p_NC = self._of_cells(raw_NC)
         for warning in warn_of(p_NC, cell_N, self.train_prior_, self.target_prior_, self._cells):
             warnings.warn(warning, UserWarning, stacklevel=2)
         found = tune(
@@ -217,6 +220,9 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         )
         self.weights_, self.multiplier_ = found.g_C, found.multiplier
         self.factors_ = self._by_prior(self.weights_)
+        if raw_NC.shape[1] == len(classes):
+            shares_C = np.ones(len(classes)) if groups is None else self._within_C
+            self.class_factors_ = np.bincount(self._cells.class_C, self.factors_ * shares_C)
         return self
 
     def predict_proba(self, X: Any) -> FloatArray:
@@ -299,7 +305,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         label_N = np.searchsorted(self.classes_, y)
         strange_N = self.classes_[np.minimum(label_N, len(self.classes_) - 1)] != y
         if strange_N.any():
-            raise ValueError(f"y holds {y[int(strange_N.argmax())]!r}, which is none of {self.classes_.tolist()}.")
+            raise ValueError(f"y holds {y[strange_N].tolist()[0]!r}, which is none of {self.classes_.tolist()}.")
         if groups is None:
             return np.asarray(label_N)
         assert self.groups_ is not None
@@ -334,18 +340,18 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if num_folds < 2:
             raise ValueError(f"{len(y)} rows, none of them of the same class: give several rows of each class.")
         folds = StratifiedKFold(num_folds, shuffle=True, random_state=check_random_state(self.random_state))
-        p_NC = np.empty((len(y), len(self.cells_)))
+        raw_NC = np.empty((len(y), len(self.cells_)))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
             splits = list(folds.split(np.zeros(len(y)), cell_N))  # few rows of a cell: said by `warn_of`
         for train, test in splits:
             self.estimator_ = clone(base).fit(_safe_indexing(X, train), learnt[train])
-            p_NC[test] = self._probabilities(_safe_indexing(X, test))
+            raw_NC[test] = self._probabilities(_safe_indexing(X, test))
         self.estimator_ = clone(base).fit(X, learnt)
-        return p_NC
+        return raw_NC
 
     def _probabilities(self, X: Any) -> FloatArray:
-        """Probability of every cell, (N, C), as the estimator gives it."""
+        """Probabilities as the estimator gives them: of every cell, (N, C), or if it tells classes alone, (N, K)."""
         K, C = len(self.classes_), len(self.cells_)
         if isinstance(self.estimator_, str):
             p = check_array(X, dtype=np.float64)
@@ -362,18 +368,29 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             check_probabilities(p, num)
         placed = np.zeros((len(p), num))  # a fold may not know a class
         placed[:, at] = p
-        placed = check_probabilities(placed, num)
-        if num < C:
-            placed = np.maximum(placed[:, self._cells.class_C] * self._within_C, FLOOR)
-        return placed
+        return check_probabilities(placed, num)
+
+    def _temperature(self, raw_NC: FloatArray, cell_N: IntArray) -> float:
+        """Fit the temperature to what the estimator tells: cells, or classes."""
+        class_C = self._cells.class_C
+        if raw_NC.shape[1] == len(class_C):
+            return fit_temperature(raw_NC, cell_N, self.train_prior_)
+        prior_K = np.asarray(np.bincount(class_C, self.train_prior_), dtype=float)
+        return fit_temperature(raw_NC, class_C[cell_N], prior_K)
+
+    def _of_cells(self, raw_NC: FloatArray) -> FloatArray:
+        """Probability of every cell, (N, C), calibrated; classes are divided among groups as in the rows of `fit`."""
+        p_NC = raw_NC if self.temperature_ == 1 else tempered(raw_NC, self.temperature_)
+        if p_NC.shape[1] < len(self.cells_):
+            p_NC = p_NC[:, self._cells.class_C] * self._within_C
+        return np.maximum(p_NC, FLOOR)
 
     def _odds(self, X: Any) -> FloatArray:
         """Probability by training prior, (N, C)."""
         check_is_fitted(self)
         X = _readable(X)
         validate_data(self, X, reset=False, skip_check_array=True)
-        p_NC = self._probabilities(X)
-        return self._by_prior(p_NC if self.temperature_ == 1 else tempered(p_NC, self.temperature_))
+        return self._by_prior(self._of_cells(self._probabilities(X)))
 
     def _by_prior(self, value: FloatArray) -> FloatArray:
         """Divide by the training prior; 0 in cells that were never seen."""

@@ -262,6 +262,7 @@ def rule(found: PriorRobust) -> dict[str, Any]:
         "delta": found.deltas[0],
         "divergence": model.divergence,
         "temperature": model.temperature_,
+        "class_factors": [float(value) for value in getattr(model, "class_factors_", [])] or None,
         "cells": [
             {"cell": text_of(cell), **{name: values[c] for name, values in columns.items()}}
             for c, cell in enumerate(found.cells.names)

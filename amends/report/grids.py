@@ -11,6 +11,8 @@ from amends.report.plots import COLOURS, STYLE, TEXT, _figure, _legend, _svg
 
 DEEPEST = 0.6
 """Opacity of the largest entry: the number in it stands out on a white page and on a dark one."""
+MOST_ACROSS = 30
+"""Letters of all labels below bars above which they are turned."""
 
 
 def matrix(
@@ -98,6 +100,10 @@ def shares(
         for label in axes.get_xticklabels():
             label.set_parse_math(False)
         axes.set_xlabel(across)
+        if sum(map(len, labels)) > MOST_ACROSS:
+            axes.tick_params(axis="x", rotation=30)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
         axes.set_ylabel(up)
         _legend(axes, list(of))
         told = "; ".join(
