@@ -179,9 +179,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if trained and self.estimator_ != PRECOMPUTED and groups is None:
             classes = np.unique(np.concatenate([self.estimator_.classes_, classes]))
         if len(classes) < 2:
-            raise ValueError(
-                f"1 class in y ({classes.tolist()[0]!r}): there is nothing to tell apart. Give rows of another."
-            )
+            raise ValueError(f"1 class in y ({classes.tolist()[0]!r}): give rows of another one.")
         self.classes_, self.groups_ = classes, None if groups is None else groups.names
         self._cells = cells_of(classes.tolist(), groups)
         self.cells_ = self._cells.names
