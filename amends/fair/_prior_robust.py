@@ -27,6 +27,8 @@ Loss = Literal["zero-one", "cross-entropy"]
 Average = Literal["last-half", "best"]
 FEW = 20
 """Rows of a class below which its loss is mostly chance."""
+SMOOTH = 10.0
+"""Rows of mean loss that each class is given on top of its own, so that a few rows are not taken at their word."""
 FLOOR = 1e-12
 """A probability is taken to be at least this, so that a class that is weighted enough can be predicted."""
 SUM = 1e-3
@@ -98,7 +100,8 @@ def tune(
     delta: float = 0.2,
     divergence: Name = "kl",
     loss: Loss = "zero-one",
-    average: Average = "last-half",
+    average: Average = "best",
+    smooth: float = SMOOTH,
     steps: int = 400,
     rate: float = 0.1,
     each: Callable[[], object] | None = None,
@@ -112,6 +115,8 @@ def tune(
     cell_N : int (N,)
     target_C : float (C,)
         Sums to 1; 0 in cells that have no rows.
+    smooth : float, default 10
+        Rows of mean loss that each cell is given on top of its own; 0 takes few rows at their word. Ours.
     steps : int, default 400
     rate : float, default 0.1
         Of both steps.
@@ -121,14 +126,19 @@ def tune(
     inside_C = target_C > 0
     g_C, multiplier = target_C.copy(), 1.0
     total_C, best_C, best = np.zeros_like(g_C), g_C, -np.inf
+    count_C = np.bincount(cell_N, minlength=len(target_C))
+
+    def smoothed(loss_C: FloatArray) -> FloatArray:
+        return np.asarray((loss_C * count_C + smooth * loss_C[inside_C].mean()) / np.maximum(count_C + smooth, FLOOR))
+
     num_steps = steps if delta > 0 else 0  # at 0 there is no other prior
     for t in range(num_steps):
         score_NK = rescaled(odds_NC, g_C, cells)
-        loss_C = error_C = losses(score_NK, cell_N, cells)
+        loss_C = error_C = smoothed(losses(score_NK, cell_N, cells))
         if average == "best" and (value := worst_accuracy(1 - error_C, target_C, delta, divergence)) > best:
             best_C, best = g_C, value
         if loss == "cross-entropy":
-            loss_C = losses(score_NK, cell_N, cells, loss)
+            loss_C = smoothed(losses(score_NK, cell_N, cells, loss))
         moved_C = damped_step(g_C[inside_C], loss_C[inside_C], target_C[inside_C], multiplier, rate, divergence)
         g_C = np.zeros_like(target_C)
         g_C[inside_C] = moved_C

@@ -28,6 +28,7 @@ from amends.fair._ambiguity import NAMES, Name
 from amends.fair._groups import Groups, read_groups
 from amends.fair._prior_robust import (
     FLOOR,
+    SMOOTH,
     Average,
     Cells,
     FloatArray,
@@ -92,10 +93,12 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     loss : {"zero-one", "cross-entropy"}, default "zero-one"
         What the adversary counts: errors, or the log-probability of the right class, which is smoother on few rows.
     average : {"best", "last-half"}, default "best"
-        The weights on the path with the best delta-worst accuracy on these rows, which is never below that of delta 0
-        there, or the mean of the last half of the path.
+        The weights on the path with the best delta-worst accuracy on these rows, smoothed, which is never below that
+        of delta 0 there, or the mean of the last half of the path.
     calibrate : {None, "temperature"}, default None
         Fit one temperature to the probabilities first.
+    smooth : float, default 10
+        Rows of mean loss that each class is given on top of its own, so that a few are not taken at their word.
     cv : int, default 5
         Folds, for an estimator that is not fitted.
     steps, rate : int, float, default 400, 0.1
@@ -129,6 +132,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         loss: Loss = "zero-one",
         average: Average = "best",
         calibrate: Any = None,
+        smooth: float = SMOOTH,
         cv: int = 5,
         steps: int = 400,
         rate: float = 0.1,
@@ -141,6 +145,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         self.loss = loss
         self.average = average
         self.calibrate = calibrate
+        self.smooth = smooth
         self.cv = cv
         self.steps = steps
         self.rate = rate
@@ -213,6 +218,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             divergence=self.divergence,
             loss=self.loss,
             average=self.average,
+            smooth=self.smooth,
             steps=self.steps,
             rate=self.rate,
         )
@@ -281,8 +287,9 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 choices = ", ".join(map(repr, values))
                 raise ValueError(f"{name}={getattr(self, name)!r}: unknown. Choose one of {choices}.")
         check_delta(self.delta)
-        if self.steps < 1 or not 0 < self.rate <= 1:
-            raise ValueError(f"steps={self.steps}, rate={self.rate}: expected at least 1, and above 0 and at most 1.")
+        if self.steps < 1 or not 0 < self.rate <= 1 or not self.smooth >= 0:
+            given = f"steps={self.steps}, rate={self.rate}, smooth={self.smooth}"
+            raise ValueError(f"{given}: expected at least 1, above 0 and at most 1, and 0 or more.")
 
     def _given(self) -> Any:
         """Return the estimator if it is fitted already; else None."""

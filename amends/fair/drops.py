@@ -22,6 +22,7 @@ from amends.fair._ambiguity import Name
 from amends.fair._drops_table import columns_of, read_probabilities, read_shares, text_of
 from amends.fair._groups import Groups
 from amends.fair._prior_robust import (
+    SMOOTH,
     Average,
     Cells,
     FloatArray,
@@ -94,6 +95,7 @@ def run(
     loss: Loss = "zero-one",
     average: Average = "best",
     calibrate: Literal["none", "temperature"] = "none",
+    smooth: float = SMOOTH,
     positive: str | None = None,
     apply: Any = None,
     folds: int = 5,
@@ -143,6 +145,7 @@ def run(
             "loss": loss,
             "average": average,
             "calibrate": None if calibrate == "none" else calibrate,
+            "smooth": smooth,
         }
         trained = read_shares([*train_prior], "--train-prior", by_class, by_cell) if train_prior else None
         group_N = None if groups is None else groups.code_N
@@ -314,6 +317,9 @@ def command(
     calibrate: Annotated[
         Literal["none", "temperature"], typer.Option(help="Fit a temperature to the probabilities first.")
     ] = "none",
+    smooth: Annotated[
+        float, typer.Option(help="Rows of mean loss that each class is given on top of its own.", min=0)
+    ] = SMOOTH,
     positive: Annotated[str | None, typer.Option(help="The positive label, where there are two.")] = None,
     apply: Annotated[str | None, typer.Option(help="Table of probabilities to rescale and decide by the rule.")] = None,
     folds: Annotated[int, typer.Option(help="Folds by which the rule is measured.", min=2)] = 5,
@@ -332,6 +338,7 @@ def command(
         loss=loss,
         average=average,
         calibrate=calibrate,
+        smooth=smooth,
         positive=positive,
         apply=apply,
         folds=folds,

@@ -269,7 +269,7 @@ def test_the_best_weights_of_the_path_are_never_below_delta_0_on_the_rows_they_w
     here = np.bincount(y, minlength=6) > 0
     target = here / here.sum()
     for loss in ("zero-one", "cross-entropy"):
-        g = tune(p / PRIOR, y, CELLS, target, delta=0.3, loss=loss, average="best").g_C
+        g = tune(p / PRIOR, y, CELLS, target, delta=0.3, loss=loss, average="best", smooth=0).g_C
         ours, adjusted = (worst_accuracy(recall(p, y, w), target, 0.3) for w in (g, target))
         assert ours >= adjusted
 
@@ -281,6 +281,22 @@ def test_the_shares_among_the_rows_to_tune_on_do_not_matter_if_the_training_prio
     whole = PriorRobustClassifier("precomputed").fit(p, y, PRIOR)
     part = PriorRobustClassifier("precomputed").fit(p[kept], y[kept], PRIOR)
     assert part.weights_ == pytest.approx(whole.weights_, abs=0.03)
+
+
+def test_smoothing_holds_back_what_few_rows_say_and_not_what_many_say(planted):
+    p, y, test_p, test_y = planted
+    lost = {}
+    for smooth in (0.0, 10.0):
+        worst = []
+        for seed in range(6):
+            x, few_y = drawn(300, 100 + seed)
+            here = np.bincount(few_y, minlength=6) > 0
+            g = tune(posterior(x, PRIOR) / PRIOR, few_y, CELLS, here / here.sum(), smooth=smooth).g_C
+            worst.append(worst_accuracy(recall(test_p, test_y, g), UNIFORM, 0.2))
+        lost[smooth] = np.mean(worst)
+    assert lost[10.0] > lost[0.0]
+    one, other = (tune(p / PRIOR, y, CELLS, UNIFORM, smooth=s, average="last-half").g_C for s in (0.0, 10.0))
+    assert np.abs(one - other).max() < 0.01
 
 
 # What the official code does, and why it is not done here ------------------------------------------------------------
