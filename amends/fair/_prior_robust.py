@@ -154,6 +154,7 @@ def tune(
 
 def worst_accuracy(recall_C: FloatArray, target_C: FloatArray, delta: float, divergence: Name = "kl") -> float:
     """Least mean of the recalls under a prior within delta of the target."""
+    check_delta(delta)
     g_C = worst_prior(1 - recall_C, target_C, delta, divergence)
     return float((g_C * recall_C)[target_C > 0].sum())
 

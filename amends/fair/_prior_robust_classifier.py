@@ -79,10 +79,10 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     Parameters
     ----------
     estimator : estimator, "precomputed" or None
-        One that is fitted, or in a `FrozenEstimator`, stays as it is, and `fit` only tunes weights: give it other rows
-        than it was trained on. One that is not fitted is trained on the rows that `fit` gets, and the weights are tuned
-        on out-of-fold probabilities. "precomputed": X holds the probabilities, in the order of the sorted classes, or
-        of the (class, group), class by class. None: logistic regression.
+        One that is fitted stays as it is, and `fit` only tunes weights: give it other rows than it was trained on (in
+        a `FrozenEstimator` it survives `clone`). One that is not fitted is trained on the rows that `fit` gets, and the
+        weights are tuned on out-of-fold probabilities. "precomputed": X holds the probabilities, in the order of the
+        sorted classes, or of (class, group), class by class. None: logistic regression.
     target_prior : "uniform", "train", list of float, or mapping, default "uniform"
         Centre of the priors that may come: of the classes, in the order of `classes_`; with groups of `cells_`.
     delta : float, default 0.2
@@ -178,8 +178,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         groups = None if sensitive_features is None else read_groups(sensitive_features, len(y))
-        self.estimator_ = self._given()
-        trained = self.estimator_ is not None
+        self.estimator_, trained = self._given(), self._given() is not None
         classes = np.unique(y)
         if trained and self.estimator_ != PRECOMPUTED and groups is None:
             classes = np.unique(np.concatenate([self.estimator_.classes_, classes]))
@@ -252,8 +251,6 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         groups = None if sensitive_features is None else read_groups(sensitive_features, len(odds_NC))
         cell_N = self._cell(column_or_1d(y), groups)
         check_rows(np.bincount(cell_N, minlength=len(self.cells_)), self.target_prior_, self._cells)
-        for delta in deltas:
-            check_delta(delta)
 
         def worst(g_C: FloatArray) -> FloatArray:
             recall_C = 1 - losses(rescaled(odds_NC, g_C, self._cells), cell_N, self._cells)
@@ -366,8 +363,8 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         else:
             p, known = self.estimator_.predict_proba(X), self.estimator_.classes_
             by_class = not self._learnt_cells and bool(np.isin(known, self.classes_).all())
-            at = np.searchsorted(self.classes_, known) if by_class else np.arange(p.shape[1])
-            at = known if self._learnt_cells else at
+            others = known if self._learnt_cells else np.arange(p.shape[1])
+            at = np.searchsorted(self.classes_, known) if by_class else others
         num = K if by_class else C
         if not by_class and not self._learnt_cells:
             check_probabilities(p, num)
