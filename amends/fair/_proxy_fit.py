@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from amends.fair._proxy_rates import Estimate, Fitted, Misfit, estimate, misfit, naive, parts
+from amends.fair._proxy_rates import MOST_PATTERNS, Estimate, Fitted, Misfit, estimate, misfit, naive, parts
 from amends.fair._proxy_table import ProxyTable
 from amends.io.console import console
 
@@ -273,9 +273,15 @@ def _rejected(tests: Mapping[str, Misfit | None], used: Used, table: ProxyTable,
     tested = of_cells if used == "local" else alone
     if tested is None and not known:
         where = " within predicted classes" if used == "local" else ", and predictions are a weak test of it"
+        why = "Of three proxies of two groups nothing can tell; a fourth would."
+        if (num := len(table.groups) ** len(table.proxies)) > MOST_PATTERNS:
+            where, why = (
+                "",
+                f"They can say {num:,} things together, more than {MOST_PATTERNS:,}: leave out some for a test.",
+            )
         found.append(
             f"whether the proxies lean on each other could not be tested{where}. If they do, the gap is off by more "
-            "than the interval says. Of three proxies of two groups nothing can tell; a fourth would."
+            f"than the interval says. {why}"
         )
     return found
 

@@ -21,8 +21,8 @@ FloatArray = NDArray[np.float64]
 Fitted = Literal["global", "local", "joint"]
 NULL_DRAWS, CLEARLY = (199, 800), 0.05
 """Draws at first, and more if the first give a p of no more than that."""
-MOST_PATTERNS = 2_048
-"""Patterns up to which the fit is tested: eleven proxies of two groups, seven of three."""
+MOST_PATTERNS = 5_000
+"""Patterns up to which the fit is tested: twelve proxies of two groups, seven of three."""
 
 
 class Estimate(NamedTuple):

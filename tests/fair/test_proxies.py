@@ -240,6 +240,14 @@ def test_a_fourth_proxy_makes_it_noticed():
     assert any("lean on each other" in warning for warning in found.warnings)
 
 
+def test_more_proxies_than_can_be_tested_are_fitted_all_the_same():
+    y_pred, said, _ = planted(3000, 5, [THREE[m % 3] for m in range(13)])
+    found = proxy_fairness(y_pred, said, n_boot=20, random_state=0)
+    assert found.disparity == pytest.approx(0.2, abs=0.06)
+    assert found.misfit == {"proxies": None, "predictions": None}
+    assert any("leave out some" in warning for warning in found.warnings)
+
+
 def test_independent_proxies_are_seldom_suspected():
     found = [proxy_fairness(*planted(2000, seed, FOUR)[:2], n_boot=0, random_state=seed) for seed in range(10)]
     assert sum(one.misfit["proxies"].p <= 0.05 for one in found) <= 3
