@@ -194,7 +194,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         by_loss, by_gap = self._directions(head)
         parts = [slice(at, at + BATCH) for at in range(0, _length(X_pool), BATCH)]
         found = []
-        for part in track(parts, "scoring the pool", console=console, transient=True, disable=len(parts) < 2):
+        for part in track(parts, "scoring the pool", console=console, transient=True, disable=not console.is_terminal):
             x = head.features(_safe_indexing(X_pool, part))
             acc_NK, fair_NK = head.influence(x, by_loss), head.influence(x, by_gap)
             expected_N = self._expected(acc_NK, head.predict(x))
@@ -254,7 +254,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self)
         X_pool = self._read(X_pool)
         left, bought = np.arange(_length(X_pool)), np.zeros(0, dtype=np.int64)
-        for _ in track(range(rounds), "rounds", console=console, transient=True, disable=rounds < 2):
+        for _ in track(range(rounds), "rounds", console=console, transient=True, disable=not console.is_terminal):
             chosen = left[self.query(_safe_indexing(X_pool, left), n)] if len(left) else left
             if not len(chosen):
                 break
