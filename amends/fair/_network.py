@@ -202,7 +202,13 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         label = torch.as_tensor(code_N).to(like.device)
         self.module_.train()
         steps = self.epochs * len(x)
-        rounds = track(range(self.epochs), "training", console=console, transient=True, disable=steps < 10**6 or not console.is_terminal)
+        rounds = track(
+            range(self.epochs),
+            "training",
+            console=console,
+            transient=True,
+            disable=steps < 10**6 or not console.is_terminal,
+        )
         for _ in rounds:
             for some in torch.randperm(len(x)).split(self.batch_size):
                 scores_MK = self.module_(x[some])
