@@ -11,7 +11,7 @@ from amends.report._text import percent
 from amends.report.findings import Cell, Chart, Section, Table, render_findings
 from amends.report.scatter import scatter
 
-MOST_ROWS, MOST_COLUMNS = 20, 6
+MOST_ROWS, MOST_COLUMNS = 20, 4
 
 
 def summary(found: Asked) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _limits(found: Asked) -> Section:
     texts = [
         "Influence is to first order and on few rows: it says what a small step does, not what a round does. What a "
         "round does is measured on the same validation rows: after many rounds a separate test set has the last word.",
-        "The rows kept are chosen, and so not like the population: estimate no rate, prevalence or calibration by them.",
+        "The rows kept are chosen, and so not like the population: estimate no prevalence or calibration by them.",
     ]
     if len(found.sampler.groups_) < 2:
         texts.insert(0, "There is one group, so nothing can be said of a gap.")

@@ -7,6 +7,7 @@ Shapes: N rows, K classes, M rows of a batch.
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class NetworkModel:
 
         along = {name: direction[name] for name in weights}
         found = []
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)  # torch's own
             for _, x_M in self._batches(x):
                 moved_MK = jvp(lambda chosen, x_M=x_M: scores(chosen, x_M), (weights,), (along,))[1]
                 found.append(moved_MK.double().cpu())

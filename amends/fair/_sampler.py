@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import _safe_indexing, assert_all_finite, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
@@ -297,6 +297,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if y is None:
             raise ValueError("FairInfluenceSampler requires y to be passed, but the target y is None.")
         y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
         check_consistent_length(X, y)
         check_classification_targets(y)
         return X, y
@@ -306,7 +307,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if not known_N.all():
             first = int(np.flatnonzero(~known_N)[0])
             raise ValueError(
-                f"{name}: row {first} has the label {y[first]!r}, which no labelled row of the start has "
+                f"{name}: row {first} has the label {y[first]}, which no labelled row of the start has "
                 f"({', '.join(map(str, self.classes_))}). Add such rows to the start, or leave these out."
             )
         return np.asarray(np.searchsorted(self.classes_, y))
