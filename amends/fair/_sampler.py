@@ -192,7 +192,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             raise ValueError(f"n={n}: ask for 1 row or more.")
         head = head_of(self.scored_, self.X_)
         by_loss, by_gap = self._directions(head)
-        parts = [slice(at, at + BATCH) for at in range(0, _length(X_pool), BATCH)]
+        parts = [slice(at, at + BATCH) for at in range(0, len(X_pool), BATCH)]
         found = []
         for part in track(parts, "scoring the pool", console=console, transient=True, disable=not console.is_terminal):
             x = head.features(_safe_indexing(X_pool, part))
@@ -253,7 +253,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X_pool = self._read(X_pool)
-        left, bought = np.arange(_length(X_pool)), np.zeros(0, dtype=np.int64)
+        left, bought = np.arange(len(X_pool)), np.zeros(0, dtype=np.int64)
         for _ in track(range(rounds), "rounds", console=console, transient=True, disable=not console.is_terminal):
             chosen = left[self.query(_safe_indexing(X_pool, left), n)] if len(left) else left
             if not len(chosen):
@@ -385,10 +385,6 @@ def _fit(model: Any, X: Any, y: np.ndarray, weight_N: FloatArray | None, seed: i
 def _is_module(estimator: Any) -> bool:
     """Whether this is a torch module, told without torch."""
     return hasattr(estimator, "state_dict") and not hasattr(estimator, "fit")
-
-
-def _length(X: Any) -> int:
-    return int(X.shape[0])
 
 
 def _joined(parts: Sequence[Any]) -> Any:
