@@ -111,9 +111,10 @@ def _steps(fitted: Any) -> tuple[Callable[[Any], Any], Any]:
     """Split a pipeline, nested or not, into what it does to rows and its last step."""
     if not hasattr(fitted, "steps"):
         return np.asarray, fitted
-    before, last = fitted[:-1], fitted[-1]
-    within, last = _steps(getattr(last, "best_estimator_", last))
-    return (lambda rows: within(_dense(before.transform(rows)))), last
+    within, last = _steps(getattr(fitted[-1], "best_estimator_", fitted[-1]))
+    if len(fitted.steps) == 1:
+        return within, last
+    return (lambda rows: within(_dense(fitted[:-1].transform(rows)))), last
 
 
 def _dense(rows: Any) -> Any:

@@ -344,6 +344,11 @@ def test_pipelines_searches_and_clones_work(data):
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     sampler = clone(FairInfluenceSampler(pipeline, random_state=0)).fit(*data["start"], **watched)
     assert len(sampler.query(data["pool"][0], 10)) == 10
+    nested = make_pipeline(make_pipeline(StandardScaler()), make_pipeline(LogisticRegression()))
+    assert np.array_equal(
+        FairInfluenceSampler(nested).fit(*data["start"], **watched).query(data["pool"][0]),
+        sampler.query(data["pool"][0]),
+    )
     inner = GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2)
     assert len(FairInfluenceSampler(inner).fit(*data["start"], **watched).query(data["pool"][0], 10)) == 10
     outer = GridSearchCV(FairInfluenceSampler(LogisticRegression()), {"estimator__C": [0.01, 1]}, cv=2)
