@@ -65,7 +65,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     Parameters
     ----------
     estimator : classifier or torch module, optional
-        Logistic or softmax regression, a `amends.fair._network.NetworkClassifier`, or a pipeline or search that ends in
+        Logistic or softmax regression, a `NetworkClassifier`, or a pipeline or search that ends in
         one. Default: `LogisticRegression(max_iter=1000)`. A bare torch module is wrapped in NetworkClassifier.
     metric : {"demographic_parity", "equal_opportunity", "equalized_odds"}
         Gap to lower.
