@@ -11,7 +11,7 @@ from amends.report._text import percent
 from amends.report.findings import Cell, Chart, Section, Table, render_findings
 from amends.report.scatter import scatter
 
-MOST_ROWS, MOST_COLUMNS = 20, 4
+MOST_ROWS, MOST_COLUMNS = 20, 3
 
 
 def summary(found: Asked) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def summary(found: Asked) -> dict[str, Any]:
         ],
     }
     if found.query:
-        told["median_fair_agreement"] = float(np.median(found.sampler.fair_agreement_))
+        for name in ("acc_agreement", "fair_agreement"):
+            told[f"median_{name}"] = float(np.median(getattr(found.sampler, f"{name}_")))
     return told
 
 
@@ -112,11 +113,12 @@ def _asked(found: Asked) -> Section | None:
     text = (
         f"Of the {len(both[0]):,} rows of the pool, {int(((both[0] <= 0) & (both[1] < 0)).sum()):,} are expected to "
         "lower the gap and not to raise the loss. If the validation rows are drawn again, the median row asked for is "
-        f"still said to lower the gap in {percent(float(np.median(sure)))} of the draws; {int((sure < 0.8).sum()):,} "
-        "rows in fewer than 80 %."
+        f"still said to lower the gap in {percent(float(np.median(sure)))} of the draws, and not to raise the loss in "
+        f"{percent(float(np.median(sampler.acc_agreement_)))}. {int((sure < 0.8).sum()):,} rows are said to lower the "
+        "gap in fewer than 80 %."
     )
     shown = [name for name in query[0] if name in found.sampler.feature_names_in_][:MOST_COLUMNS]
-    keys = ("acc_influence", "fair_influence", "fair_agreement")
+    keys = ("acc_influence", "acc_agreement", "fair_influence", "fair_agreement")
     body: list[list[Cell]] = [
         [str(row["pool_row"]), str(row["expected"]), *(row[k] for k in keys), *(str(row[name]) for name in shown)]
         for row in query[:MOST_ROWS]
@@ -128,7 +130,7 @@ def _asked(found: Asked) -> Section | None:
         [
             Table(("expected label", "rows asked for"), list(expected.most_common())),
             Table(
-                ("row", "expected", "on the loss", "on the gap", "sure of it", *shown),
+                ("row", "expected", "on the loss", "sure", "on the gap", "sure", *shown),
                 body,
                 f"The first {len(body)} of {len(query):,} rows; all are in the file query.",
             ),

@@ -485,6 +485,8 @@ def test_the_command_asks_judges_and_goes_on(files, data):
     told = json.loads((files / "two/summary.json").read_text())
     assert told["kept"] == (judged["fate"] == "kept").sum()
     assert told["by_label"][0]["gaps"]["demographic_parity"] == pytest.approx(lines[1]["disparity"])
+    sure = pd.read_csv(files / "two/query.csv")["acc_agreement"].median()
+    assert told["median_acc_agreement"] == pytest.approx(sure)
     assert "Labels that came back" in (files / "two/report.html").read_text()
     answer(files, "two", data)
     more = ["--bought", files / "back.csv", "--after", files / "two"]
