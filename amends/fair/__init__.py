@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
         "_abstaining": ["AbstainingFairClassifier"],
         "_program": ["Infeasible"],
-        "fis": ["FairInfluenceSampler"],
+        "_sampler": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
         "_proxy_gap": ["CalibratedGap", "calibrated_gap"],
     },
