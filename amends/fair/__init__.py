@@ -8,11 +8,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [file.stem for file in Path(__file__).parent.glob("[a-z]*.py")],
     {
+        "_network": ["NetworkClassifier"],
         "concept_influence": ["ConceptInfluence"],
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
         "_abstaining": ["AbstainingFairClassifier"],
         "_program": ["Infeasible"],
-        "fis": ["FairInfluenceSampler"],
+        "_sampler": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
         "_proxy_gap": ["CalibratedGap", "calibrated_gap"],
     },
