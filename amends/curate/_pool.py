@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.frames import rows_from
+from amends.io.frames import about_rows, rows_from
 from amends.io.tables import Row
 from amends.io.write import write_rows
 
@@ -105,15 +102,7 @@ class Outcome:
 
     def about(self, data: Any) -> dict[str, Any]:
         """Describe the pool for run.json."""
-        path = str(data) if isinstance(data, str | Path) else None
-        digest = sha256_json([sha256_json(_plain(row.data)) for row in self.rows])
-        return {"path": path, **self.counts(), "sha256": digest}
-
-
-def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Row as it is digested: dates, lists and missing numbers as their text, an array as a list of the same numbers."""
-    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
-    return {name: value if isinstance(value, str | int | bool | None) else str(value) for name, value in plain.items()}
+        return about_rows(data, self.rows) | self.counts()
 
 
 def text_of(row: Row, columns: Sequence[str]) -> str:

@@ -23,10 +23,10 @@ from amends.curate._pool import Outcome, check_columns
 from amends.curate._review import queue_of, read_votes, write_queue
 from amends.curate._samples import Samples, embedded, find_table, read_samples, vectors_in
 from amends.curate._scale import Here, Workers
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, write_json, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
-from amends.io.run import RUN, describe
+from amends.io.run import describe, run_folder
 from amends.io.write import kind_of
 
 __all__ = ["ADDED", "Cleaned", "How", "command", "run"]
@@ -169,17 +169,13 @@ def write(found: Cleaned, out: Path, kind: str, export: str | None = None) -> No
     """Write the run folder in one move."""
     from amends.curate._clean_page import card, page, summary
 
-    with new_folder(out) as folder:
+    with run_folder(out, found.record, summary(found), page(found)) as folder:
         found.outcome.write(folder, kind)
         if found.queue:
             write_queue(folder / "review.csv", found.queue)
         if export:
             _export(found, folder / "pictures")
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
         write_text(folder / "README.md", card(found))
-        write_text(folder / "report.html", page(found))
-        write_manifest(folder)
 
 
 def _export(found: Cleaned, place: Path) -> None:

@@ -21,10 +21,10 @@ import typer
 from amends.curate._features import embeddings
 from amends.curate._flagged import JUDGED, Flagged, Method, doubt_of
 from amends.curate._pool import Outcome, Verdict, read_pool, text_of
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
-from amends.io.run import RUN, describe
+from amends.io.run import describe, run_folder
 from amends.io.tables import Row
 from amends.io.write import kind_of
 
@@ -276,12 +276,8 @@ def write(found: LabelErrors, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
     from amends.curate._label_errors_page import page, summary
 
-    with new_folder(out) as folder:
+    with run_folder(out, found.record, summary(found), page(found)) as folder:
         found.outcome.write(folder, kind)
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
-        write_text(folder / "report.html", page(found))
-        write_manifest(folder)
 
 
 def command(

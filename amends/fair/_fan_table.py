@@ -6,7 +6,6 @@ Shapes: N rows of the table and the new ones behind them, G groups.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,6 @@ from amends.fair._program import FloatArray, IntArray
 from amends.fair._rules import ABSTAINED
 from amends.fair._surrogates import with_columns
 from amends.fair._table import column, encoder, features, groups, numbers
-from amends.io.atomic import sha256_json
 from amends.io.console import console
 from amends.io.errors import InputError
 from amends.io.tables import Row
@@ -233,10 +231,3 @@ def trade(
         plain = gap_by_confidence(model, code_n, label_n, score_n, num)
         points.append((float(eps), num / len(label_n), kept.gaps[model.notion]["after"], plain))
     return Traded(*(list(values) for values in zip(*points, strict=True)))
-
-
-def about(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Describe a table for run.json."""
-    path = str(data) if isinstance(data, str | Path) else None
-    plain = [{name: str(value) for name, value in row.data.items()} for row in rows]
-    return {"path": path, "rows": len(rows), "sha256": sha256_json(plain)}

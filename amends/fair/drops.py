@@ -37,11 +37,11 @@ from amends.fair._prior_robust import (
 from amends.fair._prior_robust_classifier import PRECOMPUTED, PriorRobustClassifier
 from amends.fair._table import classes as read_classes
 from amends.fair._table import groups as read_group_columns
-from amends.io.atomic import check_new, new_folder, sha256_json, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, write_json
 from amends.io.console import console, say
 from amends.io.errors import InputError
-from amends.io.frames import rows_from
-from amends.io.run import RUN, describe
+from amends.io.frames import about_rows, rows_from
+from amends.io.run import describe, run_folder
 from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 
@@ -160,7 +160,7 @@ def run(
     model = models[deltas[0]]
     for warning in warned:
         say(f"warning: {warning}")
-    described = {"table": _about(data, rows)} | ({"applied to": _about(apply, new_rows)} if new_rows else {})
+    described = {"table": about_rows(data, rows)} | ({"applied to": about_rows(apply, new_rows)} if new_rows else {})
     record = describe(
         command="fair drops",
         config=options,
@@ -245,12 +245,6 @@ def _path(data: Any) -> str | None:
     return str(data) if isinstance(data, str | Path) else None
 
 
-def _about(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Describe a table for run.json."""
-    digest = sha256_json([sha256_json({name: str(value) for name, value in row.data.items()}) for row in rows])
-    return {"path": _path(data), "rows": len(rows), "kept": len(rows), "dropped": [], "sha256": digest}
-
-
 def rule(found: PriorRobust) -> dict[str, Any]:
     """Everything that is needed to rescale other probabilities: multiply by the factors, then normalise."""
     model = found.model
@@ -277,17 +271,13 @@ def write(found: PriorRobust, out: Path, kind: str, kind_applied: str) -> None:
     """Write the run folder in one move."""
     from amends.fair._drops_page import curve_rows, page, recall_rows, summary
 
-    with new_folder(out) as folder:
+    curve = curve_rows(found)
+    with run_folder(out, found.record, summary(found), page(found, curve)) as folder:
         write_json(folder / "rule.json", rule(found))
-        curve = curve_rows(found)
         write_rows(folder / f"curve{kind}", curve)
         write_rows(folder / f"recall{kind}", recall_rows(found))
         if found.applied is not None:
             write_rows(folder / f"applied{kind_applied}", found.applied)
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
-        write_text(folder / "report.html", page(found, curve))
-        write_manifest(folder)
 
 
 def command(

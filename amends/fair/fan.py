@@ -18,11 +18,11 @@ import numpy as np
 import typer
 
 from amends.fair._program import IntArray, Mode, Objective, SlackForm
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
-from amends.io.frames import rows_from
-from amends.io.run import RUN, describe
+from amends.io.frames import about_rows, rows_from
+from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
 from amends.maths.disparity import Notion
 
@@ -183,7 +183,7 @@ def run(
             command="fair fan",
             config=options,
             seed=seed,
-            data={"table": tables.about(data, rows)} | ({"apply": tables.about(apply, new)} if new else {}),
+            data={"table": about_rows(data, rows)} | ({"apply": about_rows(apply, new)} if new else {}),
             weights={},
             seconds={"in all": round(time.time() - started, 1)},
             stopped="a rule was found and measured",
@@ -200,15 +200,11 @@ def write(found: Fan, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
     from amends.fair._fan_page import page, rule, summary
 
-    with new_folder(out) as folder:
+    with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"decisions{kind}", found.decisions)
         if found.applied:
             write_rows(folder / f"applied{kind}", found.applied)
         write_json(folder / "rule.json", rule(found))
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
-        write_text(folder / "report.html", page(found))
-        write_manifest(folder)
 
 
 def command(

@@ -25,11 +25,11 @@ from amends.fair._groups import Groups
 from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
 from amends.fair._table import classes, encoder, features, groups, numbers
 from amends.fair._validation import Round
-from amends.io.atomic import check_new, new_folder, sha256_json, write_json, write_manifest, write_text
+from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.frames import rows_from
-from amends.io.run import RUN, describe, read_jsonl, read_run, write_jsonl
+from amends.io.frames import about_rows, rows_from
+from amends.io.run import describe, read_jsonl, read_run, run_folder, write_jsonl
 from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 from amends.maths.disparity import Notion
@@ -112,7 +112,7 @@ def run(
         raise InputError("give --pool (rows to choose from), --bought (rows whose labels came back), or both.")
     started, named = time.time(), [group] if isinstance(group, str) else list(group)
     rows = {name: rows_from(data) for name, data in given.items() if data is not None}
-    about = {name: _about(given[name], rows[name]) for name in rows}
+    about = {name: about_rows(given[name], rows[name]) for name in rows}
     earlier = _earlier(after, about, len(rows["labelled"]))
     known = classes(rows["labelled"], label, "--label")
     told = classes(rows["validation"], label, "--label", known.names)
@@ -183,12 +183,6 @@ def run(
 
 
 # What is read -------------------------------------------------------------------------------------------------------
-
-
-def _about(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Describe a table for run.json."""
-    digest = sha256_json([{name: str(value) for name, value in row.data.items()} for row in rows])
-    return {"path": str(data) if isinstance(data, str | Path) else None, "rows": len(rows), "sha256": digest}
 
 
 def _earlier(after: str | Path | None, about: dict[str, Any], num_labelled: int) -> list[dict[str, Any]]:
@@ -331,15 +325,11 @@ def write(found: Asked, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
     from amends.fair._fis_page import page, summary
 
-    with new_folder(out) as folder:
+    with run_folder(out, found.record, summary(found), page(found)) as folder:
         for name in ("query", "judged", "labelled"):
             if table := getattr(found, name):
                 write_rows(folder / f"{name}{kind}", table)
         write_jsonl(folder / HISTORY, found.history)
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
-        write_text(folder / "report.html", page(found))
-        write_manifest(folder)
 
 
 def command(

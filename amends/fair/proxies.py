@@ -21,11 +21,11 @@ from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
 from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
 from amends.fair._table import classes as classes_of
 from amends.fair._table import column
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
-from amends.io.frames import rows_from
-from amends.io.run import RUN, describe
+from amends.io.frames import about_rows, rows_from
+from amends.io.run import describe, run_folder
 from amends.io.tables import read_json
 from amends.io.write import write_rows
 
@@ -323,7 +323,7 @@ def run(
         command="fair proxies",
         config={**options, "transition": None if transition is None else str(transition)},
         seed=seed,
-        data={"table": {"path": str(data) if isinstance(data, str | Path) else None, "rows": len(rows)}},
+        data={"table": about_rows(data, rows)},
         weights={},
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all rows counted",
@@ -334,13 +334,9 @@ def run(
 
     audit = ProxyAudit(found, by_fairlearn(preds, truths, said, positive), record)
     if out is not None:
-        with new_folder(out) as folder:
-            write_json(folder / "summary.json", summary_of(found))
+        with run_folder(out, record, summary_of(found), page(audit)) as folder:
             write_json(folder / "transition.json", _transition_json(found))
             write_rows(folder / "rates.csv", rate_rows(found))
-            write_json(folder / RUN, record)
-            write_text(folder / "report.html", page(audit))
-            write_manifest(folder)
     return audit
 
 

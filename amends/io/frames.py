@@ -1,9 +1,12 @@
 """Rows from whatever holds them: files, data sets, data frames, lists of dictionaries."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import Row, read_rows, rows_of
 
@@ -34,3 +37,15 @@ def rows_from(data: Any) -> list[Row]:
     if not items or not all(isinstance(item, Mapping) for item in items):
         raise InputError("data: expected rows with named columns, at least one. Give a list of dictionaries or a file.")
     return rows_of(items)
+
+
+def about_rows(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """Describe a table for run.json: its path, if it is one, how many rows it has, and a digest of them."""
+    path = str(data) if isinstance(data, str | Path) else None
+    return {"path": path, "rows": len(rows), "sha256": sha256_json([sha256_json(_plain(row.data)) for row in rows])}
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Row as it is digested: dates, lists and missing numbers as their text, an array as a list of the same numbers."""
+    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
+    return {name: value if isinstance(value, str | int | bool | None) else str(value) for name, value in plain.items()}

@@ -3,14 +3,15 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from amends import __version__
-from amends.io.atomic import finite, write_text
+from amends.io.atomic import finite, new_folder, write_json, write_manifest, write_text
 from amends.io.errors import InputError
 from amends.io.tables import read_json, read_rows
 
@@ -98,6 +99,22 @@ def describe(
         "warnings": list(warnings),
         "seconds": dict(seconds),
     } | ({"method": dict(method)} if method else {})
+
+
+@contextmanager
+def run_folder(out: str | Path, record: Mapping[str, Any], summary: Any, page: str) -> Iterator[Path]:
+    """Make a run folder in one move: what the caller puts into it, the record, summary.json and the report.
+
+    Raises
+    ------
+    InputError : there is something of that name.
+    """
+    with new_folder(out) as folder:
+        yield folder
+        write_json(folder / "summary.json", summary)
+        write_json(folder / RUN, record)
+        write_text(folder / "report.html", page)
+        write_manifest(folder)
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
