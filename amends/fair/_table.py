@@ -147,7 +147,7 @@ def features(rows: Sequence[Row], names: Sequence[str], without: Sequence[str]) 
 
 def encoder(frame: pd.DataFrame) -> ColumnTransformer:
     """Make features of columns: words one-hot, numbers scaled, their gaps filled with the median and marked."""
-    words = [name for name in frame if frame[name].dtype == object]
+    words = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
     figures = [name for name in frame if name not in words]
     filled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
     return ColumnTransformer(

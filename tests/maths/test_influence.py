@@ -10,7 +10,7 @@ from sklearn.linear_model import (
     RidgeClassifier,
 )
 
-from amends.maths.influence import LinearModel, Move, NotSolved, from_sklearn, newton, with_intercept
+from amends.maths.influence import LinearModel, Move, NotSolved, from_sklearn, newton, settle, with_intercept
 
 rng = np.random.default_rng(0)
 N, D = 80, 4
@@ -208,6 +208,18 @@ def test_what_is_called_a_newton_step_is_one_on_the_changed_objective(name):
     if name in EXACT:
         seen = refit_weights(name, x_new[:, :-1], np.concatenate([label, label[[row, row]]]), weight_new)
         np.testing.assert_allclose(step, seen - model.weight_KE, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_settles_without_a_few_rows_is_the_refit(name):
+    found, label, x, weight = fitted(name)
+    inverse = found.model.inverse(x, found.penalty, weight_N=weight)
+    kept = np.arange(N) >= 3
+    moved = settle(found.model, x, found.targets(label), inverse, found.penalty, weight_N=weight * kept)
+    seen = refit_weights(name, FEATURES[kept], label[kept])
+    np.testing.assert_allclose(moved.weight_KE, seen, atol=1e-6)
+    with pytest.raises(NotSolved, match="Refit"):
+        settle(found.model, x, found.targets(label), 5 * inverse, found.penalty, weight_N=weight * kept)
 
 
 def test_a_row_that_is_replaced_by_itself_changes_nothing():
