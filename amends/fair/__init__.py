@@ -8,7 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [file.stem for file in Path(__file__).parent.glob("[a-z]*.py")],
     {
-        "concept_influence": ["ConceptInfluence"],
+        "_concept_estimator": ["ConceptInfluence"],
+        "_concepts": ["Rows", "group_transport", "label_flip", "removal", "set_column"],
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
         "fan": ["AbstainingFairClassifier"],
         "fis": ["FairInfluenceSampler"],

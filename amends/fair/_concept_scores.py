@@ -1,18 +1,19 @@
 """How far a change of a training row moves the gap between groups, by the model's gradient and curvature.
 
-Replacing row z by z' moves the weights by -(1 / N) H^-1 (grad l(z') - grad l(z)), and the smooth gap phi of the validation
-rows by the product of that with its gradient. Negative: the gap falls. Source: Koh and Liang 2017 for H and the gradients;
-arXiv 2306.17828 for the difference of a row and its counterpart.
+Replacing row z by z' moves the weights by -(1 / N) H^-1 (grad l(z') - grad l(z)), and the smooth gap of the validation
+rows by the product of that with its gradient. Negative: the gap falls. Source: Koh and Liang 2017 for H and the
+gradients; arXiv 2306.17828 for the difference of a row and its counterpart.
 
 Shapes: N training rows, V validation rows, E features and the intercept, K scores, S of them counted, B bootstraps, C
 conditions, G groups, P pairs of groups, n rows of a block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from amends.fair._concepts import Rows
@@ -40,7 +41,7 @@ class Gap:
     """Scores whose gaps count."""
 
     def scores(self, model: LinearModel) -> FloatArray:
-        """What stands for the decision, (V, S): probabilities or logits."""
+        """Say what stands for the decision, (V, S): probabilities or logits."""
         score_VK = self.x_VE @ model.weight_KE.T if self.surrogate == "logit" else model.predict(self.x_VE)
         return np.asarray(score_VK[:, list(self.counted)])
 
@@ -116,7 +117,7 @@ class Scorer:
         for block in _blocks(N):
             out = Move(self.x_NE[places[block]], self._residual(places[block]), self.weight_N[places[block]])
             moves = [self._coming(put, rows, block, out) for put in puts]
-            has_Mn = np.array([np.ones(len(out.x_NE)) if p.has is None else p.has[block] for p in puts])
+            has_Mn = np.array([np.ones(len(out.x_NE)) if p.has is None else p.has[block] for p in puts], dtype=float)
             shared = [out]
             if puts:
                 num_n = has_Mn.sum(axis=0)
@@ -125,7 +126,7 @@ class Scorer:
             pushed = self._pushed(shared)
             change_N[block] = self._along(shared, pushed, self.direction_KE)
             if len(self.directions_BKE):
-                at_Bn = np.array([self._along(shared, pushed, of_KE) for of_KE in self.directions_BKE])
+                at_Bn = sum(self._along_all(move.x_NE, q) for move, q in zip(shared, pushed, strict=True))
                 low_N[block], high_N[block] = np.quantile(at_Bn, [MARGIN / 2, 1 - MARGIN / 2], axis=0)
             for i, move in enumerate(moves):
                 alone = change_N[block] if len(moves) == 1 else None
@@ -157,6 +158,12 @@ class Scorer:
         found_n = sum(along(move.x_NE, q, direction_KE) for move, q in zip(moves, pushed, strict=True))
         return np.asarray(found_n / len(self.x_NE))
 
+    def _along_all(self, x_nE: FloatArray, pushed_nK: FloatArray) -> FloatArray:
+        """Product of what one move pushes by with every bootstrap's direction, (B, n)."""
+        B, K, E = self.directions_BKE.shape
+        at_nBK = (x_nE @ self.directions_BKE.reshape(B * K, E).T).reshape(len(x_nE), B, K)
+        return np.asarray(np.einsum("nk,nbk->bn", pushed_nK, at_nBK) / len(self.x_NE))
+
 
 class Scores(NamedTuple):
     """Predicted change of the gap, row by row; NaN where there is no counterpart."""
@@ -167,6 +174,37 @@ class Scores(NamedTuple):
     high_N: FloatArray
     each_MN: FloatArray
     """Of each counterpart alone."""
+
+
+def by_cell(changes: Mapping[str, FloatArray], rows: Rows, by: Sequence[str], top: float) -> pd.DataFrame:
+    """Sum up changes (N,), by concept, over cells of rows; see `ConceptInfluence.summary`."""
+    keys = {"group": rows.group, "y": rows.y}
+    if not by or (unknown := [name for name in by if name not in keys]):
+        raise ValueError(f"by={list(by)}: {unknown[0] if by else 'nothing'!r} is unknown. Choose of group, y.")
+    parts = []
+    for name, change_N in changes.items():
+        falls_N = change_N < 0
+        order = np.argsort(np.where(falls_N, change_N, np.inf), kind="stable")
+        first_N = np.zeros(len(rows), bool)
+        first_N[order[: max(1, round(top * len(rows)))]] = True
+        first_N &= falls_N
+        frame = pd.DataFrame({key: keys[key] for key in by} | {"change": change_N, "first": first_N})
+        frame["falls"] = np.where(np.isnan(change_N), np.nan, falls_N)
+        part = (
+            frame.groupby(list(by), sort=True)
+            .agg(
+                rows=("change", "size"),
+                mean=("change", "mean"),
+                total=("change", lambda of: of.sum(min_count=1)),
+                falls=("falls", "mean"),
+                lift=("first", "mean"),
+            )
+            .reset_index()
+        )
+        part["lift"] /= first_N.mean() if first_N.any() else np.nan
+        part.insert(len(by), "concept", name)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _blocks(num: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import pairwise_distances_argmin_min, roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
@@ -45,6 +45,8 @@ class Rows:
     """Of counterparts: False where there is none, as the other group has no such row. None: all have one."""
     like: NDArray[np.bool_] | None = None
     """Of counterparts: which rows of the data they should look like. None: those of the same group and label."""
+    fixed: tuple[Any, ...] = ()
+    """Of counterparts: columns that were set, and so tell of no likeness."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -191,10 +193,20 @@ def set_column(
             for name in dependents:
                 after[name] = _followed(before, after, known, name, rng)
                 known.append(name)
-            found.append(replace(rows, X=_table(after, rows.X), like=near_N))
+            found.append(replace(rows, X=_table(after, rows.X), like=near_N, fixed=(column,)))
         return found
 
     return changed
+
+
+def named(given: Concept | str) -> Concept:
+    """Take a concept, or the one of a name: label, removal, or group, which is that of nearest rows."""
+    if not isinstance(given, str):
+        return given
+    made = {"label": label_flip, "removal": removal, "group": lambda: group_transport(random_state=0)}
+    if given not in made:
+        raise ValueError(f"concept {given!r}: unknown. Choose of {', '.join(made)}, or give a function of rows.")
+    return made[given]()
 
 
 # How much a counterpart looks like a real row -----------------------------------------------------------------------
@@ -216,7 +228,7 @@ def quality(rows: Rows, puts: Sequence[Rows], random_state: Any = None) -> Quali
     puts = [put for put in puts if put.X is not rows.X]
     if not puts:
         return None
-    rng, space = check_random_state(random_state), _space(rows.X, ())
+    rng, space = check_random_state(random_state), _space(rows.X, puts[0].fixed)
     made, real = [], []
     for put in puts:
         has_N = np.ones(len(rows), bool) if put.has is None else put.has
@@ -237,10 +249,13 @@ def quality(rows: Rows, puts: Sequence[Rows], random_state: Any = None) -> Quali
     apart = [_to_another(sample_nF[i : i + 100], all_NF, i) for i in range(0, len(sample_nF), 100)]
     auc = None
     if len(made_nF) >= FEWEST_COMPARED:
-        which = np.repeat([1, 0], len(made_nF))
-        folds = StratifiedKFold(3, shuffle=True, random_state=rng.randint(2**31 - 1))
-        model = HistGradientBoostingClassifier(max_iter=50, early_stopping=False, random_state=0)
-        p = cross_val_predict(model, np.vstack([made_nF, real_nF]), which, cv=folds, method="predict_proba")
+        # A counterpart and the real row that it comes from stand in one fold: else the one tells of the other.
+        near_n = pairwise_distances_argmin_min(made_nF, real_nF)[0]
+        model = HistGradientBoostingClassifier(max_iter=30, early_stopping=False, random_state=0)
+        both_nF, which = np.vstack([made_nF, real_nF]), np.repeat([1, 0], len(made_nF))
+        folds = GroupKFold(3, shuffle=True, random_state=rng.randint(2**31 - 1))
+        of = np.concatenate([near_n, np.arange(len(real_nF))])
+        p = cross_val_predict(model, both_nF, which, groups=of, cv=folds, method="predict_proba")
         auc = float(roc_auc_score(which, p[:, 1]))
     return Quality(distance, float(np.median(np.concatenate(apart))), auc)
 
