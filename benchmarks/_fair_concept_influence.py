@@ -45,7 +45,7 @@ def adult(folder: Path, seed: int) -> list[Part]:
 
 
 def compas(folder: Path, seed: int) -> list[Part]:
-    """2,500 rows to train on, 1,800 to validate, the rest to test with; group 1: African-American; race is no feature."""
+    """2,500 rows to train on, 1,800 to validate, the rest to test with; group 1: African-American; race no feature."""
     frame = pd.read_parquet(folder / "compas" / "compas_two_years.parquet")
     kept = frame.days_b_screening_arrest.between(-30, 30) & (frame.is_recid != -1) & (frame.c_charge_degree != "O")
     frame = frame[kept & (frame.score_text != "N/A")]
@@ -101,7 +101,7 @@ def one_by_one(data: Path, seed: int) -> dict[str, dict[str, float]]:
     for metric in GAPS:
         found = explained(train, val, metric)
         found.explain({"label": label_flip(), "removal": removal(), "group, nearest": group_transport()})
-        for concept in found.concepts_:
+        for concept in found.scores_:
             seen = found.verify(concept, FLIPS)
             slope = np.polyfit(seen.predicted, seen.actual, 1)[0]
             r = np.corrcoef(seen.predicted, seen.actual)[0, 1]
@@ -195,7 +195,7 @@ def mislabels(parts: list[Part], seed: int, metric: str, group: int, label: int)
     return rows
 
 
-# The trade-off ---------------------------------------------------------------------------------------------------------
+# The trade-off -------------------------------------------------------------------------------------------------------
 
 
 def trade_off(parts: list[Part], seed: int, metric: str) -> dict[str, dict[str, float]]:
@@ -204,7 +204,7 @@ def trade_off(parts: list[Part], seed: int, metric: str) -> dict[str, dict[str, 
     found = explained(train, val, metric)
     found.explain({"label": label_flip(), "removal": removal(), "group": group_transport("nearest", random_state=seed)})
     rows = {"as given": told(found.estimator_, test)}
-    for concept in found.concepts_:
+    for concept in found.scores_:
         rows[f"repair by {concept}"] = told(found.repair(concept, max_rows=0.05).estimator, test)
     N, rng = len(train.y_N), np.random.default_rng(seed)
     C = found.estimator_.C

@@ -5,6 +5,7 @@ Shapes: N training rows, V validation rows, D columns, E features and the interc
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -218,17 +219,13 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         fitted = from_sklearn(self._last(estimator), num_rows)
         K = len(fitted.model.weight_KE)
         counted = (0,) if K == 1 else tuple(range(K)) if self._positive is None else (self._positive,)
-        x_VE = fitted.features(_encoded(estimator, self._val[0]))
-        return fitted, Gap(x_VE, self._gap_of, self.surrogate, counted)
+        return fitted, Gap(_features(fitted, estimator, self._val[0]), self._gap_of, self.surrogate, counted)
 
     def scorer(self, estimator: Any, rows: Rows, num_bootstrap: int = 0) -> tuple[Scorer, Gap]:
         """Find, of a model fitted to rows, what moves the gap on the validation rows."""
         fitted, gap = self.gap(estimator, len(rows))
         model = fitted.model
-
-        def features(X: Any) -> FloatArray:
-            return fitted.features(_encoded(estimator, X))
-
+        features = partial(_features, fitted, estimator)
         x_NE, code_N = features(rows.X), self._codes(rows.y)
         asked = getattr(self._last(estimator), "class_weight", None)
         by_class = compute_class_weight(asked, classes=self.classes_, y=rows.y)
@@ -285,11 +282,12 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         asked = concepts if isinstance(concepts, Mapping) else {name: name for name in concepts}
-        self.concepts_ = {name: named(concept) for name, concept in asked.items()}
+        if not asked:
+            raise ValueError("concepts: none is given. Choose of label, removal, group, or give functions of rows.")
         self.puts_, self.scores_, self.quality_ = {}, {}, {}
         found: dict[str, FloatArray] = {}
-        for name, concept in self.concepts_.items():
-            self.puts_[name] = counterparts(concept, self.rows_)
+        for name, concept in asked.items():
+            self.puts_[name] = counterparts(named(concept), self.rows_)
             self.scores_[name] = self.scorer_.score(self.rows_, self.puts_[name])
             self.quality_[name] = quality(self.rows_, self.puts_[name], self._seed())
             found[name] = self.scores_[name].change_N
@@ -396,9 +394,9 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
 
-def _encoded(estimator: Any, X: Any) -> FloatArray:
-    """Features as the last step of a model gets them, (N, D)."""
+def _features(fitted: Fitted, estimator: Any, X: Any) -> FloatArray:
+    """Features as the last step of a model gets them, (N, E)."""
     estimator = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
     found = estimator[:-1].transform(X) if isinstance(estimator, Pipeline) and len(estimator.steps) > 1 else X
     found = found.toarray() if hasattr(found, "toarray") else found
-    return np.asarray(found, dtype=np.float64)
+    return fitted.features(np.asarray(found, dtype=np.float64))
