@@ -34,7 +34,7 @@ UNSETTLED = 1e-3
 
 
 def _has(name: str) -> Any:
-    return lambda self: hasattr(self.estimator_ if hasattr(self, "estimator_") else self._made(), name)
+    return lambda self: hasattr(getattr(self, "estimator_", None) or self._made(), name)
 
 
 class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
@@ -143,10 +143,8 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         check_consistent_length(X, y)
         check_classification_targets(y)
         own = X_val is None
-        if own and (y_val is not None or sensitive_features_val is not None):
-            raise ValueError("y_val or sensitive_features_val without X_val: give the validation rows, or neither.")
-        if not own and y_val is None:
-            raise ValueError("X_val without y_val: the labels of the validation rows guard the accuracy. Give them.")
+        if own != (y_val is None) or (own and sensitive_features_val is not None):
+            raise ValueError("X_val, y_val, sensitive_features_val: of validation rows give all, or none of the three.")
         self.estimator_ = self._made().fit(X, y)
         self.classes_ = np.asarray(self._last(self.estimator_).classes_)
         if len(self.classes_) < 2:
@@ -192,18 +190,16 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """Let a model decide on the validation rows: its accuracy, and the gap of its decisions."""
         rows_val, label_V, _ = self._val
         code_V = self._codes(estimator.predict(rows_val))
-        if self._positive is None:
-            decided = np.eye(len(self.classes_))[code_V]
-        else:
-            decided = (code_V == self._positive).astype(float)
+        decided = np.eye(len(self.classes_))[code_V]
+        decided = decided if self._positive is None else decided[:, self._positive]
         return float((code_V == label_V).mean()), self._gap_of.loss(decided, "absolute")
 
     def _prepare(self) -> None:
         self.scorer_, self.gap_ = self.scorer(self.estimator_, self.rows_, self.num_bootstrap)
         model, scorer = self.scorer_.fitted.model, self.scorer_
         self.disparity_ = self.gap_.value(model)
-        residual_NK = model.residual(scorer.x_NE, scorer.fitted.targets(scorer.code_N)) * scorer.weight_N[:, None]
-        slope_KE = model.gradient(scorer.x_NE, residual_NK)
+        residual_NK = model.residual(scorer.x_NE, scorer.fitted.targets(scorer.code_N))
+        slope_KE = model.gradient(scorer.x_NE, residual_NK * scorer.weight_N[:, None])
         slope_KE[:, :-1] += scorer.fitted.penalty * model.weight_KE[:, :-1]
         self.unsettled_ = float(-(scorer.direction_KE * slope_KE).sum()) if self.solver != "identity" else 0.0
         if abs(self.unsettled_) > UNSETTLED:
@@ -268,12 +264,17 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     # What rows do -------------------------------------------------------------------------------------------------
 
-    def explain(self, concepts: Mapping[str, Concept | str] | Sequence[str] = ("label", "removal")) -> pd.DataFrame:
+    def explain(
+        self,
+        concepts: Mapping[str, Concept | str] | Sequence[str] = ("label", "removal"),
+        told: Callable[[float], None] | None = None,
+    ) -> pd.DataFrame:
         """Predict for each row and concept how the gap changes if the row is replaced by its counterpart.
 
         Parameters
         ----------
         concepts : mapping of name to concept, or names out of label, removal, group
+        told : function of the share that is done, optional
 
         Returns
         -------
@@ -293,8 +294,9 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             found[name] = self.scores_[name].change_N
             if self.num_bootstrap:
                 found |= {f"{name}_low": self.scores_[name].low_N, f"{name}_high": self.scores_[name].high_N}
-        index = self.rows_.X.index if isinstance(self.rows_.X, pd.DataFrame) else None
-        self.changes_ = pd.DataFrame(found, index=index)
+            if told:
+                told(len(self.scores_) / len(asked))
+        self.changes_ = pd.DataFrame(found, index=getattr(self.rows_.X, "index", None))
         return self.changes_
 
     def summary(self, by: Sequence[str] = ("group", "y"), top: float = 0.01) -> pd.DataFrame:
@@ -384,11 +386,9 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             if not len(frame) or not len(frame.columns):
                 raise ValueError(f"a data frame of shape {frame.shape}: expected rows and columns.")
             return frame
-        finite = not isinstance(self._last_of_given(), Pipeline)
-        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite or "allow-nan")
-
-    def _last_of_given(self) -> Any:
-        return self.estimator.estimator if isinstance(self.estimator, FrozenEstimator) else self.estimator
+        given = self.estimator.estimator if isinstance(self.estimator, FrozenEstimator) else self.estimator
+        finite = "allow-nan" if isinstance(given, Pipeline) else True
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite)
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
