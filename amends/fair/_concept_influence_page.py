@@ -8,8 +8,8 @@ import pandas as pd
 from amends.fair._gaps import gap_table, gaps, rate_table, rates
 from amends.fair.concept_influence import Findings
 from amends.report._text import percent
+from amends.report.curves import curves, pairs
 from amends.report.findings import Cell, Chart, Example, Section, Table, render_findings
-from amends.report.plots import curves, scatter
 
 MOST_EXAMPLES = 6
 TITLES = {"label": "another label", "removal": "left out", "group": "the other group"}
@@ -74,7 +74,7 @@ def _gap(found: Findings) -> Section:
         f"Explained is {found.explainer.metric.replace('_', ' ')}. The tables are fairlearn's, of decisions on the "
         f"{found.tested.where}. Negative numbers below mean that the gap falls."
     ]
-    if found.tested.where == "--validation rows" and found.repairs:
+    if found.tested.where == "validation rows" and found.repairs:
         texts.append(
             "Repairs were chosen on these rows, so their gaps flatter them. Give --test for rows of their own."
         )
@@ -130,10 +130,10 @@ def _verified(found: Findings) -> Section:
     for name, table in found.verified.items():
         fit = _agreement(table)
         rows.append([_title(name), len(table), fit["correlation"], fit["slope"], fit["cosine"]])
-    names = ("predicted change of the gap", "actual change")
+    how = {"across": "predicted change of the gap", "up": "actual change", "name": "verified"}
     chart = Chart(
         "One row changed, and refitted",
-        scatter("verified", points, names, "Predicted against actual change"),
+        pairs(points, title="Predicted against actual change", **how),
         "Rows from all places of the ranking, each changed alone.",
     )
     table = Table(("if it were", "refits", "correlation", "slope", "cosine"), rows, "1 is perfect.")
@@ -152,10 +152,10 @@ def _repairs(found: Findings) -> Section | None:
             "actual": (count, [step.actual for step in kept]),
             "decisions": (count, [step.decisions for step in kept]),
         }
-        axes = ("training rows changed", "gap on the validation rows")
+        how = {"across": "training rows changed", "up": "gap on the validation rows", "name": f"repair{number}"}
         told = f"{repair.end.in_all} rows; it ended: {repair.stopped}."
         charts.append(
-            Chart(f"Repair: {_title(name)}", curves(f"repair{number}", lines, axes, "Gap by rows changed"), told)
+            Chart(f"Repair: {_title(name)}", curves(lines, title="Gap by rows changed", limits=(0, None), **how), told)
         )
         body: list[list[Cell]] = [
             [f"{step.in_all}", step.rows, step.predicted, step.actual, step.decisions, step.accuracy, step.why]

@@ -75,6 +75,7 @@ def run(
     group: Sequence[str],
     validation: Any = None,
     test: Any = None,
+    split: str | None = None,
     feature: Sequence[str] = (),
     positive: str | None = None,
     metric: Metric = "demographic_parity",
@@ -122,19 +123,21 @@ def run(
     _check_options(groups_in, concepts, set_to, dependent, c, max_rows)
     started = time.time()
     rows, warned = rows_from(data), []
-    X = features(rows, feature, [label, *groups_in])
+    given = {"validation": validation, "test": test}
+    read = {name: rows_from(of) for name, of in given.items() if of is not None}
+    if split is not None:
+        rows, read = _split(rows, split, read)
+    X = features(rows, feature, [label, *groups_in, *([split] if split else [])])
     y, of = binary(rows, label, "--label", positive), groups(rows, groups_in, "--group")
     asked = _concepts(concepts, transport, set_to, dependent, [n for n in groups_in if n in X], X, seed)
     others: dict[str, Any] = {}
-    for name, given in {"--validation": validation, "--test": test}.items():
-        if given is not None:
-            read = rows_from(given)
-            frame = features(read, list(X), [])
-            if strange := [column for column in X if X[column].dtype != frame[column].dtype]:
-                raise InputError(f'{name}: the column "{strange[0]}" holds words here, and numbers there. Mend it.')
-            others[name] = frame, binary(read, label, "--label", positive), groups(read, groups_in, "--group"), read
-    val = others.get("--validation", (X, y, of, rows))
-    if validation is None:
+    for name, of_these in read.items():
+        frame = features(of_these, list(X), [])
+        if strange := [column for column in X if X[column].dtype != frame[column].dtype]:
+            raise InputError(f'{name} rows: the column "{strange[0]}" holds words here, and numbers there. Mend it.')
+        others[name] = frame, binary(of_these, label, "--label", positive), groups(of_these, groups_in, "--group")
+    val = others.get("validation", (X, y, of))
+    if "validation" not in read:
         warned.append("no --validation: the gap is that of the training rows, which the model knows. Give other rows.")
     model = make_pipeline(encoder(X), LogisticRegression(C=c, max_iter=10_000, tol=1e-7))
     found = ConceptInfluence(model, metric=metric, num_bootstrap=bootstrap, random_state=seed)
@@ -168,25 +171,21 @@ def run(
     warned += _doubts(found, repairs)
     for warning in warned:
         say(f"warning: {warning}")
-    X_test, y_test, of_test, _ = others.get("--test", val)
+    X_test, y_test, of_test = others.get("test", val)
     models = {"as given": found.estimator_, **{f"repair by {name}": r.estimator for name, r in repairs.items()}}
-    where = "--test" if test is not None else "--validation" if validation is not None else "training"
+    where = "test" if "test" in read else "validation" if "validation" in read else "training"
     tested = Tested(
         f"{where} rows",
         y_test,
         [str(of_test.names[code]) for code in of_test.code_N],
         {name: estimator.predict(X_test) for name, estimator in models.items()},
     )
-    sources = {"train": (data, rows)} | {
-        name.removeprefix("--"): (given, others[name][3])
-        for name, given in (("--validation", validation), ("--test", test))
-        if given is not None
-    }
     record = describe(
         command="fair concept_influence",
         config=options,
         seed=seed,
-        data={name: _about(*source) for name, source in sources.items()},
+        data={"train": _about(data, rows)}
+        | {name: _about(data if given[name] is None else given[name], of_these) for name, of_these in read.items()},
         weights={},
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all rows scored",
@@ -200,6 +199,22 @@ def run(
     if out is not None:
         write(result, Path(out), kind_of(data), edited, label, positive)
     return result
+
+
+def _split(rows: list[Row], column: str, read: Mapping[str, list[Row]]) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Part rows by what a column says they are for."""
+    from amends.fair._table import column as values_of
+
+    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    for row, value in zip(rows, values_of(rows, column, "--split"), strict=True):
+        if value not in parts:
+            raise InputError(f'{row.where}, column "{column}": {value!r}, expected train, validation or test.')
+        parts[value].append(row)
+    if not parts["train"]:
+        raise InputError(f'{rows[0].where}: no row is for training (column "{column}"). Some must say train.')
+    if twice := [name for name in read if parts[name]]:
+        raise InputError(f"--{twice[0]}: --split {column} says such rows too. Give one of the two.")
+    return parts["train"], {**read, **{name: parts[name] for name in ("validation", "test") if parts[name]}}
 
 
 def _tell(bar: Progress, task: Any, before: float, share: float) -> None:
@@ -307,6 +322,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
     validation: Annotated[str | None, typer.Option(help="Rows on which the gap is measured.")] = None,
     test: Annotated[str | None, typer.Option(help="Rows on which repairs are compared at the end.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column that says train, validation or test.")] = None,
     feature: Annotated[
         list[str] | None, typer.Option(help="Columns to learn from. Default: all but label and group.")
     ] = None,
@@ -335,6 +351,7 @@ def command(
         group=group,
         validation=validation,
         test=test,
+        split=split,
         feature=feature or (),
         positive=positive,
         metric=metric,
