@@ -11,7 +11,7 @@ from amends.report._text import percent
 from amends.report.curves import curves, pairs
 from amends.report.findings import Cell, Chart, Example, Section, Table, render_findings
 
-MOST_EXAMPLES = 6
+MOST_EXAMPLES = 4
 TITLES = {"label": "another label", "removal": "left out", "group": "the other group"}
 
 
@@ -152,11 +152,16 @@ def _repairs(found: Findings) -> Section | None:
             "actual": (count, [step.actual for step in kept]),
             "decisions": (count, [step.decisions for step in kept]),
         }
-        how = {"across": "training rows changed", "up": "gap on the validation rows", "name": f"repair{number}"}
-        told = f"{repair.end.in_all} rows; it ended: {repair.stopped}."
-        charts.append(
-            Chart(f"Repair: {_title(name)}", curves(lines, title="Gap by rows changed", limits=(0, None), **how), told)
+        svg = curves(
+            lines,
+            across="training rows changed",
+            up="gap on the validation rows",
+            title="Gap by rows changed",
+            name=f"repair{number}",
+            limits=(0, None),
         )
+        told = f"{repair.end.in_all} rows; it ended: {repair.stopped}."
+        charts.append(Chart(f"Repair: {_title(name)}", svg, told))
         body: list[list[Cell]] = [
             [f"{step.in_all}", step.rows, step.predicted, step.actual, step.decisions, step.accuracy, step.why]
             for step in (repair.start, *repair.steps)
@@ -218,7 +223,7 @@ def scored_rows(found: Findings) -> list[dict[str, Any]]:
     """Every training row with its predicted changes; None where it has no counterpart."""
     e = found.explainer
     frame = e.changes_.astype(object).where(e.changes_.notna(), None)
-    told = frame.to_dict("records")
+    told = frame.rename(columns={name: f"{name}_change" for name in e.scores_}).to_dict("records")
     return [
         {"where": row.where, "group": str(e.rows_.group[i]), "label": int(e.rows_.y[i]), **told[i]}
         for i, row in enumerate(found.rows)

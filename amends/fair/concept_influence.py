@@ -279,8 +279,8 @@ def _doubts(found: "ConceptInfluence", repairs: Mapping[str, "Repair"]) -> list[
     for name, made in found.quality_.items():
         if made is not None and made.told_apart is not None and made.told_apart > 0.8:
             warned.append(
-                f"{name}: a classifier tells the made-up rows from real ones (AUC {made.told_apart:.2f}), so what is said "
-                "of them is of rows that nobody has."
+                f"{name}: a classifier tells the made-up rows from real ones (AUC {made.told_apart:.2f}), so what is "
+                "said of them is of rows that nobody has."
             )
     for name, repair in repairs.items():
         if repair.kept and repair.end.decisions >= repair.start.decisions:
