@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amends.fair._gaps import gap_table, gaps, rate_table, rates
+from amends.fair._gaps import gap_table, gaps, rate_table
 from amends.fair.concept_influence import Findings
 from amends.report._text import percent
 from amends.report.curves import curves, pairs
@@ -38,7 +38,7 @@ def summary(found: Findings) -> dict[str, Any]:
             for name, r in found.repairs.items()
         },
         "decisions_on": found.tested.where,
-        "gaps_of_decisions": {name: gaps(frame) for name, frame in _frames(found).items()},
+        "gaps_of_decisions": {name: gaps(frame) for name, frame in found.tested.frames.items()},
     }
 
 
@@ -63,13 +63,8 @@ def _title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def _frames(found: Findings) -> dict[str, Any]:
-    tested = found.tested
-    return {name: rates(tested.y, decided, tested.group) for name, decided in tested.decided.items()}
-
-
 def _gap(found: Findings) -> Section:
-    frames = _frames(found)
+    frames = found.tested.frames
     texts = [
         f"Explained is {found.explainer.metric.replace('_', ' ')}. The tables are fairlearn's, of decisions on the "
         f"{found.tested.where}. Negative numbers below mean that the gap falls."

@@ -219,12 +219,15 @@ def verify(found: "ConceptInfluence", concept: str, num: int) -> pd.DataFrame:
     order = known[np.argsort(scores.change_N[known], kind="stable")]
     chosen = np.unique(order[np.linspace(0, len(order) - 1, min(num, len(order))).astype(int)])
     before, actual = found.gap_.value(ground), []
-    for i in chosen.tolist():
-        puts = [put.take([i]) for put in found.puts_[concept] if put.has is None or put.has[i]]
-        codes = [scorer.codes(put.y) for put in puts]
-        x_nE = np.vstack([scorer.x_NE, *(scorer.features(put.X) for put in puts)])
+    puts = [put.take(chosen) for put in found.puts_[concept]]
+    x_MnE = [scorer.features(put.X) for put in puts]
+    code_Mn = [scorer.codes(put.y) for put in puts]
+    for n, i in enumerate(chosen.tolist()):
+        there = [m for m, put in enumerate(puts) if put.has is None or put.has[n]]
+        x_nE = np.vstack([scorer.x_NE, *(x_MnE[m][[n]] for m in there)])
+        codes = [code_Mn[m][[n]] for m in there]
         target_nK = np.vstack([target_NK, *(fitted.targets(code) for code in codes)])
-        weight_n = np.concatenate([weight_N, *(scorer.weights(code) / len(puts) for code in codes)])
+        weight_n = np.concatenate([weight_N, *(scorer.weights(code) / len(there) for code in codes)])
         weight_n[i] = 0
         weight_n *= len(x_nE) / len(weight_N)  # the objective divides by the rows it is given, not by N
         moved = settle(ground, x_nE, target_nK, inverse, fitted.penalty, weight_N=weight_n)

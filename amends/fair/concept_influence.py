@@ -41,13 +41,12 @@ MOST_VERIFIED = 40
 
 @dataclass(frozen=True, eq=False)
 class Tested:
-    """Rows that decisions are compared on: y and group (N,), and what each model decides (N,)."""
+    """What models decide."""
 
     where: str
-    y: Any
-    group: Any
-    decided: dict[str, Any]
-    """By model: "as given", then the repairs."""
+    """On which rows."""
+    frames: dict[str, Any]
+    """By model, "as given" and then the repairs: a MetricFrame of fairlearn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +114,7 @@ def run(
     from sklearn.pipeline import make_pipeline
 
     from amends.fair._concept_estimator import ConceptInfluence
+    from amends.fair._gaps import rates
     from amends.fair._table import binary, encoder, features, groups
 
     if out is not None:
@@ -173,12 +173,11 @@ def run(
         say(f"warning: {warning}")
     X_test, y_test, of_test = others.get("test", val)
     models = {"as given": found.estimator_, **{f"repair by {name}": r.estimator for name, r in repairs.items()}}
+    group_test = [str(of_test.names[code]) for code in of_test.code_N]
     where = "test" if "test" in read else "validation" if "validation" in read else "training"
     tested = Tested(
         f"{where} rows",
-        y_test,
-        [str(of_test.names[code]) for code in of_test.code_N],
-        {name: estimator.predict(X_test) for name, estimator in models.items()},
+        {name: rates(y_test, estimator.predict(X_test), group_test) for name, estimator in models.items()},
     )
     record = describe(
         command="fair concept_influence",
