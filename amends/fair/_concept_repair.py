@@ -20,8 +20,9 @@ from amends.maths.influence import settle
 if TYPE_CHECKING:
     from amends.fair._concept_estimator import ConceptInfluence
 
-SMALLEST = 8
-"""A batch that fails is tried again with half of its rows, until it is this many times smaller."""
+SMALLEST, PATIENCE = 8, 10
+"""A batch that fails is tried again with half of its rows, until it is this many times smaller; then its rows are set
+aside. So many of these in a row end the repair."""
 Why = Literal["kept", "the gap did not fall", "the accuracy fell too far", "a class would have no row"]
 
 
@@ -91,7 +92,8 @@ def repair(
 
     A batch ends where the gap is predicted to be 0. It is kept if the gap of the refitted model falls and the accuracy
     stays within `accuracy_tol` of what it was at the start, both on the validation rows; else it is taken back and half
-    of it tried. No row is changed twice.
+    of it tried. The rows of a batch that cannot be made smaller are set aside: a few rows that weigh much may cost more
+    accuracy than all others. After a batch that was kept, the next one is twice as large. No row is changed twice.
 
     Parameters
     ----------
@@ -110,25 +112,26 @@ def repair(
     if not (0 < step <= 1 and 0 < max_rows <= 1 and accuracy_tol >= 0):
         raise ValueError(f"max_rows={max_rows}, step={step}, accuracy_tol={accuracy_tol}: expected shares of 1.")
     puts, N = found.puts_[concept], len(found.rows_)
-    most, size = max(1, round(max_rows * N)), max(1, round(step * N))
-    least = max(1, size // SMALLEST)
+    most, full = max(1, round(max_rows * N)), max(1, round(step * N))
+    least, size, failed = max(1, full // SMALLEST), full, 0
     rows, estimator, there_N, changed_N = found.rows_, found.estimator_, np.ones(N, bool), np.zeros(N, bool)
+    aside_N = np.zeros(N, bool)
     start = Step(0, 0, found.disparity_, found.disparity_, found.hard_disparity_, found.accuracy_, "kept")
     last, steps, edits, stopped = start, [], [], "as many rows were changed as may be"
-    while (left := most - int(changed_N.sum())) > 0:
-        open_n = np.flatnonzero(~changed_N & there_N)
-        change_N, which_N = _ranked(found, estimator, rows, puts, there_N, open_n)
-        size = min(size, left)
-        batch = _batch(change_N, size, last.actual)
+    while (left := most - last.in_all) > 0:
+        if not (~changed_N & ~aside_N).any():
+            stopped = "no row is left"
+            break
+        change_N, which_N = _ranked(found, estimator, rows, puts, there_N, np.flatnonzero(~changed_N & ~aside_N))
+        batch = _batch(change_N, min(size, left), last.actual)
         if not len(batch):
             stopped = "no row is left whose change would lower the gap"
             break
         foreseen = max(0.0, last.actual + float(change_N[batch].sum()))
         new_rows, new_there_N = rows, there_N.copy()
-        if puts:
-            for number, put in enumerate(puts):
-                new_rows = new_rows.put(batch[which_N[batch] == number], put)
-        else:
+        for number, put in enumerate(puts):
+            new_rows = new_rows.put(batch[which_N[batch] == number], put)
+        if not puts:
             new_there_N[batch] = False
         tried, done = _refitted(found, new_rows.take(new_there_N), last, len(batch), foreseen, start, accuracy_tol)
         steps.append(done)
@@ -138,13 +141,17 @@ def repair(
                 edits.append((i, len(steps), rows.group[i], rows.y[i], *new, change_N[i]))
             rows, there_N, estimator, last = new_rows, new_there_N, tried, done
             changed_N[batch] = True
-        elif size // 2 < least:
-            stopped = f"after the next {done.rows} rows, {done.why}"
-            break
+            size, failed = min(2 * size, full), 0
+        elif len(batch) > least:
+            size = max(least, min(size, len(batch)) // 2)
         else:
-            size = min(size, len(batch)) // 2
+            aside_N[batch] = True
+            failed += 1
+            if failed == PATIENCE:
+                stopped = f"{failed} times in a row {done.why}, of {done.rows} rows each"
+                break
         if told:
-            told(float(changed_N.sum()) / most)
+            told(last.in_all / most)
     names = ("row", "step", "group", "y", "new_group", "new_y", "predicted")
     frame = pd.DataFrame(edits, columns=names)
     return Repair(concept, start, steps, frame, stopped, rows.take(there_N), estimator)
