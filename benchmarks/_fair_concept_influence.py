@@ -36,12 +36,13 @@ class Part(NamedTuple):
 
 
 def adult(folder: Path, seed: int) -> list[Part]:
-    """6,000 rows to train on, 10,000 to validate, the rest to test with; group 1: women; sex is no feature."""
+    """6,000 rows to train on, 10,000 to validate, the rest to test with; group 1: women; sex is the last feature."""
     frame = pd.read_parquet(folder / "adult" / "adult.parquet")
     y_N, group_N = (frame.income == ">50K").to_numpy(int), (frame.sex == "Female").to_numpy(int)
     frame = frame.drop(columns=["income", "split", "fnlwgt", "sex"])
     words = frame.select_dtypes(exclude="number").columns.tolist()
-    return _parts(frame, words, y_N, group_N, [TRAIN, 10_000], seed)
+    parts = _parts(frame, words, y_N, group_N, [TRAIN, 10_000], seed)
+    return [part._replace(x_ND=np.column_stack([part.x_ND, part.group_N])) for part in parts]
 
 
 def compas(folder: Path, seed: int) -> list[Part]:
@@ -202,7 +203,13 @@ def trade_off(parts: list[Part], seed: int, metric: str) -> dict[str, dict[str, 
     """Accuracy and gap on test rows of repairs of 5 % of the training rows, and of methods that change training."""
     train, val, test = parts
     found = explained(train, val, metric)
-    found.explain({"label": label_flip(), "removal": removal(), "group": group_transport("nearest", random_state=seed)})
+    found.explain(
+        {
+            "label": label_flip(),
+            "removal": removal(),
+            "group": group_transport(columns=[train.x_ND.shape[1] - 1], random_state=seed),
+        }
+    )
     rows = {"as given": told(found.estimator_, test)}
     for concept in found.scores_:
         rows[f"repair by {concept}"] = told(found.repair(concept, max_rows=0.05).estimator, test)
