@@ -190,9 +190,9 @@ def mislabels(parts: list[Part], seed: int, metric: str, group: int, label: int)
         }
     found.explain(["label"])
     repaired = found.repair("label", max_rows=num / len(wrong_N), step=max(0.002, num / len(wrong_N) / 5))
-    rows["repair, guarded"] = told(repaired.estimator, test) | {
-        "precision@k": float(wrong_N[repaired.edits.row].mean())
-    }
+    rows["repair, guarded"] = told(repaired.estimator, test)
+    if len(repaired.edits):
+        rows["repair, guarded"]["precision@k"] = float(wrong_N[repaired.edits.row].mean())
     return rows
 
 
@@ -243,13 +243,17 @@ def trade_off(parts: list[Part], seed: int, metric: str) -> dict[str, dict[str, 
 
 def table(title: str, rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Print means with least and most over the seeds; return the means."""
-    columns = list(dict.fromkeys(column for side in rounds[0].values() for column in side))
+    columns = list(dict.fromkeys(column for one in rounds for side in one.values() for column in side))
     print(f"\n{title}, {len(rounds)} seeds\n\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     means: dict[str, dict[str, float]] = {}
     for name in rounds[0]:
-        values = {c: [r[name][c] for r in rounds if name in r] for c in columns if c in rounds[0][name]}
+        values = {c: [r[name][c] for r in rounds if c in r[name]] for c in columns}
+        values = {c: of for c, of in values.items() if of}
         means[name] = {c: float(np.mean(v)) for c, v in values.items()}
-        cells = [f"{means[name][c]:.3f} ({min(v):.3f} to {max(v):.3f})" for c, v in values.items()]
+        cells = [
+            f"{means[name][c]:.3f} ({min(values[c]):.3f} to {max(values[c]):.3f})" if c in values else ""
+            for c in columns
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     return means
 

@@ -12,7 +12,7 @@ from amends.report.curves import curves, pairs
 from amends.report.findings import Cell, Chart, Example, Section, Table, render_findings
 
 MOST_EXAMPLES = 4
-TITLES = {"label": "another label", "removal": "left out", "group": "the other group"}
+TITLES = {"label": "of another label", "removal": "left out", "group": "of the other group"}
 
 
 def summary(found: Findings) -> dict[str, Any]:

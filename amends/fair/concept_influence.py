@@ -336,8 +336,10 @@ def command(
     ] = None,
     dependent: Annotated[list[str] | None, typer.Option(help="Columns that follow a column that is set.")] = None,
     c: Annotated[float, typer.Option(help="Inverse penalty of the logistic regression.")] = 1.0,
-    max_rows: Annotated[float, typer.Option(help="Share of rows that a repair may change; 0: no repair.")] = 0.05,
-    step: Annotated[float, typer.Option(help="Share of rows that a repair changes at once.")] = 0.01,
+    max_rows: Annotated[
+        float, typer.Option(help="Share of rows that a repair may change; 0: no repair.", min=0, max=1)
+    ] = 0.05,
+    step: Annotated[float, typer.Option(help="Share of rows that a repair changes at once.", min=0, max=1)] = 0.01,
     accuracy_tol: Annotated[float, typer.Option(help="Accuracy that a repair may cost.", min=0)] = 0.005,
     bootstrap: Annotated[int, typer.Option(help="Draws of the validation rows for intervals.", min=0)] = 100,
     edited: Annotated[bool, typer.Option("--edited", help="Write the edited rows too, not only the advice.")] = False,

@@ -348,7 +348,7 @@ def test_data_frames_with_words_are_read_and_edited(to_frame):
     assert set(found.puts_["ot"][0].X["word"]) <= {"low", "high"}
     assert (found.predict(given) == found.estimator_.predict(frame)).all()
     for concept in concepts:
-        assert found.repair(concept, max_rows=0.03).end.actual <= found.disparity_
+        assert found.repair(concept, max_rows=0.01, step=0.005).end.actual <= found.disparity_
 
 
 # What it is for -----------------------------------------------------------------------------------------------------
