@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
-from amends.curate import ScoreCurator
+from amends.curate import ScoreCurator, adc_clean, entp
 from amends.curate._detectors import DETECTORS
 from amends.curate._scale import Here
 from amends.curate._tokens import Tokens, masks_in_parts, offsets_of, token_mask
@@ -29,6 +29,7 @@ from amends.maths.neighbors import search, unit
 FEATURES, LEVELS, CLUSTER_ROWS, STRAY = 384, 6, 100, 0.1
 NOISE = np.array([0.2, 0.3, 0.35, 0.35, 0.3, 0.2])
 """Share of each level that is rated wrong, by one more often than by two."""
+FEW_ROWS = 2 * 16_384 + 1000  # three tiles
 LISTED = 27  # neighbours asked for in the comparison, as ScoreCurator lists
 
 
@@ -184,6 +185,78 @@ def tokens(num: int) -> None:
     claim("token masks of 8 parts that differ from those of one", float(not same), 0.0, "", "lower")
 
 
+def shown(workers: Timed, cost: Any) -> None:
+    """Print what the steps took, the longest first."""
+    print("| step | wall s | CPU s |\n|---|---|---|")
+    for name, seconds in sorted(workers.seconds.items(), key=lambda item: -item[1])[:6]:
+        print(f"| {name.strip('_')} | {seconds:.1f} | {workers.cpu_s[name]:.1f} |")
+    print(f"| everything | {cost.wall_s:.1f} | {cost.cpu_s:.1f} |", flush=True)
+
+
+def texts_of(world: World) -> list[dict[str, Any]]:
+    """Rows with an instruction and a response of words of their own, beside words that many share."""
+    rng = np.random.default_rng(1)
+    words_N4 = rng.integers(0, 20_000, (len(world.ratings_N), 4))
+    return [
+        {
+            "instruction": f"Explain how word{a} and word{b} go together, case {i}.",
+            "output": f"Word{a} comes with word{c} in {i} of the cases, and word{d} follows.",
+            "curated": int(rating),
+        }
+        for i, ((a, b, c, d), rating) in enumerate(zip(words_N4.tolist(), world.ratings_N, strict=True))
+    ]
+
+
+def mix(world: World, most: int) -> None:
+    """Purge rows and choose the pairs of ENTP, and compare four parts with one on fewer rows."""
+    some, low = World(*(of[:most] for of in world)), entp.Purging(low=3, high=4)
+    rows, found = texts_of(some), []
+
+    def planned(num: int, workers: Here) -> Any:
+        how = {"embedding": some.points_ND[:num], "purging": low, "dry_run": True}
+        return entp.run(rows[:num], **how, workers=workers)
+
+    workers = Timed()
+    cost = once(lambda: found.append(planned(len(rows), workers)))
+    peak, told = peak_bytes(), found[0].summary
+    print(
+        f"\n## ENTP: {len(rows)} rows x {FEATURES}, {told['low']} with a low score, {told['groups']['pairs']} pairs\n"
+    )
+    shown(workers, cost)
+    claim(f"ENTP on {len(rows)} rows, pairs chosen: peak memory", peak / 2**30, 4.0, "GiB", "lower")
+    claim(f"ENTP on {len(rows)} rows, pairs chosen: minutes", cost.cpu_s / 60, 10.0, "CPU min", "lower")
+    one, four = (planned(FEW_ROWS, Here(num)) for num in (1, 4))
+    differ = one.pairs != four.pairs or one.outcome.verdicts != four.outcome.verdicts
+    claim("ENTP: runs in 4 parts that differ from those in one", float(differ), 0.0, "", "lower")
+
+
+def clean(world: World, most: int) -> None:
+    """Clean rows as ADC does, and compare four parts with one on fewer rows."""
+    some, found = World(*(of[:most] for of in world)), []
+    rows = [
+        {"text": f"text {i}", "label": f"class {rating}", "vector": point}
+        for i, (rating, point) in enumerate(zip(some.ratings_N.tolist(), some.points_ND, strict=True))
+    ]
+
+    def cleaned(num: int, workers: Here) -> Any:
+        return adc_clean.run(rows[:num], embedding="vector", workers=workers)
+
+    workers = Timed()
+    cost = once(lambda: found.append(cleaned(len(rows), workers)))
+    peak, counts = peak_bytes(), found[0].outcome.counts()
+    kept, number = found[0].outcome.of("kept"), {row["text"]: i for i, row in enumerate(rows)}
+    wrong = np.mean([row["label"] != f"class {some.truth_N[number[row['text']]]}" for row in kept])
+    before = (some.ratings_N != some.truth_N).mean()
+    print(f"\n## ADC: {len(rows)} rows x {FEATURES}, {counts}, wrong labels {before:.3f} to {wrong:.3f}\n")
+    shown(workers, cost)
+    claim(f"ADC on {len(rows)} rows: peak memory", peak / 2**30, 4.0, "GiB", "lower")
+    claim(f"ADC on {len(rows)} rows: minutes", cost.cpu_s / 60, 30.0, "CPU min", "lower")
+    claim(f"ADC on {len(rows)} rows: wrong labels left, of those before", wrong / before, 0.5, "", "lower")
+    one, four = (cleaned(FEW_ROWS, Here(num)) for num in (1, 4))
+    differ = one.outcome.verdicts != four.outcome.verdicts or one.outcome.added != four.outcome.added
+    claim("ADC: runs in 4 parts that differ from those in one", float(differ), 0.0, "", "lower")
+
+
 def on_ray(world: World) -> None:
     """Mend the same rows on Ray with one worker and with two."""
     if not len(world.ratings_N) or not find_spec("ray"):
@@ -233,15 +306,22 @@ def main() -> None:
     parser.add_argument("--label-rows", type=int, default=20_000, help="Rows that every detector judges.")
     parser.add_argument("--ray-rows", type=int, default=40_000)
     parser.add_argument("--tokens", type=int, default=15_000_000)
+    parser.add_argument("--text-rows", type=int, default=100_000, help="Rows that ENTP pairs and ADC cleans.")
+    parser.add_argument("--only", choices=["mix", "clean"], help="Do this part alone.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     world = planted(options.rows)
     print(f"# {options.rows} rows x {FEATURES}, {(world.ratings_N != world.truth_N).mean():.3f} of the ratings wrong")
+    if options.only:
+        {"mix": mix, "clean": clean}[options.only](world, options.text_rows)
+        return
     flag_N = ds2(world)
     beside_scikit_learn(world, options.asked, options.rounds)
     beside_cleanlab(world, options.label_rows, flag_N)
     on_ray(World(*(of[: options.ray_rows] for of in world)))
     tokens(options.tokens)
+    mix(world, options.text_rows)
+    clean(world, options.text_rows)
 
 
 if __name__ == "__main__":

@@ -13,5 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "_cotraining": ["CoTeaching", "DivideMix", "JoCoR"],
         "_detectors": ["CORES", "Cleanlab", "ConfidentLearning", "DeepKNN", "SimiFeat"],
         "_ray": ["ds2_on_ray", "label_errors_on_ray", "token_mask_on_ray"],
+        "_ray_adc": ["adc_clean_on_ray"],
+        "_ray_entp": ["entp_on_ray"],
     },
 )

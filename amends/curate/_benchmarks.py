@@ -28,15 +28,15 @@ def runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 class Benchmark(NamedTuple):
     """What stands in a benchmark."""
 
-    places: dict[int, dict[int, str]]
-    """Of each length of a run, the digest of each run and where it stands first."""
+    places: dict[int, dict[str, str]]
+    """Of each length of a run, each run and where it stands first. Texts, as a hash is another one in each process."""
 
     def place_of(self, text: str) -> str | None:
         """Say where the first run of words stands that a text shares with the benchmark; None if it shares none."""
         words = words_of(text)
         for length, places in self.places.items():
             for run in runs(words, length):
-                if place := places.get(hash(run)):
+                if place := places.get(" ".join(run)):
                     return place
         return None
 
@@ -48,7 +48,7 @@ def read_benchmark(path: str | Path) -> Benchmark:
     ------
     InputError : a faulty file, or no text of `FEWEST_WORDS` words in it.
     """
-    places: dict[int, dict[int, str]] = {}
+    places: dict[int, dict[str, str]] = {}
     for row in read_rows(path):
         for value in row.data.values():
             words = words_of(value) if isinstance(value, str) else []
@@ -56,7 +56,7 @@ def read_benchmark(path: str | Path) -> Benchmark:
             if length >= FEWEST_WORDS:
                 of_length = places.setdefault(length, {})
                 for run in runs(words, length):
-                    of_length.setdefault(hash(run), row.where)
+                    of_length.setdefault(" ".join(run), row.where)
     if not places:
         raise InputError(f"{path}: holds no text of {FEWEST_WORDS} words or more. Give the benchmark's questions.")
     return Benchmark(places)

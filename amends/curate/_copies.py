@@ -3,6 +3,9 @@
 What is found for two classes shows that a label is wrong, but not which: none of them is kept, unless a person said
 what it is ([design]; ADC keeps both labels as evidence of noise).
 
+In parts (`amends.curate._scale`): a part's samples are compared with all. What is merged is pairs and equal digests:
+which copy stays is decided where all of them are known.
+
 Shapes: N samples, P pairs, D features.
 """
 
@@ -18,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from amends.curate._images import HASH_BITS
 from amends.curate._samples import Samples
+from amends.curate._scale import Here, Workers
 from amends.io.errors import InputError
 
 IntArray = NDArray[np.int64]
@@ -119,7 +123,9 @@ def nearly_equal(found: Copies, near: Iterable[tuple[int, int, str]]) -> None:
     found.stays = [i for i in found.stays if i not in found.dropped and i not in found.disputed]
 
 
-def close_pairs(unit_ND: NDArray[np.float32], least: float) -> tuple[IntArray, NDArray[np.float32]]:
+def close_pairs(
+    unit_ND: NDArray[np.float32], least: float, workers: Workers | None = None
+) -> tuple[IntArray, NDArray[np.float32]]:
     """Find all pairs with a cosine of `least` or more: exact, in tiles.
 
     Returns
@@ -130,40 +136,66 @@ def close_pairs(unit_ND: NDArray[np.float32], least: float) -> tuple[IntArray, N
     ------
     InputError : so many that the features do not tell samples apart.
     """
-    import faiss
-
-    num = len(unit_ND)
-    index = faiss.IndexFlatIP(unit_ND.shape[1])
-    index.add(unit_ND)
-    pairs, cosines, count = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)], 0
+    workers, num = workers or Here(), len(unit_ND)
     most = min(MOST_PAIRS * num, MOST_SHARE * num * (num - 1) / 2) if num >= FEW else num * num
-    for start in range(0, num, AT_ONCE):
-        ends_Q, cosine_P, other_P = index.range_search(unit_ND[start : start + AT_ONCE], least - 1e-6)
-        ends_Q = ends_Q.astype(np.int64)
-        own_P = start + np.repeat(np.arange(len(ends_Q) - 1), ends_Q[1:] - ends_Q[:-1])
-        is_first_P = own_P < other_P
-        count += int(is_first_P.sum())
-        if count > most:
-            raise InputError(
-                f"over {most:,.0f} pairs of {num:,} samples have a cosine of {least:g} or more: these features do not "
-                "tell samples apart. Name another embedder or column, or raise --near."
-            )
-        pairs.append(np.column_stack([own_P[is_first_P], other_P[is_first_P]]))
-        cosines.append(cosine_P[is_first_P])
-    pairs_P2, cosine_P = np.concatenate(pairs), np.concatenate(cosines)
+    tiles = range(0, num, AT_ONCE)
+    parts = [tiles[number :: workers.num_parts] for number in range(min(workers.num_parts, len(tiles)))]
+    found = workers.bring(workers.each(_close_pairs, parts, shared=[workers.share(unit_ND), least, most]))
+    pairs_P2, cosine_P = (np.concatenate([of[i] for of in found]) for i in range(2))
+    if len(pairs_P2) > most or not all(whole for _, _, whole in found):
+        raise InputError(
+            f"over {most:,.0f} pairs of {num:,} samples have a cosine of {least:g} or more: these features do not "
+            "tell samples apart. Name another embedder or column, or raise --near."
+        )
     order = np.lexsort((pairs_P2[:, 1], pairs_P2[:, 0]))
     return pairs_P2[order], cosine_P[order]
 
 
+def _close_pairs(
+    starts: Sequence[int], unit_ND: NDArray[np.float32], least: float, most: float
+) -> tuple[IntArray, NDArray[np.float32], bool]:
+    """Local: pairs of the samples of some tiles with those behind them, and whether these are all.
+
+    Tiles are put into the index from the last one on, so that each sample is compared with those behind it alone.
+    """
+    import faiss
+
+    num, asked = len(unit_ND), set(starts)
+    last = (num - 1) // AT_ONCE * AT_ONCE
+    index = faiss.IndexFlatIP(unit_ND.shape[1])
+    pairs, cosines, count = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)], 0
+    for start in range(last, min(starts) - 1, -AT_ONCE):
+        index.add(unit_ND[start : start + AT_ONCE])
+        if start not in asked:
+            continue
+        ends_Q, cosine_P, place_P = index.range_search(unit_ND[start : start + AT_ONCE], least - 1e-6)
+        ends_Q = ends_Q.astype(np.int64)
+        own_P = start + np.repeat(np.arange(len(ends_Q) - 1), ends_Q[1:] - ends_Q[:-1])
+        tile_P, in_tile_P = np.divmod(place_P - (num - last), AT_ONCE)  # of those behind the last tile
+        other_P = np.where(tile_P < 0, last + place_P, last - AT_ONCE * (1 + tile_P) + in_tile_P)
+        is_first_P = own_P < other_P
+        pairs.append(np.column_stack([own_P[is_first_P], other_P[is_first_P]]))
+        cosines.append(cosine_P[is_first_P])
+        count += len(pairs[-1])
+        if count > most:
+            return pairs[0], cosines[0], False
+    return np.concatenate(pairs), np.concatenate(cosines), True
+
+
 def near_copies(
-    samples: Samples, used: Sequence[int], unit_nD: NDArray[np.float32], near: float, hash_bits: int
+    samples: Samples,
+    used: Sequence[int],
+    unit_nD: NDArray[np.float32],
+    near: float,
+    hash_bits: int,
+    workers: Workers | None = None,
 ) -> dict[tuple[int, int], str]:
     """Find pairs of rows that are nearly the same, and say how near."""
-    pairs_P2, cosine_P = close_pairs(unit_nD, near)
+    pairs_P2, cosine_P = close_pairs(unit_nD, near, workers)
     found = {(used[i], used[j]): f"cosine {c:.3f}" for (i, j), c in zip(pairs_P2.tolist(), cosine_P, strict=True)}
     if samples.kind == "image" and hash_bits >= 0:
         signs_nB = np.where([samples.hashes[i] for i in used], 1, -1).astype(np.float32) / np.sqrt(HASH_BITS)
-        pairs_P2, cosine_P = close_pairs(signs_nB, 1 - 2 * hash_bits / HASH_BITS)
+        pairs_P2, cosine_P = close_pairs(signs_nB, 1 - 2 * hash_bits / HASH_BITS, workers)
         for (i, j), cosine in zip(pairs_P2.tolist(), cosine_P, strict=True):
             bits = round((1 - float(cosine)) * HASH_BITS / 2)
             found.setdefault((used[i], used[j]), f"{bits} of {HASH_BITS} bits of the perceptual hash differ")

@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from amends.curate._curator import WARNED_BELOW, wrong_shares
-from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts, list_neighbours
+from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts
 from amends.curate._probabilities import checked_probabilities, confidence_of, confident
 from amends.curate._scale import Here, Workers, merged, parts_of
 from amends.curate._votes import DRAWN_SHARE, Draws, count_triples, length_of_list, neighbours_in, row_keys, tally
@@ -121,10 +121,6 @@ class _ByNeighbours(LabelErrorDetector):
             raise ValueError("n_features = 1: directions need two features or more. Give embeddings.")
         return np.asarray((X != 0).any(axis=1))
 
-    def _list(self, X: np.ndarray, num: int, workers: Workers) -> list[Any]:
-        """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
-        return list_in_parts(workers, X, num, near=np.inf, groups_N=_copies(X)).by_part
-
     def _agree(self, lists: list[Any], labels: Any, in_all: Any, workers: Workers) -> IntArray:
         """Count labels with those of the two nearest, and warn where these agree hardly more than chance."""
         counted = workers.each(count_triples, lists, shared=[labels, len(self.classes_), in_all])
@@ -152,9 +148,16 @@ def _copies(X: np.ndarray) -> IntArray:
     return np.asarray(np.unique(row_keys(X), return_inverse=True)[1])
 
 
+def lists_in_parts(workers: Workers, X: np.ndarray, num: int) -> list[Any]:
+    """List neighbours; of rows that are equal none is another's, nor do two of them count in one list."""
+    return list_in_parts(workers, X, num, near=np.inf, groups_N=_copies(X)).by_part
+
+
 def lists_of(X: np.ndarray, num: int) -> Lists:
-    """List neighbours in this process; of rows that are equal none is another's, nor do two count in one list."""
-    return list_neighbours(X, num, near=np.inf, groups_N=_copies(X))
+    """List neighbours in this process, as `lists_in_parts`."""
+    found: Lists
+    (found,) = lists_in_parts(Here(), X, num)
+    return found
 
 
 class SimiFeat(_ByNeighbours):
@@ -198,7 +201,7 @@ class SimiFeat(_ByNeighbours):
             raise ValueError(f"k={self.k}, num_draws={self.num_draws}: expected at least 3 and 1.")
         N, K = len(X), len(self.classes_)
         k, share = max(3, min(self.k, N // 2)), DRAWN_SHARE
-        lists, labels = self._list(X, length_of_list(share, k - 1), workers), workers.share(labels_N)
+        lists, labels = lists_in_parts(workers, X, length_of_list(share, k - 1)), workers.share(labels_N)
         counts_KKK = self._agree(lists, labels, workers.share(np.ones(N, bool)), workers)
         self.transition_: Transition | None = None
         wrong_K: FloatArray | None = None
@@ -240,7 +243,7 @@ class DeepKNN(_ByNeighbours):
         if self.k < 1:
             raise ValueError(f"k={self.k}: expected at least 1.")
         N, K = len(X), len(self.classes_)
-        lists = self._list(X, k := max(1, min(self.k, N // 2)), workers)
+        lists = lists_in_parts(workers, X, k := max(1, min(self.k, N // 2)))
         labels, in_all = workers.share(labels_N), workers.share(np.ones(N, bool))
         self._agree(lists, labels, in_all, workers)
         found = workers.bring(workers.each(_shares, lists, shared=[labels, K, in_all, k]))

@@ -4,7 +4,7 @@ Shapes: N samples, D features, k neighbours.
 """
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amends.curate._curator import REFUSED_BELOW
-from amends.curate._detectors import DETECTORS, lists_of
+from amends.curate._detectors import DETECTORS, lists_in_parts
 from amends.curate._off_topic import off_topic
 from amends.curate._pool import Verdict
+from amends.curate._scale import Here, Workers, merged, shares_of
 from amends.curate._votes import count_triples
 from amends.io.console import say
 from amends.io.errors import InputError
@@ -62,7 +63,9 @@ class Mixed(NamedTuple):
     mixing: float
 
 
-def tell_apart(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tuple[Agreement | None, str | None]:
+def tell_apart(
+    unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], workers: Workers
+) -> tuple[Agreement | None, str | None]:
     """Measure how far nearest neighbours agree in their labels, and say why that is not enough to judge by, if so.
 
     Raises
@@ -75,7 +78,7 @@ def tell_apart(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tup
         )
     if len(labels_N) < LEAST:
         return None, f"{len(labels_N)} samples are left, fewer than {LEAST}"
-    counts_KKK = _triples(unit_ND, labels_N)
+    counts_KKK = _triples(unit_ND, labels_N, workers)
     if not counts_KKK.any():
         return None, "no sample has two neighbours that are no copies of it"
     agree = agreement(counts_KKK)
@@ -85,14 +88,17 @@ def tell_apart(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> tup
     return agree, f"these features do not tell the classes apart: {told}"
 
 
-def _triples(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the labels of samples and of their two nearest, (K, K, K)."""
-    return count_triples(
-        lists_of(unit_ND, 2), labels_N, int(labels_N.max()) + 1, np.ones(len(labels_N), bool)
-    ).count_KKK
+def _triples(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], workers: Workers) -> NDArray[np.int64]:
+    """Count the labels of samples and of their two nearest, (K, K, K); counts of parts are added."""
+    shared = [workers.share(labels_N), int(labels_N.max()) + 1, workers.share(np.ones(len(labels_N), bool))]
+    counted = workers.each(count_triples, lists_in_parts(workers, unit_ND, 2), shared=shared)
+    found: NDArray[np.int64] = merged(workers, counted).count_KKK
+    return found
 
 
-def judge(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], method: str, k: int, seed: int) -> Any:
+def judge(
+    unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], method: str, k: int, seed: int, workers: Workers
+) -> Any:
     """Fit a detector of wrong labels.
 
     Returns
@@ -108,7 +114,7 @@ def judge(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], method: str
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            detector = DETECTORS[method](**how).fit(unit_ND, labels_N)
+            detector = DETECTORS[method](**how).fit(unit_ND, labels_N, workers)
         except InputError:
             raise
         except ValueError as error:
@@ -117,30 +123,45 @@ def judge(unit_ND: NDArray[np.float32], labels_N: NDArray[np.int64], method: str
 
 
 def mixed_subclasses(
-    unit_ND: NDArray[np.float32], labels: Sequence[str], subclasses: Sequence[str | None]
+    unit_ND: NDArray[np.float32],
+    labels: Sequence[str],
+    subclasses: Sequence[str | None],
+    workers: Workers | None = None,
 ) -> list[Mixed]:
     """Find subclasses of one class that neighbours do not tell apart: the most mixed first.
 
     Of two subclasses, the share of neighbours that lie across, among those in either, is divided by what it would be if
     they were mixed at random, and the smaller of both directions is taken. Of each sample the `NEIGHBOURS` nearest of
-    its class are looked at.
+    its class are looked at. That is local to a class.
     """
+    workers, members = workers or Here(), defaultdict[str, list[int]](list)
+    for i, label in enumerate(labels):
+        if subclasses[i]:
+            members[label].append(i)
+    classes = [(name, members[name], [str(subclasses[i]) for i in members[name]]) for name in sorted(members)]
+    if not classes:
+        return []
+    found = workers.each(_mixed_in, shares_of(classes, workers.num_parts), shared=[workers.share(unit_ND)])
+    mixed = [pair for part in workers.bring(found) for pair in part]
+    return sorted(mixed, key=lambda pair: (-pair.mixing, pair.label, pair.one))
+
+
+def _mixed_in(classes: Sequence[tuple[str, list[int], list[str]]], unit_ND: NDArray[np.float32]) -> list[Mixed]:
+    """Local: subclasses of some classes; a class is its name, its samples, and the subclass of each."""
     found = []
-    for name in sorted(set(labels)):
-        here = [i for i, label in enumerate(labels) if label == name and subclasses[i]]
-        sizes = Counter(str(subclasses[i]) for i in here)
+    for label, here, own in classes:
+        sizes = Counter(own)
         names = sorted(sub for sub, num in sizes.items() if num >= LEAST)
         if len(names) < 2:
             continue
         index_nk = nearest(unit_ND[here], min(NEIGHBOURS, len(here) - 1)).index_Qk
-        own = [str(subclasses[i]) for i in here]
         counts = Counter((own[n], own[m]) for n in range(len(here)) for m in index_nk[n])
         for a, one in enumerate(names):
             for other in names[a + 1 :]:
                 mixing = min(_across(counts, sizes, one, other), _across(counts, sizes, other, one))
                 if mixing >= AS_MIXED:
-                    found.append(Mixed(name, one, other, mixing))
-    return sorted(found, key=lambda pair: (-pair.mixing, pair.label, pair.one))
+                    found.append(Mixed(label, one, other, mixing))
+    return found
 
 
 def _across(counts: Counter[tuple[str, str]], sizes: Counter[str], one: str, other: str) -> float:
@@ -156,16 +177,17 @@ def look(
     method: str,
     k: int,
     seed: int,
+    workers: Workers,
 ) -> Looked:
     """Say what is off topic and which labels look wrong, of rows with their labels and whether these were voted."""
     names = sorted({label for _, label, _ in left})
     place = {name: number for number, name in enumerate(names)}
     labels_n = np.array([place[label] for _, label, _ in left])
     rows = [row for row, _, _ in left]
-    agree, refusal = tell_apart(unit_nD, labels_n)
+    agree, refusal = tell_apart(unit_nD, labels_n, workers)
     if refusal:
         return Looked({}, {}, [], None, names, agree, refusal, [])
-    off = off_topic(unit_nD, labels_n, deviations)
+    off = off_topic(unit_nD, labels_n, deviations, workers)
     distance = {
         row: (float(d), float(m)) for row, d, m in zip(rows, off.distance_N, off.limit_N, strict=True) if d == d
     }
@@ -180,9 +202,9 @@ def look(
     say(f"judging {int(on_n.sum())} labels of {len(names)} classes by {method}")
     found = None
     if len(np.unique(labels_n[on_n])) == len(names) <= MOST_CHARTED:
-        found = fit_transition(_triples(unit_nD[on_n], labels_n[on_n]))
+        found = fit_transition(_triples(unit_nD[on_n], labels_n[on_n], workers))
         found = found if found.is_dominant else None
-    detector, heard = judge(unit_nD[on_n], labels_n[on_n], method, k, seed)
+    detector, heard = judge(unit_nD[on_n], labels_n[on_n], method, k, seed, workers)
     return Looked(
         verdicts, distance, [row for row in rows if row not in verdicts], detector, names, agree, None, heard, found
     )

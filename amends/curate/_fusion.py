@@ -2,11 +2,14 @@
 
 The two cycles, first the instruction and then the answer, each with checks and repairs, are those that the public
 reviews of ENTP (arXiv 2510.23160) describe.
+
+In parts (`amends.curate._scale`): who asks for a draft checks what was answered, too. What is merged: which samples are
+paired again, and which instructions are twins.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from amends.curate._drafts import PARTS, Draft, Mixing
 from amends.curate._fusion_prompts import (
@@ -20,7 +23,8 @@ from amends.curate._fusion_prompts import (
     task_of,
 )
 from amends.curate._fusion_rules import RULES, Checker, Loss, Part, badness, can_be_repaired, hard_of
-from amends.lm.chat import Chat, Counts, Replies, ask
+from amends.curate._scale import Here, Workers, merged, shares_of
+from amends.lm.chat import Chat, Counts, ask
 from amends.lm.pairs import Message
 
 VERSION = "entp-1"
@@ -28,32 +32,82 @@ VERSION = "entp-1"
 _CHARACTERS_A_TOKEN = 4
 
 
+class Said(NamedTuple):
+    """What was answered for some drafts; that of other drafts is added."""
+
+    values: list[Any]
+    texts: list[str | None]
+    reasons: list[str | None]
+    """As in `amends.lm.chat.Replies`."""
+    losses: list[Loss]
+    """Rules that each answer breaks, all but "duplicate"; empty where nothing was checked."""
+    counts: Counts
+
+    def __add__(self, other: Any) -> "Said":
+        """Put the others behind."""
+        return Said(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
 @dataclass
 class Writer:
-    """A model that is asked, and what asking came to."""
+    """A model that is asked, and what asking came to.
 
-    chat: Chat
+    Each of the workers asks for drafts of its own; a function in place of the chat opens it where they are.
+    """
+
+    chat: Chat | Callable[[], Chat]
     how: Mixing
     seed: int = 0
     counts: Counts = field(default_factory=Counts)
+    workers: Workers = field(default_factory=Here)
 
-    def ask(self, drafts: Sequence[Draft], about: str, conversations: list[list[Message]], parse: Any) -> Replies[Any]:
-        """Ask one thing for each draft."""
+    def ask(
+        self,
+        drafts: Sequence[Draft],
+        about: str,
+        conversations: list[list[Message]],
+        parse: Any,
+        checker: Checker | None = None,
+    ) -> Said:
+        """Ask one thing for each draft; with a checker, say which rules each answer breaks."""
         for draft in drafts:
             draft.asked[about] += 1
-        replies = ask(
-            self.chat,
-            conversations,
-            parse,
-            version=VERSION,
-            attempts=1,
-            max_new_tokens=self.how.max_new_tokens,
-            temperature=self.how.temperature,
-            seed=self.seed,
-            label=about,
+        parts = (shares_of(of, self.workers.num_parts) for of in (drafts, conversations))
+        checks = None if checker is None else replace(checker, instructions=None)
+        shared = [self.workers.share(of) for of in (self.chat, checks)]
+        said = merged(
+            self.workers, self.workers.each(_said, *parts, shared=[about, parse, *shared, self.how, self.seed])
         )
-        self.counts += replies.counts
-        return replies
+        self.counts += said.counts
+        found: Said = said
+        return found
+
+
+def _said(
+    drafts: Sequence[Draft],
+    conversations: list[list[Message]],
+    about: str,
+    parse: Any,
+    chat: Chat | Callable[[], Chat],
+    checker: Checker | None,
+    how: Mixing,
+    seed: int,
+) -> Said:
+    """Local: ask for some drafts, and check what is answered."""
+    replies = ask(
+        chat if isinstance(chat, Chat) else chat(),
+        conversations,
+        parse,
+        version=VERSION,
+        attempts=1,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        seed=seed,
+        label=about,
+    )
+    told = list(zip(replies.values, replies.texts, replies.reasons, strict=True))
+    losses = [] if checker is None else [_loss(about, d, checker, *of) for d, of in zip(drafts, told, strict=True)]
+    return Said(replies.values, replies.texts, replies.reasons, losses, replies.counts)
 
 
 def ask_domains(drafts: Sequence[Draft], writer: Writer) -> None:
@@ -100,16 +154,18 @@ def cycle(part: Part, drafts: Sequence[Draft], writer: Writer, checker: Checker,
         if not left:
             break
         read = read_plain if writer.how.form == "plain" else read_part(part)
-        replies = writer.ask([drafts[i] for i in left], part, prompts, read)
-        answers = dict(zip(left, zip(replies.values, replies.texts, replies.reasons, strict=True), strict=True))
+        said = writer.ask([drafts[i] for i in left], part, prompts, read, checker)
+        answers = dict(zip(left, zip(said.values, said.texts, said.losses, strict=True), strict=True))
         now |= {i: value or "" for i, (value, _, _) in answers.items()}
         twins = dict[int, str | None]()
-        if part == "instruction":
+        if part == "instruction" and checker.instructions is not None:
             found = checker.instructions.twins([now[i] for i in started], [own[i] for i in started])
             twins = dict(zip(started, found, strict=True))
         again, prompts = [], []
-        for i, (value, text, reason) in answers.items():
-            loss = _loss(part, drafts[i], checker, value, text, reason, twins.get(i))
+        for i, (value, text, loss) in answers.items():
+            if value is not None and (twin := twins.get(i)) is not None:
+                loss["duplicate"] = [twin]
+            loss = {name: loss[name] for name in RULES if name in loss}
             tried[i].append((value or "", loss))
             if can_be_repaired(loss):
                 again.append(i)
@@ -119,26 +175,16 @@ def cycle(part: Part, drafts: Sequence[Draft], writer: Writer, checker: Checker,
         _settle(part, drafts[i], candidates, unchecked=writer.how.control == "unchecked")
 
 
-def _loss(
-    part: Part,
-    draft: Draft,
-    checker: Checker,
-    value: str | None,
-    text: str | None,
-    reason: str | None,
-    twin: str | None,
-) -> Loss:
+def _loss(part: Any, draft: Draft, checker: Checker, value: str | None, text: str | None, reason: str | None) -> Loss:
     if text is None:
         return {"no_answer": [str(reason)]}
     if value is None:
         return {"format": [str(reason)]}
     instruction = draft.texts["instruction"] if part == "response" else None
     loss = checker.loss(part, value, draft.samples, draft.keep[part], instruction)
-    if twin is not None:
-        loss["duplicate"] = [twin]
     if draft.evolves:
         loss.pop("long", None)  # harder is longer
-    return {name: loss[name] for name in RULES if name in loss}
+    return loss
 
 
 def _settle(part: Part, draft: Draft, candidates: Sequence[tuple[str, Loss]], *, unchecked: bool) -> None:
@@ -180,11 +226,18 @@ def fuse(
         cycle(part, drafts, writer, checker, places)
 
 
-def estimate(drafts: Sequence[Draft], how: Mixing) -> dict[str, int]:
-    """Say what fusing would take, without a judge: conversations and tokens, at least (nothing to repair) and at most.
+def estimate(
+    drafts: Sequence[Draft], how: Mixing, graded: Callable[[Draft], list[Message]] | None = None
+) -> dict[str, int]:
+    """Say what fusing would take: conversations and tokens, at least (nothing to repair) and at most.
 
     Tokens are characters / 4, read and written; at most `max_new_tokens` are written each time, and an instruction is
     supposed to be as long as those of its samples.
+
+    Parameters
+    ----------
+    graded : function, optional
+        What a judge is asked about a draft. It is asked about what is accepted: once a pair, or never.
     """
     least = most = 0
     for draft in drafts:
@@ -198,10 +251,15 @@ def estimate(drafts: Sequence[Draft], how: Mixing) -> dict[str, int]:
         domain, instruction, response = (tokens + how.max_new_tokens for tokens in read)
         again = how.max_new_tokens  # the last candidate, in the prompt
         most += 4 * domain + (1 + how.repairs) * (instruction + response) + 2 * how.repairs * again
-    return {
+    told = {
         "pairs": len(drafts),
         "least_conversations": 3 * len(drafts),
         "most_conversations": (4 + 2 * (1 + how.repairs)) * len(drafts),
         "least_tokens": least,
         "most_tokens": most,
     }
+    if graded is not None:
+        read = [len(message["content"]) for draft in drafts for message in graded(draft)]
+        told["most_conversations_of_the_judge"] = len(drafts)
+        told["most_tokens_of_the_judge"] = sum(read) // _CHARACTERS_A_TOKEN + 3 * how.max_new_tokens * len(drafts)
+    return told

@@ -9,7 +9,6 @@ from amends.curate._benchmarks import words_of
 from amends.curate._drafts import PARTS, Draft
 from amends.curate._fusion_rules import RULES, rouge_l
 from amends.curate._pool import Outcome, Verdict
-from amends.curate._purge import Sample
 from amends.curate._representatives import Grouped
 from amends.curate._terms import missing, recall
 from amends.io.tables import Row
@@ -82,20 +81,22 @@ def measures(draft: Draft) -> dict[str, float | None]:
 
 
 def outcome_of(
-    rows: Sequence[Row],
-    verdicts: list[Verdict],
-    low: Sequence[Sample],
-    grouped: Grouped,
-    drafts: Sequence[Draft],
+    rows: Sequence[Row], verdicts: list[Verdict], low: Sequence[int], grouped: Grouped, drafts: Sequence[Draft]
 ) -> Outcome:
     """Say of every row what became of it; a low row is dropped; what it teaches stands in its child, if anywhere."""
-    cluster: list[int | None] = [None] * len(rows)
-    fused: list[str | None] = [None] * len(rows)
-    chosen = {low[i].row for some in grouped.representatives for i in some}
+    return Outcome(rows, verdicts, fates(verdicts, low, grouped, drafts))
+
+
+def fates(
+    verdicts: list[Verdict], low: Sequence[int], grouped: Grouped, drafts: Sequence[Draft]
+) -> dict[str, list[Any]]:
+    """Say in the verdicts what became of low rows; give the columns `cluster` and `fused_into` of all."""
+    cluster: list[int | None] = [None] * len(verdicts)
+    fused: list[str | None] = [None] * len(verdicts)
+    chosen = {low[i] for some in grouped.representatives for i in some}
     size_C = grouped.clusters.size_C
     fate = {sample.row: draft for draft in drafts for sample in draft.samples}
-    for sample, label in zip(low, grouped.clusters.label_N.tolist(), strict=True):
-        number = sample.row
+    for number, label in zip(low, grouped.clusters.label_N.tolist(), strict=True):
         cluster[number] = label
         draft = fate.get(number)
         if draft is not None and draft.status == "accepted":
@@ -107,7 +108,7 @@ def outcome_of(
         else:
             told = "others stand for its cluster"
         verdicts[number] = Verdict("dropped", f"{verdicts[number].reason}; {told}")
-    return Outcome(rows, verdicts, {"cluster": cluster, "fused_into": fused})
+    return {"cluster": cluster, "fused_into": fused}
 
 
 def _state(verdict: Verdict) -> str:

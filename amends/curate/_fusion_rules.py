@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.sparse import csr_array
 
 from amends.curate._benchmarks import Benchmark, runs, words_of
 from amends.curate._purge import Sample
-from amends.curate._terms import Term, too_few
+from amends.curate._scale import Here, Workers, merged
+from amends.curate._terms import Term, frequencies, too_few, vectorizer_of
 
 Part = Literal["instruction", "response"]
 Loss = dict[str, list[str]]
@@ -26,6 +29,7 @@ LEAST_WORDS = {"instruction": 3, "response": 2}
 LEAK_WORDS = 8
 COPIED = 0.9
 """ROUGE-L F1 to one source from which on a text is a copy of it."""
+ALL_WORDS = {"token_pattern": r"(?u)\w+"}
 TWIN = 0.9
 """Cosine of words (TF-IDF) from which on two instructions are the same."""
 MOST_TOLD = 20
@@ -100,28 +104,61 @@ def badness(loss: Loss) -> tuple[int, int]:
 
 
 class Instructions:
-    """Instructions that a new one must not repeat: those of the pool."""
+    """Instructions that a new one must not repeat: those of the pool, which may lie in parts.
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
+    texts : list of str, or with `workers` a list of such lists, one a part, or what stands for them.
+    """
 
-        self.texts = list(texts)
-        self._vectorizer: Any = TfidfVectorizer(token_pattern=r"(?u)\w+")
-        self._table = self._vectorizer.fit_transform(texts) if any(words_of(text) for text in texts) else None
+    def __init__(self, texts: Sequence[Any], workers: Workers | None = None) -> None:
+        self._workers: Workers = workers or Here()
+        self._parts: list[Any] = [list(texts)] if workers is None else list(texts)
+        counted = self._workers.each(frequencies, self._parts, shared=[ALL_WORDS]) if self._parts else []
+        self._vectorizer = vectorizer_of(merged(self._workers, counted), ALL_WORDS) if counted else None
+        if self._vectorizer is not None:
+            shared = [self._workers.share(self._vectorizer)]
+            self._tables = self._workers.each(_table, self._parts, shared=shared)
+            sizes = self._workers.bring(self._workers.each(_size, self._parts))
+            self._first = [0, *np.cumsum(sizes)[:-1].tolist()]
 
     def twins(self, texts: Sequence[str | None], own: Sequence[set[int]], rows: int = 256) -> list[str | None]:
         """Of each text the instruction it repeats: one of the pool but for its own, or one before it in the list."""
-        if self._table is None:
+        if self._vectorizer is None or not texts:
             return [None] * len(texts)
-        table, found = self._vectorizer.transform([text or "" for text in texts]), list[str | None]()
+        table = self._vectorizer.transform([text or "" for text in texts])
+        shared = [self._workers.share(table), [sorted(of) for of in own], rows]
+        found = self._workers.bring(
+            self._workers.each(_first_twins, self._parts, self._tables, self._first, shared=shared)
+        )
+        told = list[str | None]()
         for start in range(0, len(texts), rows):
-            block = table[start : start + rows]
-            among_pool, among_new = (block @ self._table.T).tocsr(), (block @ table[: start + rows].T).tocsr()
-            for i in range(block.shape[0]):
-                pool = [j for j in _above(among_pool, i) if j not in own[start + i]]
-                new = [j for j in _above(among_new, i) if j < start + i]
-                found.append(self.texts[pool[0]] if pool else texts[new[0]] if new else None)
-        return found
+            among_new = (table[start : start + rows] @ table[: start + rows].T).tocsr()
+            for i in range(among_new.shape[0]):
+                new = next((j for j in _above(among_new, i) if j < start + i), None)
+                of_pool = next((text for part in found if (text := part[start + i]) is not None), None)
+                told.append(of_pool if of_pool is not None else None if new is None else texts[new])
+        return told
+
+
+def _size(texts: Sequence[str]) -> int:
+    return len(texts)
+
+
+def _table(texts: Sequence[str], vectorizer: Any) -> Any:
+    """Local: the words of the instructions of a part, weighed."""
+    return vectorizer.transform(texts) if texts else csr_array((0, len(vectorizer.vocabulary_)))
+
+
+def _first_twins(
+    texts: Sequence[str], table: Any, first: int, new: Any, own: Sequence[Sequence[int]], rows: int
+) -> list[str | None]:
+    """Local: of each new text the first instruction of a part that it repeats; None if it repeats none of them."""
+    found = list[str | None]()
+    for start in range(0, new.shape[0], rows):
+        among = (new[start : start + rows] @ table.T).tocsr()
+        for i in range(among.shape[0]):
+            here = (j for j in _above(among, i) if first + j not in own[start + i])
+            found.append(next((texts[j] for j in here), None))
+    return found
 
 
 def _above(table: Any, row: int) -> list[int]:
@@ -133,7 +170,8 @@ def _above(table: Any, row: int) -> list[int]:
 class Checker:
     """What all texts are checked against."""
 
-    instructions: Instructions
+    instructions: Instructions | None
+    """None where they are looked at apart."""
     benchmark: Benchmark | None = None
 
     def loss(

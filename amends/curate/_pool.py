@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.frames import rows_from
@@ -109,8 +111,9 @@ class Outcome:
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Row as it is digested: dates, arrays and missing numbers as their text."""
-    return {name: value if isinstance(value, str | int | bool | None) else str(value) for name, value in data.items()}
+    """Row as it is digested: dates, lists and missing numbers as their text, an array as a list of the same numbers."""
+    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in data.items()}
+    return {name: value if isinstance(value, str | int | bool | None) else str(value) for name, value in plain.items()}
 
 
 def text_of(row: Row, columns: Sequence[str]) -> str:

@@ -2,19 +2,23 @@
 
 That is the purge of ENTP (arXiv 2510.23160), which its public reviews describe: a split by curated score. Where the cut
 lies, and what counts as unusable, is not known from them: both are [design], a choice of this tool.
+
+In parts (`amends.curate._scale`): each row is read alone; what is merged is which rows are equal, by digests.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from amends.curate._benchmarks import Benchmark, words_of
 from amends.curate._pool import Verdict
+from amends.curate._scale import Here, Workers
 from amends.io.errors import InputError, check_installed
 from amends.io.tables import Row
-from amends.lm.pairs import Pair, read_pairs
+from amends.lm.pairs import SAME, Pair, read_pairs
 
 LEAST_WORDS = 2
 """Of a response."""
@@ -76,6 +80,19 @@ class Purged(NamedTuple):
     low: list[Sample]
 
 
+class Seen(NamedTuple):
+    """Rows of a part, each looked at alone."""
+
+    samples: list[Sample | None]
+    """None of a row without a score, or with a fault."""
+    scores: list[float | None]
+    faults: list[str | None]
+    """What of its instruction or response is missing."""
+    keys: list[tuple[str | None, bytes] | None]
+    """Of a sample its id, if it has one, and a digest of its texts."""
+    wheres: list[str]
+
+
 def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None) -> Purged:
     """Split a pool.
 
@@ -88,10 +105,26 @@ def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None)
     ------
     InputError : cuts that overlap, a column that is missing everywhere, a score that is no number, no usable row.
     """
+    check_scored(rows, how)
+    (found,) = purge_in_parts(Here(), [rows], [0], how, benchmark)
+    return found
+
+
+def _check_cuts(how: Purging) -> None:
     if how.curated and how.raw:
         raise InputError("--curated and --raw: give one of them, the scores to cut by.")
     if not how.low < how.high:
         raise InputError(f"--low {how.low:g}, --high {how.high:g}: the first must be below the second.")
+
+
+def check_scored(rows: Sequence[Row], how: Purging) -> None:
+    """Refuse a pool in which no row has a column that is named, and cuts that overlap.
+
+    Raises
+    ------
+    InputError : names the column.
+    """
+    _check_cuts(how)
     for name in (how.column, how.licence_column):
         if name and not any(name in row.data for row in rows):
             found = ", ".join(rows[0].data)[:200]
@@ -99,39 +132,113 @@ def purge(rows: Sequence[Row], how: Purging, benchmark: Benchmark | None = None)
                 f'{rows[0].where}: the column "{name}" is missing (found: {found}). Name the curated score with '
                 "--curated (amends curate ds2 makes one), a raw one with --raw."
             )
-    scores = [_score(row, how.column) for row in rows]
-    rated = [row for row, score in zip(rows, scores, strict=True) if score is not None]
-    if not rated:
-        raise InputError(f'{rows[0].where}: the column "{how.column}" has no number in any row. Name another one.')
-    pairs = read_pairs(rated, question_column=how.question_column, answer_column=how.answer_column, skip_bad_rows=True)
-    usable = {pair.where: pair for pair in pairs.kept}
-    unusable = {dropped.where: dropped.reason.partition(". ")[0] for dropped in pairs.dropped}
+
+
+def purge_in_parts(
+    workers: Workers, parts: Sequence[Any], first: Sequence[int], how: Purging, benchmark: Benchmark | None = None
+) -> list[Any]:
+    """Split a pool whose rows lie in parts, as `purge` does.
+
+    Parameters
+    ----------
+    parts : list of lists of `Row`, or what stands for them
+    first : list of int
+        Number of the first row of each part.
+
+    Returns
+    -------
+    list of `Purged`, one a part, or what stands for them
+
+    Raises
+    ------
+    InputError : as `purge`.
+    """
+    _check_cuts(how)
+    seen = workers.each(_seen, parts, first, shared=[how])
+    earlier = _earlier(workers.bring(workers.each(_keys, seen)), how)
+    return workers.each(_purged, seen, earlier, shared=[how, workers.share(benchmark)])
+
+
+def _seen(rows: Sequence[Row], first: int, how: Purging) -> Seen:
+    """Local: read the score and the texts of each row."""
+    found = Seen([], [], [], [], [])
+    for number, row in enumerate(rows, first):
+        score = _score(row, how.column)
+        sample, fault, key = (None, None, None) if score is None else _read(number, row, how)
+        found.samples.append(sample)
+        found.scores.append(score)
+        found.faults.append(fault)
+        found.keys.append(key)
+        found.wheres.append(row.where)
+    return found
+
+
+def _read(number: int, row: Row, how: Purging) -> tuple[Sample | None, str | None, tuple[str | None, bytes] | None]:
+    """Read a row alone: the sample, or its fault; and what tells its equals."""
+    try:
+        (pair,) = read_pairs([row], question_column=how.question_column, answer_column=how.answer_column).kept
+    except InputError as error:
+        if not str(error).startswith(f"{row.where}: "):
+            raise  # of an option, not of the row
+        return None, str(error).removeprefix(f"{row.where}: ").partition(". ")[0], None
+    name, text = row.data.get("id"), repr((pair.prompt, pair.answer)).encode(errors="surrogatepass")
+    key = (None if name is None else str(name), hashlib.blake2b(text, digest_size=16).digest())
+    return _sample(number, row, pair, how.licence_column), None, key
+
+
+def _keys(seen: Seen) -> tuple[list[Any], list[str], bool, str | None]:
+    """Local: what tells rows of all parts that are equal; whether one has a score, and the first fault."""
+    fault = next((fault for fault in seen.faults if fault), None)
+    return seen.keys, seen.wheres, any(score is not None for score in seen.scores), fault
+
+
+def _earlier(parts: Sequence[tuple[list[Any], list[str], bool, str | None]], how: Purging) -> list[dict[int, str]]:
+    """Merge: of each part the places of rows that were there before, in this part or an earlier one, and where."""
+    where = next((wheres[0] for _, wheres, _, _ in parts if wheres), "data")
+    if not any(is_rated for _, _, is_rated, _ in parts):
+        raise InputError(f'{where}: the column "{how.column}" has no number in any row. Name another one.')
+    if not any(any(keys) for keys, _, _, _ in parts):
+        fault = next(fault for _, _, _, fault in parts if fault)
+        raise InputError(f"{where.split(':')[0]}: no usable row. All were left out, the first because: {fault}")
+    by_id, by_text = dict[str, tuple[int, int]](), dict[bytes, tuple[int, int]]()
+    found = list[dict[int, str]]()
+    for number, (keys, _, _, _) in enumerate(parts):
+        found.append({})
+        for place, key in enumerate(keys):
+            if key is None:
+                continue
+            here, (name, text) = (number, place), key
+            if name is not None and (before := by_id.setdefault(name, here)) != here:
+                found[-1][place] = f"id {name!r} was used before, at {parts[before[0]][1][before[1]]}"
+            elif (before := by_text.setdefault(text, here)) != here:
+                found[-1][place] = f"{SAME} {parts[before[0]][1][before[1]]}"
+    return found
+
+
+def _purged(seen: Seen, earlier: dict[int, str], how: Purging, benchmark: Benchmark | None) -> Purged:
+    """Apply: what becomes of each row."""
     foreign = None if how.language is None else other_language(how.language)
-    verdicts, samples, low = list[Verdict](), list[Sample](), list[Sample]()
-    for number, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        pair = usable.get(row.where)
+    found = Purged([], [], [])
+    for place, (sample, score, fault) in enumerate(zip(seen.samples, seen.scores, seen.faults, strict=True)):
         if score is None:
-            verdicts.append(Verdict("refused", f'no score in "{how.column}"'))
-            continue
-        if reason := unusable[row.where] if pair is None else _unusable(pair, benchmark):
-            verdicts.append(Verdict("dropped", f"unusable: {reason}"))
-            continue
-        assert pair is not None
-        if foreign and (told := foreign(f"{_asked(pair)}\n{pair.answer}")):
-            verdicts.append(Verdict("refused", told))
-            continue
-        sample = _sample(number, row, pair, how.licence_column)
-        samples.append(sample)
-        if score >= how.high:
-            verdicts.append(Verdict("kept"))
-        elif score > how.low:
-            verdicts.append(Verdict("dropped", f"score {score:g} is neither low nor high"))
-        elif how.licence_column and not sample.licence:
-            verdicts.append(Verdict("refused", f'no licence in "{how.licence_column}"'))
+            verdict = Verdict("refused", f'no score in "{how.column}"')
+        elif sample is None or (fault := earlier.get(place) or _unusable(sample, benchmark)):
+            verdict = Verdict("dropped", f"unusable: {fault}")
+        elif foreign and (told := foreign(f"{sample.instruction}\n{sample.response}")):
+            verdict = Verdict("refused", told)
         else:
-            verdicts.append(Verdict("dropped", f"low score {score:g}"))
-            low.append(sample)
-    return Purged(verdicts, samples, low)
+            found.usable.append(sample)
+            if score >= how.high:
+                verdict = Verdict("kept")
+            elif score > how.low:
+                verdict = Verdict("dropped", f"score {score:g} is neither low nor high")
+            elif how.licence_column and not sample.licence:
+                verdict = Verdict("refused", f'no licence in "{how.licence_column}"')
+            else:
+                verdict = Verdict("dropped", f"low score {score:g}")
+                found.low.append(sample)
+        found.verdicts.append(verdict)
+    return found
 
 
 def _sample(number: int, row: Row, pair: Pair, licence_column: str | None) -> Sample:
@@ -202,10 +309,10 @@ def _score(row: Row, column: str) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _unusable(pair: Pair, benchmark: Benchmark | None) -> str | None:
-    if len(words_of(pair.answer)) < LEAST_WORDS:
+def _unusable(sample: Sample, benchmark: Benchmark | None) -> str | None:
+    if len(words_of(sample.response)) < LEAST_WORDS:
         return f"the response is shorter than {LEAST_WORDS} words"
-    if benchmark and (place := benchmark.place_of(f"{_asked(pair)}\n{pair.answer}")):
+    if benchmark and (place := benchmark.place_of(f"{sample.instruction}\n{sample.response}")):
         return f"shares a run of words with the benchmark, {place}"
     return None
 
@@ -217,9 +324,9 @@ def _asked(pair: Pair) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in pair.prompt)
 
 
-def warnings_of(how: Purging, low: Sequence[Sample]) -> list[str]:
+def warnings_of(how: Purging, licences_of_low: Collection[str]) -> list[str]:
     """Say what makes a purge doubtful."""
-    licences = sorted({sample.licence for sample in low if sample.licence})
+    licences = sorted(licences_of_low)
     found = [RAW] if how.raw else []
     if len(licences) > 1 and not how.never_mix:
         found.append(

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from rich.progress import track
 
 from amends.curate._images import Broken, inside, open_picture, perceptual_hash, sha256_of
 from amends.curate._pool import Verdict, read_pool
+from amends.curate._scale import Here, Workers, parts_of
 from amends.io.console import console, say
 from amends.io.errors import InputError, check_installed
 from amends.io.tables import Row
@@ -57,7 +58,16 @@ def find_table(data: Any) -> tuple[Any, Path | None]:
     return data, Path(data) if Path(data).is_dir() else Path(data).parent
 
 
-def read_samples(data: Any, *, label: str, text: str, path: str, folder: Path | None, most_pixels: int) -> Samples:
+def read_samples(
+    data: Any,
+    *,
+    label: str,
+    text: str,
+    path: str,
+    folder: Path | None,
+    most_pixels: int,
+    workers: Workers | None = None,
+) -> Samples:
     """Read a pool, open every picture, and refuse what cannot be used.
 
     Parameters
@@ -68,44 +78,108 @@ def read_samples(data: Any, *, label: str, text: str, path: str, folder: Path | 
         That paths of pictures start from; default is the folder of the table.
     most_pixels : int
         Of a picture.
+    workers : Workers, optional
+        Where parts of the rows are read; default: here, all at once.
 
     Raises
     ------
     InputError : no such columns, texts and pictures in one pool, or no row that can be used.
     """
     table, home = find_table(data)
-    rows = read_pool(table)
+    rows, workers = read_pool(table), workers or Here()
     for names in ((label,), (text, path)):
         if not any(name in row.data for row in rows for name in names):
             told = " or ".join(f'"{name}"' for name in names)
             raise InputError(f"{rows[0].where}: no row has the column {told}. Name another one with --{names[0]}.")
-    kinds = [_kind(row, text, path) for row in rows]
-    if {"text", "image"} <= set(kinds):
-        one, other = (rows[kinds.index(kind)].where for kind in ("text", "image"))
+    parts = [rows[part] for part in parts_of(len(rows), workers.num_parts)]
+    how = Reading(label, text, path, folder or home, most_pixels)
+    return joined(workers.bring(read_in_parts(workers, parts, how)))
+
+
+class Reading(NamedTuple):
+    """How rows are read; as `read_samples` has it."""
+
+    label: str
+    text: str
+    path: str
+    folder: Path | None
+    most_pixels: int
+
+
+def read_in_parts(workers: Workers, parts: Sequence[Any], how: Reading) -> list[Any]:
+    """Read rows that lie in parts: `Samples` of each, or what stands for them.
+
+    Parameters
+    ----------
+    parts : list of lists of `Row`, or what stands for them
+
+    Raises
+    ------
+    InputError : texts and pictures in one pool; what pictures need is missing.
+    """
+    wheres: dict[str, str] = {}
+    for found in workers.bring(workers.each(_kinds, parts, shared=[how])):
+        wheres = found | wheres
+    if {"text", "image"} <= wheres.keys():
+        one, other = wheres["text"], wheres["image"]
         raise InputError(f"{one} is a text and {other} a picture. Clean them apart: they are compared by other means.")
-    kind: Literal["text", "image"] = "image" if "image" in kinds else "text"
-    num = len(rows)
-    labels = [_label(row.data.get(label)) for row in rows]
-    found = Samples(rows, kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {}, most_pixels)
+    kind: Literal["text", "image"] = "image" if "image" in wheres else "text"
     if kind == "image":
         for package, name in (("PIL", "pillow"), ("imagehash", "ImageHash")):
             check_installed(package, name, "curate")
-        if (folder := folder or home) is None:
+        if how.folder is None:
             raise InputError("pictures need the folder that their paths start from. Give it as folder.")
+    return workers.each(_samples, parts, shared=[kind, how])
+
+
+def _kinds(rows: Sequence[Row], how: Reading) -> dict[str, str]:
+    """Local: where the first row of each kind stands."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if kind := _kind(row, how.text, how.path):
+            found.setdefault(kind, row.where)
+    return found
+
+
+def _samples(rows: Sequence[Row], kind: Literal["text", "image"], how: Reading) -> Samples:
+    """Local: the samples of a part."""
+    num = len(rows)
+    labels = [_label(row.data.get(how.label)) for row in rows]
+    found = Samples(
+        list(rows), kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {}, how.most_pixels
+    )
     bar = track(range(num), "opening pictures", console=console, transient=True) if kind == "image" else range(num)
     for i in bar:
         try:
             if labels[i] is None:
                 raise Broken("no label")
             if kind == "image":
-                assert folder is not None
-                _picture(found, i, folder, path)
+                assert how.folder is not None
+                _picture(found, i, how.folder, how.path)
             else:
-                _text(found, i, text)
+                _text(found, i, how.text)
         except Broken as error:
             found.refused[i] = Verdict("refused", str(error))
+    return found
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Merge: the samples of all parts.
+
+    Raises
+    ------
+    InputError : none of them can be used.
+    """
+    first, start = parts[0], 0
+    found = Samples([], first.kind, [], {}, [], [], [], [], {}, first.most_pixels)
+    for part in parts:
+        for name in ("rows", "labels", "digests", "keys", "texts", "files"):
+            getattr(found, name).extend(getattr(part, name))
+        found.refused |= {start + i: verdict for i, verdict in part.refused.items()}
+        found.hashes |= {start + i: bits for i, bits in part.hashes.items()}
+        start += len(part.rows)
     if not found.used:
-        raise InputError(f"{rows[0].where}: {found.refused[0].reason}, and no other row can be used either.")
+        raise InputError(f"{found.rows[0].where}: {found.refused[0].reason}, and no other row can be used either.")
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from amends.maths.neighbors import TILE
+from amends.maths.neighbors import TILE, Neighbours, search
 from amends.maths.ranks import ROUNDS, Cuts, counts_of, first_cuts, narrowed, num_equal, taken
 
 
@@ -76,6 +76,35 @@ def parts_of(num_rows: int, num_parts: int) -> list[slice]:
 def merged(workers: Workers, results: Iterable[Any]) -> Any:
     """Add up the statistics of all parts."""
     return reduce(add, workers.bring(results))
+
+
+def shares_of(items: Sequence[Any], num_parts: int) -> list[Any]:
+    """Part what stands for itself, such as clusters or pairs, into at most so many runs, about equal."""
+    bounds = np.linspace(0, len(items), min(num_parts, len(items)) + 1).astype(int).tolist()
+    return [items[start:end] for start, end in pairwise(bounds)]
+
+
+def searched(rows: slice, points_ND: Any, k: int) -> Neighbours:
+    """Local: the k nearest of the rows of a part among all points, of length 1; none is its own neighbour."""
+    tiles = [(start, min(start + TILE, rows.stop)) for start in range(rows.start, rows.stop, TILE)]
+    found = [search(points_ND, points_ND[start:end], k, start) for start, end in tiles]
+    return neighbours_of(found)
+
+
+def neighbours_of(found: Sequence[Neighbours]) -> Neighbours:
+    """Merge: the neighbours of all parts, one behind another."""
+    index_Qk, similarity_Qk = (np.concatenate([of[i] for of in found]) for i in range(2))
+    return Neighbours(index_Qk, similarity_Qk, 1.0)
+
+
+def nearest_in_parts(workers: Workers, points: Any, num: int, k: int) -> Neighbours:
+    """Find the k nearest of each of `num` points, as `amends.maths.neighbors.nearest`, in parts.
+
+    Parameters
+    ----------
+    points : float32 array (N, D) of length 1, or what `workers.share` gives for it
+    """
+    return neighbours_of(workers.bring(workers.each(searched, parts_of(num, workers.num_parts), shared=[points, k])))
 
 
 def cut(workers: Workers, valued: Sequence[Any], highest_G: Any) -> Cuts:

@@ -3,17 +3,19 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from amends.curate._design import Design
+from amends.curate._scale import Here, Workers, parts_of
 from amends.io.atomic import sha256_file, sha256_json
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.tables import Row, read_rows
+from amends.maths.neighbors import TILE
 
 Kind = Literal["text", "image"]
 KINDS = ("folder", "list", "corpus", "service")
@@ -212,10 +214,13 @@ def _first_text(data: Mapping[str, Any], columns: Iterable[str]) -> str | None:
 class CorpusCollector:
     """Texts without labels, ranked by the cosine of their embedding with the query's: a search engine without network.
 
-    A text may be a hit of several queries.
+    A text may be a hit of several queries. A part of the texts gives its best (`amends.curate._scale`), and of all of
+    these the best are taken.
     """
 
-    def __init__(self, file: Path, embedder: str, name: str, text: str = "text") -> None:
+    def __init__(
+        self, file: Path, embedder: str, name: str, text: str = "text", workers: Workers | None = None
+    ) -> None:
         from amends.lm.encoders import load_encoder
 
         self.name, self.identity, self.embedder = name, sha256_file(file), embedder
@@ -223,19 +228,21 @@ class CorpusCollector:
         if not self.rows:
             raise InputError(f'{name}: no row has a text in the column "{text}". Name another one with --text.')
         self.text, self._encoder = text, load_encoder(embedder, "embedding")
-        self._corpus_ND: np.ndarray | None = None
+        self._workers = workers or Here()
+        self._corpus: Any = None
 
     def search(self, query: str, limit: int) -> Iterator[Hit]:
         """Give the texts that are most like the query; of equal ones the first."""
-        if self._corpus_ND is None:
+        if self._corpus is None:
             say(f"embedding {len(self.rows)} texts of {self.name}")
-            self._corpus_ND = self._embed([row.data[self.text] for row in self.rows])
-        likeness_N = self._corpus_ND @ self._embed([query])[0]
-        for i in np.argsort(-likeness_N, kind="stable")[:limit].tolist():
+            self._corpus = self._workers.share(self._embed([row.data[self.text] for row in self.rows]))
+        parts = parts_of(len(self.rows), self._workers.num_parts)
+        shared = [self._corpus, self._embed([query])[0], limit]
+        for i, likeness in best_of(self._workers.bring(self._workers.each(likest, parts, shared=shared)), limit):
             row = self.rows[i]
             uri = _first_text(row.data, ("uri", "url")) or row.where
             licence = _first_text(row.data, ("licence", "license"))
-            yield Hit(uri, row.data[self.text], "text", licence, {"cosine": round(float(likeness_N[i]), 4)})
+            yield Hit(uri, row.data[self.text], "text", licence, {"cosine": round(likeness, 4)})
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         """Embed texts (N, D); each once and those of like length together."""
@@ -245,3 +252,21 @@ class CorpusCollector:
         place = {text: number for number, text in enumerate(order)}
         found_UD: np.ndarray = embed(self._encoder, order).numpy()
         return found_UD[[place[text] for text in texts]]
+
+
+def likest(rows: slice, corpus_ND: np.ndarray, query_D: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Local: the numbers of the texts of a part that are most like a query, and their cosines; of equal ones the first.
+
+    Tile by tile, so that the same bits come out of any number of parts.
+    """
+    tiles = [slice(start, min(start + TILE, rows.stop)) for start in range(rows.start, rows.stop, TILE)]
+    likeness_M = np.concatenate([corpus_ND[tile] @ query_D for tile in tiles])
+    best = np.argsort(-likeness_M, kind="stable")[:limit]
+    return rows.start + best, likeness_M[best]
+
+
+def best_of(parts: Sequence[tuple[np.ndarray, np.ndarray]], limit: int) -> list[tuple[int, float]]:
+    """Merge: the best of all parts, with their cosines."""
+    number_P, likeness_P = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    best = np.argsort(-likeness_P, kind="stable")[:limit]
+    return list(zip(number_P[best].tolist(), likeness_P[best].tolist(), strict=True))

@@ -5,8 +5,11 @@ of this tool.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from amends.curate._benchmarks import words_of
 
@@ -16,6 +19,8 @@ MOST_WORDS = 5
 """Of the weightiest words of a text."""
 WEIGHTY = 0.5
 """Of the weight of the heaviest word; a lighter one is no key term."""
+WORDS = {"stop_words": "english", "token_pattern": r"(?u)\b[^\W\d_]{3,}\b", "sublinear_tf": True}
+"""What is a word that may be weighty."""
 
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -56,27 +61,54 @@ def exact_terms(text: str) -> list[Term]:
     return list(dict.fromkeys(found))
 
 
+class Frequencies(NamedTuple):
+    """In how many texts each word stands; those of parts of the texts are added."""
+
+    num_texts: int
+    of_word: Counter[str]
+
+    def __add__(self, other: Any) -> "Frequencies":
+        """Add those of other texts."""
+        return Frequencies(self.num_texts + other.num_texts, self.of_word + other.of_word)
+
+
+def frequencies(texts: Iterable[str], how: Mapping[str, Any] = WORDS) -> Frequencies:
+    """Local: count the texts that each word stands in; `how` says what is a word, as scikit-learn's vectorizers do."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words_in, num, counts = TfidfVectorizer(**how).build_analyzer(), 0, Counter[str]()
+    for text in texts:
+        counts.update(set(words_in(text)))
+        num += 1
+    return Frequencies(num, counts)
+
+
+def vectorizer_of(found: Frequencies, how: Mapping[str, Any] = WORDS) -> Any:
+    """Merge: scikit-learn's TF-IDF as it would be learnt from all texts at once; None without a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not found.of_word:
+        return None
+    words = sorted(found.of_word)
+    made = TfidfVectorizer(**how, vocabulary={word: number for number, word in enumerate(words)})
+    counts_V = np.array([found.of_word[word] for word in words], dtype=np.float64)
+    made.idf_ = np.log((found.num_texts + 1) / (counts_V + 1)) + 1
+    return made
+
+
 class Weights:
     """TF-IDF weights of words, learnt from the texts of a pool.
 
-    texts : all texts that words are rare or common in. English words without a meaning of their own are left out.
+    texts : all texts that words are rare or common in, or what `frequencies` counted in them. English words without a
+    meaning of their own are left out.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        self._vectorizer: Any = TfidfVectorizer(
-            stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{3,}\b", sublinear_tf=True
-        )
-        self._is_empty = False
-        try:
-            self._vectorizer.fit(texts)
-        except ValueError:  # not a single word in them
-            self._is_empty = True
+    def __init__(self, texts: Sequence[str] | Frequencies) -> None:
+        self._vectorizer = vectorizer_of(texts if isinstance(texts, Frequencies) else frequencies(texts))
 
     def weighty(self, texts: Sequence[str]) -> list[list[Term]]:
         """Give the weightiest words of each text, heaviest first: at most `MOST_WORDS`, none lighter than `WEIGHTY`."""
-        if self._is_empty or not texts:
+        if self._vectorizer is None or not texts:
             return [[] for _ in texts]
         table, names = self._vectorizer.transform(texts).tocsr(), self._vectorizer.get_feature_names_out()
         found = []

@@ -21,6 +21,7 @@ import typer
 
 from amends.curate._collect import COLUMNS, NOT_ASKED, Gatherer, Part
 from amends.curate._design import Design, read_design
+from amends.curate._scale import Workers
 from amends.curate._sources import KINDS, Collector, CorpusCollector, FolderCollector, Hit, ListCollector
 from amends.io.atomic import check_new, lock, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import say
@@ -73,6 +74,7 @@ def run(
     most_mb: float = 20.0,
     most_gb: float = 10.0,
     concurrency: int = 8,
+    workers: Workers | None = None,
 ) -> Collected:
     """Collect samples for the classes of a design.
 
@@ -86,6 +88,8 @@ def run(
         `identity` that changes when its answers may, a run that was interrupted does not go on with another one.
     out : path
         Folder to make. OUT.part beside it holds what there is so far; the same call goes on from there.
+    workers : Workers, optional
+        Where parts of a corpus are ranked; default: here, all at once. See `amends.curate._scale`.
 
     The others are as on the command line.
 
@@ -94,7 +98,7 @@ def run(
     InputError : what the user can mend; also if nothing was collected.
     Stopped : Ctrl-C; the same call goes on.
     """
-    options = {name: value for name, value in locals().items() if name not in ("design", "source", "out")}
+    options = {name: value for name, value in locals().items() if name not in ("design", "source", "out", "workers")}
     check_new(out)
     started, place = time.time(), Path(out)
     plan = design if isinstance(design, Design) else read_design(design)
@@ -104,7 +108,7 @@ def run(
     if per_query < 1:
         raise InputError(f"--per-query {per_query}: must be at least 1.")
     with lock(place), _web(options, Path(f"{out}.part")) as web:
-        sources = [(_name(one), _opened(one, plan, web, embedder, text)) for one in given]
+        sources = [(_name(one), _opened(one, plan, web, embedder, text, workers)) for one in given]
         if twice := [name for name, number in Counter(name for name, _ in sources).items() if number > 1]:
             raise InputError(f'the source "{twice[0]}" is given twice. Give it once, or its objects a `name` each.')
         part = Part(Path(f"{out}.part"), _request(plan, sources, options))
@@ -175,7 +179,9 @@ def _name(source: str | Collector) -> str:
     return name if isinstance(name, str) else type(source).__name__
 
 
-def _opened(source: str | Collector, design: Design, web: Any, embedder: str | None, text: str) -> Collector:
+def _opened(
+    source: str | Collector, design: Design, web: Any, embedder: str | None, text: str, workers: Workers | None
+) -> Collector:
     """Open a source that was given as KIND:WHERE; an object that searches is one."""
     if not isinstance(source, str):
         if not callable(getattr(source, "search", None)):
@@ -193,7 +199,7 @@ def _opened(source: str | Collector, design: Design, web: Any, embedder: str | N
     if kind == "corpus":
         if embedder is None:
             raise InputError(f"--source {source}: a corpus is ranked by embeddings. Name a model with --embedder.")
-        return CorpusCollector(Path(where), embedder, source, text)
+        return CorpusCollector(Path(where), embedder, source, text, workers)
     if web is None:
         raise InputError(f"--source {source}: asks the network, which needs --fetch.")
     from amends.curate._service import ServiceCollector

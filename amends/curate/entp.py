@@ -6,7 +6,6 @@ the public reviews describe, and what is [design], a choice of this tool.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,20 +15,21 @@ import typer
 from numpy.typing import ArrayLike
 
 from amends.curate._benchmarks import read_benchmark
-from amends.curate._drafts import Control, Draft, Form, Mixing, drafts_of
+from amends.curate._drafts import Control, Form, Mixing
 from amends.curate._fusion import Writer, estimate, fuse
-from amends.curate._fusion_judge import HIGHEST, LOWEST
+from amends.curate._fusion_judge import HIGHEST, LOWEST, grade_prompt
 from amends.curate._fusion_judge import judge as grade_all
 from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
 from amends.curate._fusion_rules import Checker, Instructions
+from amends.curate._plan import ALONE, instructions_of, plan, rows_of
 from amends.curate._pool import Outcome, Verdict, check_columns, read_pool
-from amends.curate._purge import Purged, Purging, Sample, can_mix, never_mixed, purge, warnings_of
-from amends.curate._representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
-from amends.curate._terms import Weights
+from amends.curate._purge import Purging, check_scored, purge_in_parts, warnings_of
+from amends.curate._representatives import Grouping
+from amends.curate._scale import Here, Workers, parts_of
 from amends.curate._vectors import vectors_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
-from amends.io.errors import InputError, NoResult, check_installed
+from amends.io.errors import InputError, check_installed
 from amends.io.run import describe, write_jsonl
 from amends.io.write import kind_of
 from amends.lm.chat import Chat, open_chat
@@ -37,8 +37,6 @@ from amends.report.findings import render_findings
 
 __all__ = ["Control", "Grouping", "Mixed", "Mixing", "Purging", "run"]
 ADDED = ("cluster", "fused_into")
-ALONE = ("one2one", "evolve")
-"""Controls that take the first sample of each pair alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +75,7 @@ def run(
     concurrency: int = 8,
     dry_run: bool = False,
     seed: int = 0,
+    workers: Workers | None = None,
 ) -> Mixed:
     """Purge a pool, and fuse what is low.
 
@@ -106,13 +105,17 @@ def run(
         Ask nothing and write nothing; `record["estimate"]` says what the calls and tokens would be.
     seed : int, default 0
         Of the rows whose silhouettes are measured, of random pairs, and of draws above temperature 0.
+    workers : Workers, optional
+        Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`. In other
+        processes `most_calls` holds for each of them, and each time that they ask.
 
     Raises
     ------
     InputError : what the user can mend. If `most_calls` is reached, all answers so far are in the cache.
     NoResult : fewer than two usable rows with a low score.
     """
-    options = dict(locals())
+    options = {name: value for name, value in locals().items() if name != "workers"}
+    workers = workers or Here()
     purging, grouping, mixing = purging or Purging(), grouping or Grouping(), mixing or Mixing()
     options |= {"purging": asdict(purging), "grouping": asdict(grouping), "mixing": asdict(mixing)}
     if out is not None:
@@ -127,36 +130,47 @@ def run(
     say("reading the pool")
     rows = read_pool(data)
     check_columns(rows, ADDED)
-    purged = purge(rows, purging, contents)
-    plan = _plan(
+    check_scored(rows, purging)
+    parts = parts_of(len(rows), workers.num_parts)
+    purged = purge_in_parts(workers, [rows[part] for part in parts], [part.start for part in parts], purging, contents)
+    found = workers.bring(purged)
+    first = [verdict for part in found for verdict in part.verdicts]
+    low, unit_ND, faulty = vectors_of([sample for part in found for sample in part.low], rows, embedder, embedding)
+    verdicts = [Verdict("refused", faulty[i]) if i in faulty else verdict for i, verdict in enumerate(first)]
+    planned = plan(
+        workers,
         purged,
-        *vectors_of(purged.low, rows, embedder, embedding),
-        how=(purging, grouping, mixing),
-        rng=np.random.default_rng(seed),
+        [sample.row for sample in low],
+        unit_ND,
+        (purging, grouping, mixing),
+        np.random.default_rng(seed),
     )
-    drafts, warnings = plan.drafts, warnings_of(purging, plan.low)
+    drafts, warnings = planned.drafts, warnings_of(purging, {sample.licence for sample in low if sample.licence})
     for warning in warnings:
         say(f"warning: {warning}")
-    say(f"{len(plan.low)} rows with a low score, {len(plan.grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
-    would_take = estimate([draft for draft in drafts if draft.status == "open"], mixing)
+    say(f"{len(low)} rows with a low score, {len(planned.grouped.clusters.hub_C)} clusters, {len(drafts)} pairs")
+    graded = grade_prompt if judge is not None else None
+    would_take = estimate([draft for draft in drafts if draft.status == "open"], mixing, graded)
     chat, calls, judging = None, dict[str, Any](), dict[str, Any]()
     if not dry_run:
         assert llm is not None
         chat = llm if isinstance(llm, Chat) else _open(llm, out, cache, most_calls, batch_size, concurrency)
-        writer = Writer(chat, mixing, seed)
-        checker = Checker(Instructions([sample.instruction for sample in purged.usable]), contents)
-        number_of = {sample.row: i for i, sample in enumerate(purged.usable)}
-        again = None if mixing.control in (*ALONE, "random") else plan.pair_again
+        writer = Writer(chat, mixing, seed, workers=workers)
+        checker = Checker(Instructions(workers.each(instructions_of, purged), workers), contents)
+        usable = (row for part in workers.bring(workers.each(rows_of, purged)) for row in part)
+        number_of = {row: i for i, row in enumerate(usable)}
+        again = None if mixing.control in (*ALONE, "random") else planned.pair_again
         fuse(drafts, writer, checker, lambda draft: {number_of[sample.row] for sample in draft.samples}, again)
         calls = asdict(writer.counts)
         if judge is not None:
             same = chat if judge == llm else judge if isinstance(judge, Chat) else None
-            grader = Writer(same or _open(str(judge), out, cache, most_calls, batch_size, concurrency), mixing, seed)
+            critic = same or _open(str(judge), out, cache, most_calls, batch_size, concurrency)
+            grader = Writer(critic, mixing, seed, workers=workers)
             grade_all(drafts, grader)
-            judging = {"model": grader.chat.model.name, **asdict(grader.counts)}
-    outcome = outcome_of(rows, plan.verdicts, plan.low, plan.grouped, drafts)
-    told: dict[str, Any] = {"rows": outcome.counts(), "low": len(plan.low)}
-    told |= summary(drafts, plan.grouped, purged.verdicts)
+            judging = {"model": critic.model.name, **asdict(grader.counts)}
+    outcome = outcome_of(rows, verdicts, planned.low, planned.grouped, drafts)
+    told: dict[str, Any] = {"rows": outcome.counts(), "low": len(low)}
+    told |= summary(drafts, planned.grouped, first)
     name = chat.model.name if chat else ""
     if not dry_run and drafts and not told["fusion"]["accepted"]:
         warnings.append("No pair was accepted. The report says what they were rejected for.")
@@ -195,73 +209,6 @@ def write(mixed: Mixed, out: Path, kind: str) -> None:
         write_json(folder / "run.json", mixed.record)
         write_text(folder / "report.html", mixed.page)
         write_manifest(folder)
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is going to be fused."""
-
-    verdicts: list[Verdict]
-    low: list[Sample]
-    unit_ND: FloatArray
-    """Of the low samples."""
-    grouped: Grouped
-    drafts: list[Draft]
-    weights: Weights
-    neighbours: int
-    never: set[frozenset[str]]
-
-    def pair_again(self, unfit: Sequence[Draft]) -> None:
-        """Exchange samples among drafts that do not go together: the nearest ones that were not together before.
-
-        What is left over goes to the last drafts, which stay as they are.
-        """
-        place_of = {sample.row: i for i, sample in enumerate(self.low)}
-        samples = [sample for draft in unfit for sample in draft.samples]
-        found = nearest_pairs(
-            self.unit_ND[[place_of[sample.row] for sample in samples]],
-            [number for number, draft in enumerate(unfit) for _ in draft.samples],
-            self.neighbours,
-            lambda i, j: can_mix(samples[i], samples[j], self.never),
-        )
-        taken = {i for pair in found for i in pair}
-        rest = [i for i in range(len(samples)) if i not in taken]
-        groups = [[samples[i] for i in pair] for pair in (*found, *zip(rest[::2], rest[1::2], strict=True))]
-        for number, (draft, new) in enumerate(zip(unfit, drafts_of(groups, self.weights), strict=True)):
-            draft.samples, draft.keep = new.samples, new.keep
-            if number < len(found):
-                draft.status, draft.reason, draft.domain = "open", None, None
-            else:
-                draft.reason = f"no other partner was left ({draft.reason})"
-
-
-def _plan(
-    purged: Purged,
-    low: list[Sample],
-    unit_ND: FloatArray,
-    faulty: dict[int, str],
-    *,
-    how: tuple[Purging, Grouping, Mixing],
-    rng: np.random.Generator,
-) -> _Plan:
-    """Group the low samples that have an embedding, and begin a draft of each pair that may be asked about."""
-    purging, grouping, mixing = how
-    never = never_mixed(purging.never_mix)
-    if len(low) < 2:
-        raise NoResult(
-            f"{len(low)} usable rows have a score of at most {purging.low:g}, and two are needed to make one. "
-            "Raise --low, or name another column."
-        )
-    verdicts = [Verdict("refused", faulty[i]) if i in faulty else verdict for i, verdict in enumerate(purged.verdicts)]
-    grouped = group(unit_ND, grouping, rng, at_random=mixing.control == "random")
-    weights = Weights([f"{sample.instruction}\n{sample.response}" for sample in purged.usable])
-    alone, evolves = mixing.control in ALONE, mixing.control == "evolve"
-    groups = [[low[i]] if alone else [low[i], low[j]] for i, j in grouped.pairs]
-    drafts = drafts_of(groups, weights, mixing.form, evolves)
-    for draft in drafts:
-        if len(draft.samples) > 1 and not can_mix(draft.samples[0], draft.samples[1], never):
-            draft.status, draft.reason = "incompatible", f"licences that do not mix: {' and '.join(draft.licences)}"
-    return _Plan(verdicts, low, unit_ND, grouped, drafts, weights, grouping.neighbours, never)
 
 
 def _open(

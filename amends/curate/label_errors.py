@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from amends.curate._features import embeddings
+from amends.curate._flagged import JUDGED, Flagged, Method, doubt_of
 from amends.curate._pool import Outcome, Verdict, read_pool, text_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
@@ -27,8 +28,6 @@ from amends.io.run import RUN, describe
 from amends.io.tables import Row
 from amends.io.write import kind_of
 
-Method = Literal["simifeat-vote", "simifeat-rank", "knn", "confident", "cleanlab", "cores"]
-Flagged = Literal["keep", "drop", "relabel"]
 SUM = 1e-3
 """Distance of a row's probabilities from a sum of 1 that is taken for rounding."""
 
@@ -255,29 +254,21 @@ def outcome_of(
 ) -> Outcome:
     """Give every row its fate, with the reason, and the columns that are added."""
     verdicts, changed = dict(refused), list(rows)
-    added: dict[str, list[Any]] = {
-        name: [None] * len(rows) for name in ("noise_score", "label_error", "suggested_label", "confidence")
-    }
+    added: dict[str, list[Any]] = {name: [None] * len(rows) for name in JUDGED}
     for n, i in enumerate(used):
         if why := detector.why_not_[n]:
             verdicts[i] = Verdict("refused", f"not judged: {why}")
             continue
-        own, other = names[labels_n[n]], names[detector.suggested_[n]]
-        noise, wrong = float(detector.noise_score_[n]), bool(detector.flag_[n])
-        place = int(np.searchsorted(detector.classes_, detector.suggested_[n]))
-        sure = noise * float(detector.posterior_[n, place])
-        for name, value in zip(added, (round(noise, 4), wrong, other, round(sure, 4)), strict=True):
+        doubt = doubt_of(detector, n)
+        own, other = names[labels_n[n]], names[doubt.suggested]
+        for name, value in zip(JUDGED, doubt.values(other), strict=True):
             added[name][i] = value
-        if not wrong:
+        if not doubt.wrong:
             verdicts[i] = Verdict("kept")
-        elif flagged == "relabel" and sure >= confidence:
+            continue
+        verdicts[i], replaced = doubt.verdict(own, other, flagged, confidence, "kept")
+        if replaced:
             changed[i] = Row({**rows[i].data, label: other}, rows[i].where)
-            verdicts[i] = Verdict(
-                "kept", f'label "{own}" -> "{other}" (noise score {noise:.2f}, confidence {sure:.2f})'
-            )
-        else:
-            reason = f'label "{own}" looks wrong (noise score {noise:.2f}); rather "{other}" (confidence {sure:.2f})'
-            verdicts[i] = Verdict("dropped" if flagged == "drop" else "kept", reason)
     return Outcome(changed, [verdicts[i] for i in range(len(rows))], added)
 
 

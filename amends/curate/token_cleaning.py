@@ -6,7 +6,7 @@ base: high where there was something to learn. The other tokens keep their place
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ from amends.lm.rows import context_limit, encode_rows
 from amends.report.tokens import Example, render_tokens
 
 CHUNKS = 5
+TRAINED = ("lora_rank", "learning_rate", "epochs", "batch_size", "accumulation")
+"""Options of a training, but for the seed."""
 __all__ = [
     "ChosenTokensTrainer",
     "Cleaned",
@@ -247,10 +249,16 @@ def unused(training: Training | None, chunks: int | None) -> str | None:
     """Name the options that were changed and would be ignored: of a training that there is not, of chunks."""
     if chunks is not None:
         return f"--chunks {chunks}: goes with --self-evolving. Leave it out."
-    changed = set() if training is None else asdict(training).items() - asdict(Training()).items()
-    if names := sorted(f"--{name.replace('_', '-')} {value}" for name, value in changed if name != "seed"):
-        return f"{', '.join(names)}: how a reference is made here, but --reference gives one. Leave it out."
-    return None
+    changed = dict(asdict(training).items() - asdict(Training()).items()) if training is not None else {}
+    return needless({name: value for name, value in changed.items() if name in TRAINED})
+
+
+def needless(given: Mapping[str, Any]) -> str | None:
+    """Say that options of a training go with none."""
+    names = sorted(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    return (
+        f"{', '.join(names)}: how a reference is made here, but --reference gives one. Leave it out." if names else None
+    )
 
 
 def write(cleaned: Cleaned, out: Path, kind: str, shown: Sequence[Example]) -> None:
@@ -295,6 +303,7 @@ def _named(data: Any) -> str:
 
 
 def command(
+    ctx: typer.Context,
     data: Annotated[list[str], typer.Argument(help="Rows with a prompt and an answer; several files are one pool.")],
     out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
     base: Annotated[
@@ -344,6 +353,10 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Choose the answer tokens of DATA that are worth learning, and write rows that a trainer takes."""
+    sources = {name: str(ctx.get_parameter_source(name)) for name in TRAINED}
+    typed = {name: ctx.params[name] for name, of in sources.items() if of.endswith(("COMMANDLINE", "DEFAULT_MAP"))}
+    if reference is not None and (ignored := needless(typed)):  # also where the value is the default
+        raise InputError(ignored)
     cleaned = run(
         data if len(data) > 1 else data[0],
         base=base,

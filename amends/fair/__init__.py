@@ -10,9 +10,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     {
         "_concept_estimator": ["ConceptInfluence"],
         "_concepts": ["Rows", "group_transport", "label_flip", "removal", "set_column"],
+        "_network": ["NetworkClassifier"],
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
-        "fan": ["AbstainingFairClassifier"],
-        "fis": ["FairInfluenceSampler"],
+        "_abstaining": ["AbstainingFairClassifier"],
+        "_program": ["Infeasible"],
+        "_sampler": ["FairInfluenceSampler"],
         "proxies": ["ProxyFairness", "proxy_fairness"],
+        "_proxy_gap": ["CalibratedGap", "calibrated_gap"],
     },
 )

@@ -72,12 +72,9 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         The smooth gap on the validation rows.
     hard_disparity_ : float
         The same of the decisions.
-    groups_ : list
-        Groups of the validation rows, sorted.
-    accuracy_ : float
-        Of the validation rows.
-    changes_ : data frame
-        What `explain` returned, and `quality_` by concept.
+    groups_, accuracy_ : list, float
+        Groups of the validation rows, sorted, and accuracy on them.
+    changes_ : data frame; what `explain` returned
 
     Source: arXiv 2306.17828; signs are ours (there, positive may mean better).
     """

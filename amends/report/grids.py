@@ -11,6 +11,8 @@ from amends.report.plots import COLOURS, STYLE, TEXT, _figure, _legend, _svg
 
 DEEPEST = 0.6
 """Opacity of the largest entry: the number in it stands out on a white page and on a dark one."""
+MOST_ACROSS = 30
+"""Letters of all labels below bars above which they are turned."""
 
 
 def matrix(
@@ -67,7 +69,15 @@ def matrix(
         return _svg(figure, name, title, f"Rows are {down}, columns {across}. {told}.")
 
 
-def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: str, title: str, across: str) -> str:
+def shares(
+    of: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    *,
+    name: str,
+    title: str,
+    across: str,
+    up: str = "share of rows",
+) -> str:
     """Draw shares of the same levels in several sets of rows, as bars beside each other.
 
     Parameters
@@ -90,7 +100,11 @@ def shares(of: Mapping[str, Sequence[float]], labels: Sequence[str], *, name: st
         for label in axes.get_xticklabels():
             label.set_parse_math(False)
         axes.set_xlabel(across)
-        axes.set_ylabel("share of rows")
+        if sum(map(len, labels)) > MOST_ACROSS:
+            axes.tick_params(axis="x", rotation=30)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
+        axes.set_ylabel(up)
         _legend(axes, list(of))
         told = "; ".join(
             f"{one}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, values, strict=True))

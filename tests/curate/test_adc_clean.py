@@ -283,6 +283,15 @@ def test_every_row_is_kept_dropped_or_refused_and_what_was_given_is_not_changed(
     assert sum(map(len, written)) == 200
 
 
+def test_a_label_whose_other_is_not_sure_enough_is_dropped_where_it_was_to_be_replaced():
+    found = {confidence: run(pool(), flagged="relabel", confidence=confidence) for confidence in (0.0, 1.0)}
+    assert found[1.0].outcome.added["label_error"] == found[0.0].outcome.added["label_error"]
+    for i, wrong in enumerate(found[1.0].outcome.added["label_error"]):
+        if wrong:
+            assert fates(found[1.0])[i][0] == "dropped" and fates(found[0.0])[i][0] == "kept"
+            assert "(confidence 0." in fates(found[1.0])[i][1] and "->" in fates(found[0.0])[i][1]
+
+
 def test_labels_that_are_numbers_stay_numbers():
     rows = [row | {"label": NAMES.index(row["label"])} for row in pool()]
     kept = run(rows, flagged="relabel").outcome.of("kept")

@@ -88,6 +88,19 @@ def test_a_least_grade_needs_a_judge_and_a_place_on_the_scale(least, with_judge)
         entp_run(rated_right(3), judge=chat(Grading("5")) if with_judge else None, mixing=Mixing(least_grade=least))
 
 
+def test_a_dry_run_counts_the_judge_and_its_bounds_hold():
+    how = {"embedding": "embedding", "dry_run": True}
+    without, told = (entp.run(rated_right(5), judge=judge, **how).record["estimate"] for judge in (None, "any"))
+    extra = {"most_conversations_of_the_judge", "most_tokens_of_the_judge"}
+    assert told.keys() - without.keys() == extra and {name: told[name] for name in without} == without
+    assert told["most_conversations_of_the_judge"] == told["pairs"]
+    model, mixed = grades('{"grade": 4}')
+    assert len(model.prompts) <= told["most_conversations_of_the_judge"]
+    spoken = sum(len(prompt) // 4 for prompt in model.prompts) + 512 * len(model.prompts)
+    assert spoken <= told["most_tokens_of_the_judge"]
+    assert mixed.record["judging"]["asked"] == told["pairs"]  # each was accepted
+
+
 # Plain answers
 
 

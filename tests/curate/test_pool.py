@@ -1,4 +1,5 @@
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -77,3 +78,13 @@ def test_what_a_curation_wrote_is_a_pool_for_the_next_and_the_one_after_it():
 def test_a_reason_of_the_users_own_is_not_taken_for_one_of_ours():
     with pytest.raises(InputError, match='the column "reason" is there already'):
         Outcome(read_pool([{"text": "one", "reason": "mine"}]), [Verdict("kept")], {})
+
+
+def test_an_array_has_the_digest_of_the_list_of_its_numbers_and_of_all_of_them():
+    numbers = np.arange(3000, dtype=np.float32) / 7
+
+    def digest(values):
+        return Outcome(rows_of([{"v": values}]), [Verdict("kept")], {}).about(None)["sha256"]
+
+    assert digest(numbers) == digest(numbers.tolist())
+    assert digest(numbers) != digest(np.where(np.arange(3000) == 1500, 0, numbers))  # a printed array leaves it out

@@ -18,6 +18,7 @@ from amends.curate import (
 from amends.curate._tokens import offsets_of, token_mask
 from amends.io.errors import InputError
 
+from .blocks import table_of
 from .planted import planted
 
 pytestmark = [
@@ -47,29 +48,8 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def ray():
-    import os
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-    import ray.data
-
-    ray.init(
-        num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def dataset(ray, rows):
     return ray.data.from_arrow([rows.slice(0, 5), rows.slice(5, 9000), rows.slice(9005)])
-
-
-def table_of(dataset):
-    import ray
-
-    return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
 
 
 def test_ratings_mended_on_ray_are_those_mended_in_one_process(rows, dataset):

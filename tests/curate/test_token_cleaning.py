@@ -353,6 +353,21 @@ def test_what_cannot_be_done_is_said_before_the_long_part(tiny_model, monkeypatc
         run(**({"data": ROWS, "base": tiny_model, "training": SMALL} | change))
 
 
+@pytest.mark.parametrize(("way", "value"), [("line", "64"), ("line", "8"), ("recipe", "64")])
+def test_an_option_of_a_training_that_there_is_not_is_refused_though_it_be_the_default(tmp_path, capsys, way, value):
+    from amends.cli import main
+
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    (tmp_path / "how.yaml").write_text(f"lora_rank: {value}\n", encoding="utf-8")
+    more = ["--lora-rank", value] if way == "line" else ["--config", str(tmp_path / "how.yaml")]
+    common = ["curate", "token_cleaning", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "run"), "--base", "x"]
+    for reference, named in (["--reference", "y"], True), ([], False):
+        with pytest.raises(SystemExit) as ended:
+            main([*common, *reference, *more])
+        assert ended.value.code == 2
+        assert (f"--lora-rank {value}: how a reference is made here" in capsys.readouterr().err) == named
+
+
 def test_a_model_whose_numbers_are_none_is_refused(tiny_model, other_model):
     broken = load(other_model)
     with torch.no_grad():

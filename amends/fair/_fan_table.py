@@ -1,0 +1,242 @@
+"""Tables in and out of `amends fair fan`: what is learnt from, what is held out, and what becomes of each row.
+
+Shapes: N rows of the table and the new ones behind them, G groups.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+
+from amends.fair._abstaining import GROUP, SCORE, AbstainingFairClassifier
+from amends.fair._groups import Groups
+from amends.fair._kept import Kept, columns_of, count, rates_of, spread
+from amends.fair._program import FloatArray, IntArray
+from amends.fair._rules import ABSTAINED
+from amends.fair._surrogates import with_columns
+from amends.fair._table import column, encoder, features, groups, numbers
+from amends.io.atomic import sha256_json
+from amends.io.console import console
+from amends.io.errors import InputError
+from amends.io.tables import Row
+
+TEST = "test"
+CAPS = tuple(np.round(np.arange(0, 0.4001, 0.025), 3).tolist())
+"""Caps of abstention at which the report shows what is to be had."""
+NUM_GAPS = 9
+"""Gaps, from none to that of the base, that abstention is shown for."""
+FEW = 50
+"""Rows of a group, below which little can be said of its rates."""
+CELLS = "cells of the row"
+
+
+@dataclass(frozen=True, eq=False)
+class Traded:
+    """Abstention against the gap on the held-out rows, a point for each gap that was asked for."""
+
+    eps: list[float]
+    abstained: list[float]
+    """Share of all rows: as little as the gap needs."""
+    gap: list[float]
+    by_confidence: list[float]
+    """Gap if as many rows are abstained on, those with scores nearest to the threshold."""
+
+
+class Judged(NamedTuple):
+    """What is said of rows."""
+
+    score_N: FloatArray
+    fate_N: IntArray
+    added: list[dict[str, Any]]
+
+
+def held_out(rows: Sequence[Row], split: str | None, holdout: float, seed: int) -> np.ndarray:
+    """Say which rows are held out, bool (N,): those that a column calls "test", or a random share.
+
+    Raises
+    ------
+    InputError : none, or all.
+    """
+    if split is None:
+        held_N = np.zeros(len(rows), dtype=bool)
+        held_N[np.random.default_rng(seed).permutation(len(rows))[: round(holdout * len(rows))]] = True
+        where = f"--holdout {holdout:g}"
+    else:
+        held_N = np.array([str(cell) == TEST for cell in column(rows, split, "--split")])
+        where = f'--split {split}: "{TEST}"'
+    if held_N.all() or not held_N.any():
+        raise InputError(
+            f"{where} holds out {held_N.sum()} of {len(rows)} rows: the rule needs rows, and so does its test."
+        )
+    return held_N
+
+
+def names_of(found: Groups) -> np.ndarray:
+    """Name of each row's group, text (N,)."""
+    return np.array([str(name) for name in found.names], dtype=object)[found.code_N]
+
+
+def table(rows: Sequence[Row], score: str | None, feature: Sequence[str], without: Sequence[str]) -> pd.DataFrame:
+    """Make what the classifier is given: the score first, if there is one, the features, and a row's cells as one text.
+
+    Out of that text a row's fate is drawn where the rule leaves it to chance; the label is no part of it.
+    """
+    texts = [
+        json.dumps({k: v for k, v in row.data.items() if k not in without}, sort_keys=True, default=str) for row in rows
+    ]
+    frame = features(rows, feature, without) if feature or not score else pd.DataFrame(index=range(len(rows)))
+    if score:
+        frame.insert(0, SCORE, numbers(rows, [score], "--score", low=0, high=1)[:, 0])
+    return frame.assign(**{CELLS: np.array(texts, dtype=object)})
+
+
+def base_of(X: pd.DataFrame) -> Any:
+    """Make the classifier for features that have no score: logistic regression."""
+    return make_pipeline(encoder(X.drop(columns=CELLS)), LogisticRegression(max_iter=1000))
+
+
+def surrogate_of(X: pd.DataFrame, use_groups: bool, seed: int) -> Any:
+    """Make the model that learns what the program says."""
+    added = {name: np.zeros(len(X)) for name in ([SCORE, GROUP] if use_groups else [SCORE])}
+    seen = with_columns(X.drop(columns=[CELLS, *([SCORE] if SCORE in X else [])]), added)
+    return make_pipeline(encoder(seen), HistGradientBoostingClassifier(random_state=seed))
+
+
+def caps_of(given: float | Mapping[Any, float] | Sequence[str]) -> float | dict[str, float]:
+    """Read caps of abstention: a number, or of each group "NAME=NUMBER".
+
+    Raises
+    ------
+    InputError : no number, or both forms.
+    """
+    if isinstance(given, Mapping):
+        return {str(group): float(value) for group, value in given.items()}
+    if isinstance(given, int | float):
+        return float(given)
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, value = str(text).rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise InputError(f"--max-abstain {text}: expected a share of 1, or GROUP=SHARE.") from None
+    if ("" in found and len(found) > 1) or len(found) < len(given) or not found:
+        raise InputError(f"--max-abstain {' '.join(given)}: give one share, or one for each group as GROUP=SHARE.")
+    return found.get("", found)
+
+
+def judge(
+    model: AbstainingFairClassifier,
+    X: pd.DataFrame,
+    rows: Sequence[Row],
+    group_N: np.ndarray | None,
+    names: tuple[Any, Any],
+) -> Judged:
+    """Say of every row what the base decides, what the rule decides, and by what chances."""
+    said_N = model.predict(X, sensitive_features=group_N)
+    chance_N3 = model.decide_proba(X, sensitive_features=group_N)
+    score_N = model.base_score(X)
+    fate_N = np.where(said_N == model.abstain_, ABSTAINED, said_N).astype(np.int64)
+    fates = [*names, "abstain"]
+    base = [names[number] for number in (score_N >= model.threshold).astype(int).tolist()]
+    added = [
+        {
+            "base_score": round(score, 6),
+            "base_decision": before,
+            "decision": fates[fate],
+            "chance_positive": round(chances[1], 6),
+            "chance_abstain": round(chances[2], 6),
+        }
+        for score, before, fate, chances in zip(
+            score_N.tolist(), base, fate_N.tolist(), chance_N3.tolist(), strict=True
+        )
+    ]
+    return Judged(score_N, fate_N, [{**row.data, **more} for row, more in zip(rows, added, strict=True)])
+
+
+def new_groups(model: AbstainingFairClassifier, new: Sequence[Row], columns: Sequence[str]) -> np.ndarray | None:
+    """Read the groups of new rows, which need none if the rule does not look at them."""
+    return names_of(groups(new, columns, "--group")) if model.use_groups else None
+
+
+def measured(model: AbstainingFairClassifier, X: pd.DataFrame, label_N: IntArray, group_N: np.ndarray) -> Kept:
+    """Measure every promise on rows that were held out.
+
+    Raises
+    ------
+    InputError : a group that has held-out rows alone.
+    """
+    if odd := sorted(set(group_N) - set(model.groups_)):
+        raise InputError(f"the group {odd[0]} has held-out rows alone. Hold out others, or join it with another group.")
+    return model.report(X, label_N, sensitive_features=group_N)
+
+
+def doubts(model: AbstainingFairClassifier, label_n: IntArray, code_n: IntArray, held_code_n: IntArray) -> list[str]:
+    """Say what makes the rule, or the measure of it, worth less than it looks."""
+    found = []
+    score_n = model.held_out_score_
+    if (auc := roc_auc_score(label_n, score_n)) < 0.5:
+        found.append(
+            f"the score falls with the label (AUC {auc:.2f}): is --positive the value that it is the chance of?"
+        )
+    if len(set((score_n >= model.threshold).tolist())) < 2:
+        found.append(f"the base decides all rows alike at a threshold of {model.threshold:g}: set --threshold.")
+    for part, codes in (("made from", code_n), ("measured on", held_code_n)):
+        for group, name in enumerate(model.groups_):
+            if (size := int((codes == group).sum())) < FEW:
+                found.append(f"the rule is {part} {size} rows of {name}: of so few little can be said.")
+    return found
+
+
+def gap_by_confidence(
+    model: AbstainingFairClassifier, code_n: IntArray, label_n: IntArray, score_n: FloatArray, num_abstained: int
+) -> float:
+    """Gap if the rows with the scores nearest to the threshold are abstained on, whatever their group."""
+    base_n = (score_n >= model.threshold).astype(np.int64)
+    fate_n = base_n.copy()
+    fate_n[np.argsort(np.abs(score_n - model.threshold), kind="stable")[:num_abstained]] = ABSTAINED
+    rates = rates_of(count(code_n, label_n, base_n, fate_n, len(model.groups_)))
+    return max(spread(rates[name]) for name in columns_of(model.notion))
+
+
+def trade(
+    model: AbstainingFairClassifier,
+    X_fit: pd.DataFrame,
+    label_fit: IntArray,
+    group_fit: np.ndarray,
+    X_held: pd.DataFrame,
+    label_n: IntArray,
+    group_n: np.ndarray,
+) -> Traded:
+    """Make a rule by score bins for each gap, with the least abstention, and measure it on the held-out rows."""
+    score_n = model.base_score(X_held)
+    code_n = np.array([model.groups_.index(name) for name in group_n], dtype=np.int64)
+    fit_table = pd.DataFrame({SCORE: model.held_out_score_, CELLS: X_fit[CELLS].to_numpy()})
+    held_table = pd.DataFrame({SCORE: score_n, CELLS: X_held[CELLS].to_numpy()})
+    widest = gap_by_confidence(model, code_n, label_n, score_n, 0)
+    points: list[tuple[float, float, float, float]] = []
+    for eps in track(np.linspace(0, widest, NUM_GAPS), description="trade-offs", console=console, transient=True):
+        how = {"estimator": "precomputed", "mode": "scorebins", "max_abstain": 1.0, "objective": "abstention"}
+        rule = clone(model).set_params(**how, eps=float(eps)).fit(fit_table, label_fit, sensitive_features=group_fit)
+        kept = rule.report(held_table, label_n, sensitive_features=group_n)
+        num = int((rule.predict(held_table, sensitive_features=group_n) == rule.abstain_).sum())
+        plain = gap_by_confidence(model, code_n, label_n, score_n, num)
+        points.append((float(eps), num / len(label_n), kept.gaps[model.notion]["after"], plain))
+    return Traded(*(list(values) for values in zip(*points, strict=True)))
+
+
+def about(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """Describe a table for run.json."""
+    path = str(data) if isinstance(data, str | Path) else None
+    plain = [{name: str(value) for name, value in row.data.items()} for row in rows]
+    return {"path": path, "rows": len(rows), "sha256": sha256_json(plain)}
