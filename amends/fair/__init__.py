@@ -8,8 +8,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [file.stem for file in Path(__file__).parent.glob("[a-z]*.py")],
     {
+        "_concept_estimator": ["ConceptInfluence"],
+        "_concepts": ["Rows", "group_transport", "label_flip", "removal", "set_column"],
         "_network": ["NetworkClassifier"],
-        "concept_influence": ["ConceptInfluence"],
         "drops": ["PriorRobustClassifier", "delta_worst_accuracy"],
         "_abstaining": ["AbstainingFairClassifier"],
         "_program": ["Infeasible"],

@@ -1,4 +1,4 @@
-"""Several named curves over one axis of numbers, with bands, as SVG to stand inside an HTML page."""
+"""Several named curves over one axis of numbers, with bands, and pairs of numbers, as SVG inside an HTML page."""
 
 from collections.abc import Mapping, Sequence
 
@@ -82,6 +82,45 @@ def curves(
         for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
             write(visible(label), parse_math=False)
         return _svg(figure, name, title, f"{'; '.join(told)}.")
+
+
+def pairs(
+    of: Mapping[str, tuple[ArrayLike, ArrayLike]], *, across: str, up: str, title: str, name: str = "pairs"
+) -> str:
+    """Draw pairs of numbers that should be equal, as marks beside the line on which they are.
+
+    Parameters
+    ----------
+    of : mapping
+        Name to (x, y), arrays of one length; pairs that are not finite are left out.
+    across, up, title, name : as of `curves`
+
+    Returns
+    -------
+    str : one svg element.
+
+    Raises
+    ------
+    ValueError : arrays that do not go together.
+    """
+    told, ends = [], []
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(1, 3.8, len(of))
+        for k, (label, values) in enumerate(of.items()):
+            x, y = _checked(label, values, log=False)
+            axes.plot(
+                x, y, linestyle="none", marker=MARKERS[k % 6], color=COLOURS[k % 6], fillstyle="none", markersize=6
+            )
+            there = np.isfinite(y)
+            ends += [*x[there], *y[there]]
+            furthest = f", at most {np.abs(x - y)[there].max():.2g} apart" if there.any() else ""
+            told.append(f"{label}: {int(there.sum())} pairs{furthest}")
+        _legend(axes, list(of))
+        if ends:
+            axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, linewidth=1, linestyle=":")
+        for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
+            write(visible(label), parse_math=False)
+        return _svg(figure, name, title, f"{'; '.join(told)}. On the dotted line both are equal.")
 
 
 def _checked(name: str, values: Sequence[ArrayLike], log: bool) -> list[np.ndarray]:

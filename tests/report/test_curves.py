@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from amends.report.curves import curves
+from amends.report.curves import curves, pairs
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "<script>alert(1)</script>\u202e$x_1$"
@@ -94,3 +94,13 @@ def test_few_and_many_points_can_be_drawn(of):
 def test_arrays_that_do_not_go_together_are_refused(values):
     with pytest.raises(ValueError, match='curve "a": expected'):
         curves({"a": values}, **HOW)
+
+
+def test_pairs_lie_beside_the_line_on_which_they_are_equal():
+    svg = pairs({"refits": ([0, 1, 2, np.nan], [0, 1, 3, 1])}, across="predicted", up="actual", title="A chart")
+    root = ElementTree.fromstring(svg)
+    assert "refits: 3 pairs, at most 1 apart" in root[1].text
+    assert len([use for use in root.iter(f"{SVG}use") if "#3a84c4" in (use.get("style") or "")]) >= 3
+    assert "no value" not in pairs({"none": ([], [])}, across="x", up="y", title="A chart")
+    with pytest.raises(ValueError, match="one length"):
+        pairs({"odd": ([0, 1], [0])}, across="x", up="y", title="A chart")
