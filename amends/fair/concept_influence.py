@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress
 
-from amends.io.atomic import check_new, new_folder, sha256_file, write_json, write_manifest, write_text
+from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError, check_installed
-from amends.io.frames import rows_from
-from amends.io.run import RUN, describe
+from amends.io.frames import about_rows, rows_from
+from amends.io.run import describe, run_folder
 from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 
@@ -183,8 +183,8 @@ def run(
         command="fair concept_influence",
         config=options,
         seed=seed,
-        data={"train": _about(data, rows)}
-        | {name: _about(data if given[name] is None else given[name], of_these) for name, of_these in read.items()},
+        data={"train": about_rows(data, rows)}
+        | {name: about_rows(data if given[name] is None else given[name], of_these) for name, of_these in read.items()},
         weights={},
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all rows scored",
@@ -290,17 +290,11 @@ def _doubts(found: "ConceptInfluence", repairs: Mapping[str, "Repair"]) -> list[
     return warned
 
 
-def _about(data: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Describe a table for run.json."""
-    path = str(data) if isinstance(data, str | Path) else None
-    return {"path": path, "rows": len(rows), "sha256": sha256_file(path) if path and Path(path).is_file() else None}
-
-
 def write(found: Findings, out: Path, kind: str, edited: bool, label: str, positive: str | None) -> None:
     """Write the run folder in one move."""
     from amends.fair._concept_influence_page import edited_rows, edits_of, page, scored_rows, summary
 
-    with new_folder(out) as folder:
+    with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"rows{kind}", scored_rows(found))
         for name, repair in found.repairs.items():
             stem = "".join(sign if sign.isalnum() else "_" for sign in name)
@@ -308,10 +302,6 @@ def write(found: Findings, out: Path, kind: str, edited: bool, label: str, posit
                 write_rows(folder / f"edits_{stem}{kind}", edits_of(found, name))
             if edited:
                 write_rows(folder / f"edited_{stem}{kind}", edited_rows(found, name, label))
-        write_json(folder / "summary.json", summary(found))
-        write_json(folder / RUN, found.record)
-        write_text(folder / "report.html", page(found))
-        write_manifest(folder)
 
 
 def command(
