@@ -138,7 +138,7 @@ def binary(rows: Sequence[Row], name: str, option: str, positive: str | None) ->
         raise InputError(f'--positive {positive}: the column "{name}" holds {", ".join(names[:10])}.')
     if len(names) > 2:
         raise InputError(
-            f'column "{name}": {len(names)} values ({", ".join(names[:10])}), expected two. Join some, or leave rows out.'
+            f'column "{name}": {len(names)} values ({", ".join(names[:10])}), expected two. Join some or drop rows.'
         )
     if positive is not None:
         return (found.code_N == names.index(positive)).astype(np.int64)

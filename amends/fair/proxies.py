@@ -19,8 +19,8 @@ import typer
 from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, drawn, known_matrices
 from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
 from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
-from amends.fair._table import classes as classes_of
 from amends.fair._table import check_seed, check_single, column
+from amends.fair._table import classes as classes_of
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed

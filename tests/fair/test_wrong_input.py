@@ -81,6 +81,12 @@ def test_labels_of_one_kind_teach_nothing():
         METHODS["concept_influence"]([row | {"y": 1} for row in people()])
 
 
+def test_a_group_without_the_label_that_counts_is_called_by_its_name():
+    rows = [row | {"y": row["y"] * (row["g"] == "M")} for row in people()]
+    with pytest.raises(InputError, match="group F has no row with label 1"):
+        METHODS["concept_influence"](rows, metric="equal_opportunity")
+
+
 def test_one_group_has_no_gap_to_close():
     with pytest.raises(InputError, match=r"--group g: all rows are of one group \(F\)"):
         METHODS["fan"]([row | {"g": "F"} for row in people()])
