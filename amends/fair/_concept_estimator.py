@@ -171,7 +171,8 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         notion = self.metric
         if notion == "equal_opportunity" and self._positive is None:
             raise ValueError(f"metric={notion!r} of {len(self.classes_)} classes needs pos_label: give one of them.")
-        self._gap_of: Disparity = disparity(groups.code_N, condition_V, notion, num_groups=len(groups.names))
+        of = groups.names
+        self._gap_of: Disparity = disparity(groups.code_N, condition_V, notion, num_groups=len(of), names=of)
         self.accuracy_, self.hard_disparity_ = self.decide(self.estimator_)
 
     @property

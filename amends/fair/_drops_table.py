@@ -132,7 +132,7 @@ def read_shares(given: Sequence[str], option: str, *namings: Sequence[str]) -> A
     total = sum(shares.values())
     wanted = next((names for names in namings if set(names) == set(shares)), None)
     if wanted is None or not min(shares.values()) >= 0 or not abs(total - 1) <= SUM:
-        names = " or ".join(", ".join(names)[:200] for names in namings)
+        names = " or ".join(", ".join(names)[:200] for names in dict.fromkeys(map(tuple, namings)))
         raise InputError(
             f"{option} {' '.join(given)} (sum {total:g}): expected a share of 0 or more of each of {names}, with sum 1."
         )

@@ -36,6 +36,8 @@ NUM_GAPS = 9
 FEW = 50
 """Rows of a group, below which little can be said of its rates."""
 CELLS = "cells of the row"
+ADDED = ("base_score", "base_decision", "decision", "chance_positive", "chance_abstain")
+"""Columns that rows get."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,37 @@ def table(rows: Sequence[Row], score: str | None, feature: Sequence[str], withou
     return frame.assign(**{CELLS: np.array(texts, dtype=object)})
 
 
+def check_added(rows: Sequence[Row]) -> None:
+    """Refuse rows with a column that this would write over.
+
+    Raises
+    ------
+    InputError
+    """
+    for row in rows:
+        if taken := [name for name in ADDED if name in row.data]:
+            raise InputError(f'{row.where}: there is a column "{taken[0]}" already, which this writes. Rename it.')
+
+
+def check_kinds(
+    rows: Sequence[Row], new: Sequence[Row], feature: Sequence[str], without: Sequence[str], score: str | None
+) -> None:
+    """Refuse new rows with words where the others have numbers: these would be taken for words as well.
+
+    Raises
+    ------
+    InputError : with the first such row and its column.
+    """
+    if not new or (score and not feature):
+        return
+    for name, dtype in features(rows, feature, without).dtypes.items():
+        if dtype.kind == "f":
+            column(new, str(name), "--feature")
+            for row in new:
+                if row.data[name] not in (None, ""):
+                    numbers([row], [str(name)], "--feature")
+
+
 def base_of(X: pd.DataFrame) -> Any:
     """Make the classifier for features that have no score: logistic regression."""
     return make_pipeline(encoder(X.drop(columns=CELLS)), LogisticRegression(max_iter=1000))
@@ -148,13 +181,7 @@ def judge(
     fates = [*names, "abstain"]
     base = [names[number] for number in (score_N >= model.threshold).astype(int).tolist()]
     added = [
-        {
-            "base_score": round(score, 6),
-            "base_decision": before,
-            "decision": fates[fate],
-            "chance_positive": round(chances[1], 6),
-            "chance_abstain": round(chances[2], 6),
-        }
+        dict(zip(ADDED, (round(score, 6), before, fates[fate], *(round(c, 6) for c in chances[1:])), strict=True))
         for score, before, fate, chances in zip(
             score_N.tolist(), base, fate_N.tolist(), chance_N3.tolist(), strict=True
         )

@@ -284,9 +284,9 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 choices = ", ".join(map(repr, values))
                 raise ValueError(f"{name}={getattr(self, name)!r}: unknown. Choose one of {choices}.")
         check_delta(self.delta)
-        if self.steps < 1 or not 0 < self.rate <= 1 or not self.smooth >= 0:
+        if self.steps < 1 or not 0 < self.rate <= 1 or not 0 <= self.smooth < np.inf:
             given = f"steps={self.steps}, rate={self.rate}, smooth={self.smooth}"
-            raise ValueError(f"{given}: expected at least 1, above 0 and at most 1, and 0 or more.")
+            raise ValueError(f"{given}: expected at least 1, above 0 and at most 1, and a number of 0 or more.")
 
     def _given(self) -> Any:
         """Return the estimator if it is fitted already; else None."""

@@ -49,6 +49,7 @@ class Rule:
 
 def edges(score_N: FloatArray, bins: int, threshold: float) -> FloatArray:
     """Edges between bins of as many rows each; the threshold is one, so that a bin has one decision of the base."""
+    bins = min(bins, len(score_N))  # more would part no rows, and make a program as large as they are many
     inner = np.quantile(score_N, np.linspace(0, 1, bins + 1)[1:-1]) if bins > 1 else np.zeros(0)
     return np.unique(np.append(inner, threshold))
 

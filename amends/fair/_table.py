@@ -19,6 +19,37 @@ MOST_CATEGORIES = 100
 """Values of a column of words above which it is an identifier rather than a feature."""
 
 
+MOST_SEED = 2**32 - 1
+"""Largest seed that scikit-learn takes."""
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises
+    ------
+    InputError
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError(f"--seed {seed}: expected a whole number from 0 to {MOST_SEED}.")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, NaN, pandas' NA and NaT, or blanks."""
+    return bool(np.ndim(value) == 0 and pd.isna(value)) or (isinstance(value, str) and not value.strip())
+
+
+def check_single(row: Row, name: str, value: Any) -> None:
+    """Refuse a cell that holds several values.
+
+    Raises
+    ------
+    InputError
+    """
+    if np.ndim(value) or isinstance(value, dict):
+        raise InputError(f'{row.where}, column "{name}": a list or an object, expected one value. Mend or leave out.')
+
+
 def column(rows: Sequence[Row], name: str, option: str) -> list[Any]:
     """Values of a column.
 
@@ -67,8 +98,9 @@ def groups(rows: Sequence[Row], names: Sequence[str], option: str) -> Groups:
     values = [column(rows, name, option) for name in names]
     for name, cells in zip(names, values, strict=True):
         for row, value in zip(rows, cells, strict=True):
-            if value is None or value != value or str(value).strip() == "":
+            if is_missing(value):
                 raise InputError(f'{row.where}, column "{name}": no group. Leave such rows out, or name their group.')
+            check_single(row, name, value)
     return read_groups(np.array(values, dtype=object).T, len(rows), option)
 
 
@@ -81,8 +113,9 @@ def classes(rows: Sequence[Row], name: str, option: str, known: Sequence[Any] | 
     """
     cells = column(rows, name, option)
     for row, value in zip(rows, cells, strict=True):
-        if value is None or value != value or str(value).strip() == "":
+        if is_missing(value):
             raise InputError(f'{row.where}, column "{name}": no value. Leave such rows out.')
+        check_single(row, name, value)
     if known is None:
         return read_groups(np.array(cells, dtype=object), len(rows), option)
     place = {str(value): number for number, value in enumerate(known)}
@@ -101,9 +134,13 @@ def binary(rows: Sequence[Row], name: str, option: str, positive: str | None) ->
     """
     found = classes(rows, name, option)
     names = [str(value) for value in found.names]
+    if positive is not None and positive not in names:
+        raise InputError(f'--positive {positive}: the column "{name}" holds {", ".join(names[:10])}.')
+    if len(names) > 2:
+        raise InputError(
+            f'column "{name}": {len(names)} values ({", ".join(names[:10])}), expected two. Join some or drop rows.'
+        )
     if positive is not None:
-        if positive not in names:
-            raise InputError(f'--positive {positive}: the column "{name}" holds {", ".join(names[:10])}.')
         return (found.code_N == names.index(positive)).astype(np.int64)
     place = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
     if unknown := [value for value in names if value not in place]:
@@ -130,13 +167,19 @@ def features(rows: Sequence[Row], names: Sequence[str], without: Sequence[str]) 
     for name in chosen:
         cells = column(rows, name, "--feature")
         try:
-            found[name] = np.array([np.nan if cell in (None, "") else float(cell) for cell in cells])
+            values_N = np.array([np.nan if is_missing(cell) else float(cell) for cell in cells])
+            if np.isinf(values_N).any():
+                row = rows[int(np.isinf(values_N).argmax())]
+                raise InputError(f'{row.where}, column "{name}": an infinite number. Mend it, or leave it empty.')
+            found[name] = values_N
+        except InputError:
+            raise
         except (TypeError, ValueError):
             if any(isinstance(cell, list | dict) for cell in cells):
                 raise InputError(
                     f'the column "{name}" holds lists or objects. Name the columns with --feature.'
                 ) from None
-            texts = ["" if cell is None else str(cell) for cell in cells]
+            texts = ["" if is_missing(cell) else str(cell) for cell in cells]
             if (num := len(set(texts))) > MOST_CATEGORIES:
                 raise InputError(
                     f'the column "{name}" holds {num} different texts: no feature. Name the columns with --feature.'

@@ -115,10 +115,11 @@ def run(
 
     from amends.fair._concept_estimator import ConceptInfluence
     from amends.fair._gaps import rates
-    from amends.fair._table import binary, encoder, features, groups
+    from amends.fair._table import binary, check_seed, encoder, features, groups
 
     if out is not None:
         check_new(out)
+    check_seed(seed)
     groups_in = [group] if isinstance(group, str) else list(group)
     _check_options(groups_in, concepts, set_to, dependent, c, max_rows)
     started = time.time()
@@ -129,6 +130,8 @@ def run(
         rows, read = _split(rows, split, read)
     X = features(rows, feature, [label, *groups_in, *([split] if split else [])])
     y, of = binary(rows, label, "--label", positive), groups(rows, groups_in, "--group")
+    if len(set(y.tolist())) < 2:
+        raise InputError(f'column "{label}": all rows to train on have the same label, and nothing can be learnt.')
     asked = _concepts(concepts, transport, set_to, dependent, [n for n in groups_in if n in X], X, seed)
     others: dict[str, Any] = {}
     for name, of_these in read.items():

@@ -33,8 +33,10 @@ from amends.fair._prior_robust import (
     delta_worst_accuracy,
     means,
     rescaled,
+    warn_of,
 )
 from amends.fair._prior_robust_classifier import PRECOMPUTED, PriorRobustClassifier
+from amends.fair._table import check_seed
 from amends.fair._table import classes as read_classes
 from amends.fair._table import groups as read_group_columns
 from amends.io.atomic import check_new, write_json
@@ -119,8 +121,9 @@ def run(
     options = {name: value for name, value in locals().items() if name not in ("data", "apply", "out")}
     if out is not None:
         check_new(out)
+    check_seed(seed)
     started = time.time()
-    deltas = [float(value) for value in ([delta] if isinstance(delta, int | float) else delta)]
+    deltas = list(dict.fromkeys(float(value) for value in ([delta] if isinstance(delta, int | float) else delta)))
     rows = rows_from(data)
     new_rows = [] if apply is None else rows_from(apply)
     found = read_classes(rows, label, "--label")
@@ -217,7 +220,11 @@ def _cross_fitted(
             model.fit(p_NC[train], label_N[train], train_prior, None if group_N is None else group_N[train])
         if test is None:
             models[delta] = model
-            heard += [str(warning.message) for warning in caught]
+            # The model knows cells by number; people know them by name.
+            about = model._of_cells(model._probabilities(p_NC)), cell_N, model.train_prior_, model.target_prior_
+            by_name = Cells([text_of(cell) for cell in cells.names], cells.class_C)
+            words = dict(zip(warn_of(*about, model._cells), warn_of(*about, by_name), strict=True))
+            heard += [words.get(text, text) for text in (str(warning.message) for warning in caught)]
         else:
             decided[rule_of(delta)][test] = model.predict(p_NC[test])
     decided[PLAIN] = (rescaled(p_NC, np.ones(len(cells.names)), cells) if by_cell else p_NC).argmax(axis=1)

@@ -103,10 +103,11 @@ def run(
     check_installed("sklearn", "scikit-learn", "fair")
     from amends.fair import _fan_table as tables
     from amends.fair._abstaining import AbstainingFairClassifier
-    from amends.fair._table import binary, column, groups
+    from amends.fair._table import binary, check_seed, column, groups
 
     if out is not None:
         check_new(out)
+    check_seed(seed)
     if not 0 < holdout < 1:
         raise InputError(f"--holdout {holdout:g}: expected a share of the rows between 0 and 1.")
     caps = tables.caps_of(max_abstain)
@@ -121,7 +122,14 @@ def run(
     names = (cells[int((label_N == 0).argmax())], cells[int(label_N.argmax())])
     held_N = tables.held_out(rows, split, holdout, seed)
     fit_n, held_n = np.flatnonzero(~held_N), np.flatnonzero(held_N)
-    group_N = tables.names_of(groups(rows, columns, "--group"))
+    people = groups(rows, columns, "--group")
+    if len(people.names) < 2:
+        raise InputError(
+            f"--group {', '.join(columns)}: all rows are of one group ({people.names[0]}): no gap to close."
+        )
+    group_N = tables.names_of(people)
+    tables.check_added([*rows[:1], *new[:1]])
+    tables.check_kinds(rows, new, feature, [label, *columns, *([split] if split else [])], score)
     X = tables.table([*rows, *new], score, feature, [label, *columns, *([split] if split else [])])
     X_fit, X_held, X_new = X.iloc[fit_n], X.iloc[held_n], X.iloc[len(rows) :]
     model = AbstainingFairClassifier(

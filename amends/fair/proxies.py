@@ -19,8 +19,8 @@ import typer
 from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, drawn, known_matrices
 from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
 from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
+from amends.fair._table import check_seed, check_single, column
 from amends.fair._table import classes as classes_of
-from amends.fair._table import column
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -289,9 +289,13 @@ def run(
     check_installed("fairlearn", "fairlearn", "fair")
     if out is not None:
         check_new(out)
+    check_seed(seed)
     started = time.time()
     rows = rows_from(data)
     preds, truths = classes_of(rows, pred, "--pred"), classes_of(rows, label, "--label") if label else None
+    for name in proxy:
+        for row, cell in zip(rows, column(rows, name, "--proxy"), strict=True):
+            check_single(row, name, cell)
     said = {name: [None if str(cell) in missing else cell for cell in column(rows, name, "--proxy")] for name in proxy}
     if len(said) != len(proxy):
         raise InputError("--proxy: a column is named twice. Each proxy counts once.")

@@ -7,6 +7,7 @@ that is needed of the rows is which cell, condition and group, each belongs to.
 Shapes: N rows, K scores of a row, G groups, C conditions, P pairs of groups.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
@@ -76,6 +77,7 @@ def disparity(
     notion: Notion = "demographic_parity",
     *,
     num_groups: int | None = None,
+    names: Sequence[object] | None = None,
 ) -> Disparity:
     """Prepare the gaps between groups.
 
@@ -87,6 +89,8 @@ def disparity(
         0 or 1 under "equal_opportunity", where label 1 counts; 0 to C - 1 under "equalized_odds". Not used otherwise.
     num_groups : int, optional
         G; default: the highest group and one.
+    names : sequence, optional
+        What the groups are called in an error; default: their numbers.
 
     Raises
     ------
@@ -109,6 +113,7 @@ def disparity(
     if not size_CG.all():
         condition, group = np.argwhere(size_CG == 0)[0].tolist()
         label = {"demographic_parity": "", "equal_opportunity": " with label 1"}.get(notion, f" with label {condition}")
+        group = group if names is None else names[group]
         raise ValueError(f"group {group} has no row{label}: {notion} cannot be told. Give such rows, or merge groups.")
     return Disparity(cell_N, size_CG)
 
