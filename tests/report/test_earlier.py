@@ -124,21 +124,18 @@ def test_the_page_has_a_row_for_each_earlier_request_and_what_was_said(page):
     assert "of the words of earlier request 1 again" in lead
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+def test_hostile_paths_and_reasons_are_shown_and_do_nothing(page):
+    plain = page([request(LOW, "x"), request(LOW, "x", left_out="x: gone")])
+    for path in (
         "<script>alert(1)</script>.jsonl",
         "<img src=x onerror=alert(1)>",
         "a\u202eb\x1b.jsonl",
         "' onx='1.jsonl",
         "{{ 7*7 }}",
-    ],
-)
-def test_a_hostile_path_or_reason_is_shown_and_does_nothing(page, path):
-    found = page([request(LOW, path), request(LOW, path, left_out=f"{path}: gone")])
-    plain = page([request(LOW, "x"), request(LOW, "x", left_out="x: gone")])
-    assert re.findall(r"<\w+", found) == re.findall(r"<\w+", plain)
-    assert not [c for c in found if not c.isprintable() and c != "\n"]
+    ):
+        found = page([request(LOW, path), request(LOW, path, left_out=f"{path}: gone")])
+        assert re.findall(r"<\w+", found) == re.findall(r"<\w+", plain), path
+        assert not [c for c in found if not c.isprintable() and c != "\n"], path
 
 
 def test_without_earlier_requests_the_page_and_the_card_do_not_speak_of_them(run):

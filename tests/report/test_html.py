@@ -115,9 +115,9 @@ def hostile(folder, text):
 def template_runs(tmp_path_factory, run):
     """Two small runs with few questions, copied for each text."""
 
-    def make(text):
+    def make(*texts):
         folder = tmp_path_factory.mktemp("hostile")
-        for name in ("one", "two"):
+        for name, text in zip(("one", "two"), texts, strict=True):
             shutil.copytree(run, folder / name)
             for file in (folder / name).glob("evaluation/*.json"):
                 content = json.loads(file.read_text(encoding="utf-8"))
@@ -134,12 +134,12 @@ def template_runs(tmp_path_factory, run):
 
 @pytest.fixture(scope="module")
 def harmless(template_runs):
-    return Outline(template_runs("x")).tags
+    return Outline(template_runs("x", "x")).tags
 
 
-@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
-def test_no_text_changes_the_structure_of_the_page(payload, template_runs, harmless):
-    page = template_runs(payload)
+@pytest.mark.parametrize("payloads", [PAYLOADS[i : i + 2] for i in range(0, 40, 2)], ids=range(20))
+def test_no_text_changes_the_structure_of_the_page(payloads, template_runs, harmless):
+    page = template_runs(*payloads)
     outline = Outline(page)
     assert outline.tags == harmless
     assert not [c for c in page if not c.isprintable() and c not in "\n\u200c\u200d"]
