@@ -134,7 +134,7 @@ def template_runs(tmp_path_factory, run):
 
 @pytest.fixture(scope="module")
 def harmless(template_runs):
-    return Outline(template_runs("x", "x")).tags
+    return Outline(template_runs("x", "y")).tags
 
 
 @pytest.mark.parametrize("payloads", [PAYLOADS[i : i + 2] for i in range(0, 40, 2)], ids=range(20))
