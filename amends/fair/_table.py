@@ -93,8 +93,10 @@ def groups(rows: Sequence[Row], names: Sequence[str], option: str) -> Groups:
 
     Raises
     ------
-    InputError : a column or a value is missing.
+    InputError : a column or a value is missing, or a column is named twice.
     """
+    if twice := [name for name in names if list(names).count(name) > 1]:
+        raise InputError(f"{option} {twice[0]}: named twice. Name each column once.")
     values = [column(rows, name, option) for name in names]
     for name, cells in zip(names, values, strict=True):
         for row, value in zip(rows, cells, strict=True):

@@ -293,6 +293,11 @@ def run(
     started = time.time()
     rows = rows_from(data)
     preds, truths = classes_of(rows, pred, "--pred"), classes_of(rows, label, "--label") if label else None
+    if truths is not None and not {str(name) for name in truths.names} & {str(name) for name in preds.names}:
+        raise InputError(
+            f'--label {label}: holds "{truths.names[0]}", --pred {pred} "{preds.names[0]}", and they have no class in '
+            "common. Call classes alike in both."
+        )
     for name in proxy:
         for row, cell in zip(rows, column(rows, name, "--proxy"), strict=True):
             check_single(row, name, cell)

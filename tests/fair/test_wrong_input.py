@@ -125,3 +125,14 @@ def test_warnings_of_drops_name_classes_and_groups_as_the_data_do():
 def test_an_infinite_smooth_is_refused():
     with pytest.raises(InputError, match="smooth=inf"):
         METHODS["drops"](people(), smooth=float("inf"))
+
+
+def test_a_group_that_is_named_twice_is_refused():
+    with pytest.raises(InputError, match="--group g: named twice"):
+        fan.run(people(), label="y", group=["g", "g"], score="s")
+
+
+def test_truths_and_predictions_that_share_no_class_are_refused():
+    rows = [row | {"truth": "yes" if row["y"] else "no"} for row in people()]
+    with pytest.raises(InputError, match='--label truth: holds "no", --pred y "0", and they have no class in common'):
+        METHODS["proxies"](rows, label="truth", metric="equalized_odds")
