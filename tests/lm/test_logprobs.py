@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
 from transformers.integrations import flex_attention
 
 from amends.io.errors import InputError
@@ -82,24 +83,50 @@ def test_a_packed_row_equals_separate_passes(family: str, attention: str | None,
     assert largest_difference(tiny(family, attention), some_rows(system=system)) < 1e-5
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_says_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncompiled: compiling takes a minute. GPT-2 has no FlexAttention."""
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention as plain operations: compiling takes half a minute, and compiled it has no backward pass on a CPU.
 
-    def uncompiled(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+    The two checks that refuse a CPU's gradients guard the compiled kernel; the plain operations have them.
+    """
+
+    def plain(*args: Any, training: bool = False, **kwargs: Any) -> Any:
         return flex_attention.flex_attention(*args, **kwargs)
 
-    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", uncompiled)
-    rows = some_rows(count=40)  # several blocks of 128 tokens
-    expected = packed(tiny(family, "eager"), rows).logp_BA
-    torch.testing.assert_close(packed(tiny(family, "flex_attention"), rows).logp_BA, expected, atol=1e-5, rtol=0)
+    def options(*args: Any) -> Any:
+        return apply(*args) | {"OUTPUT_LOGSUMEXP": torch.is_grad_enabled()}
+
+    apply = torch_flex._apply_kernel_options
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", plain)
+    monkeypatch.setattr(torch_flex, "_apply_kernel_options", options)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])  # which has no FlexAttention
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of the compiler
+@pytest.mark.usefixtures("uncompiled")
+def test_flex_attention_says_and_learns_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pack(some_rows(count=40), 0)  # several blocks of 128 tokens
+
+    def said(attention: str) -> tuple[Tensor, list[Tensor]]:
+        model = tiny(family, attention)
+        logp_BA = answer_logprobs(model, batch).logp_BA
+        return logp_BA, list(torch.autograd.grad(logp_BA.mean(), list(model.parameters())))
+
+    expected, gradients = said("eager")
+    logp_BA, flex = said("flex_attention")
+    torch.testing.assert_close(logp_BA, expected, atol=1e-5, rtol=0)
+    for ours, theirs in zip(flex, gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
     monkeypatch.setattr(logprobs, "block_mask", causal)
-    assert (packed(tiny(family, "flex_attention"), rows).logp_BA - expected).abs().max() > 1e-2
+    logp_BA, flex = said("flex_attention")
+    assert (logp_BA - expected).abs().max() > 1e-2
+    assert any((ours - theirs).norm() > 1e-2 * theirs.norm() for ours, theirs in zip(flex, gradients, strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has no backward pass on a CPU")
-def test_flex_attention_has_the_same_gradients() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled, FlexAttention has no backward pass on a CPU")
+def test_compiled_flex_attention_has_the_same_gradients() -> None:
     batch = {name: tensor.cuda() for name, tensor in pack(some_rows(count=40), 0).items()}
     grads = []
     for attention in ("eager", "flex_attention"):
