@@ -39,7 +39,13 @@ class StopOnNonFinite(TrainerCallback):
     """Stop at a loss or gradient that is not a number, before it reaches a saved model.
 
     Every step that is saved is logged first, so that no checkpoint holds what came of such a loss.
+
+    state : (str, str)
+        What the run's checkpoints are made of (`amends.lm.checkpoint.fault`).
     """
+
+    def __init__(self, state: tuple[str, str]) -> None:
+        self.state = state
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have the losses since the last log looked at."""
@@ -53,9 +59,8 @@ class StopOnNonFinite(TrainerCallback):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(float(value)):
                 saves = args.save_strategy != SaveStrategy.NO
-                good = next(
-                    (path for path in checkpoints(args.output_dir) if saves and not fault(path, args.world_size)), None
-                )
+                there = checkpoints(args.output_dir) if saves else []
+                good = next((path for path in there if not fault(path, args.world_size, state=self.state)), None)
                 raise NoResult(
                     f"{name} is {value} at step {state.global_step}: training stopped and "
                     + (f"the last good checkpoint is {good}. " if good else "nothing was saved. ")

@@ -22,6 +22,9 @@ from amends.io.tables import read_json
 LEAST_KEPT = 2  # one to fall back on if the newest is damaged
 NAME = re.compile(r"checkpoint-(\d+)")
 REQUEST, STATE = "request.json", "trainer_state.json"
+WHOLE = ("*.safetensors", "optimizer.pt")
+SHARDED = ("pytorch_model_fsdp*", "optimizer*")
+"""Under FSDP: one file each or, of SHARDED_STATE_DICT, a folder with a file from every process."""
 WORDS = {"missing": "is missing", "size": "has another size", "changed": "was changed", "unlisted": "was added"}
 
 
@@ -43,7 +46,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def fault(checkpoint: str | Path, num_processes: int = 1, request: Mapping[str, Any] | None = None) -> str:
+def fault(
+    checkpoint: str | Path,
+    num_processes: int = 1,
+    request: Mapping[str, Any] | None = None,
+    state: tuple[str, str] = WHOLE,
+) -> str:
     """Why a checkpoint cannot be resumed from; empty if it can.
 
     Parameters
@@ -52,6 +60,8 @@ def fault(checkpoint: str | Path, num_processes: int = 1, request: Mapping[str, 
         Each has a state of the random generators of its own.
     request : dict, optional
         What the training was asked to do; the checkpoint must have been written for the same.
+    state : (str, str), default WHOLE
+        Patterns of the names under which weights and optimizer lie there.
     """
     folder = Path(checkpoint)
     try:
@@ -60,10 +70,9 @@ def fault(checkpoint: str | Path, num_processes: int = 1, request: Mapping[str, 
         if problems := check_manifest(folder):
             return ", ".join(f"{file} {WORDS[what]}" for file, what in problems)
         generators = [f"rng_state_{i}.pth" for i in range(num_processes)] if num_processes > 1 else ["rng_state.pth"]
-        needed = ["optimizer.pt", "scheduler.pt", STATE, *generators] + ([REQUEST] if request is not None else [])
+        needed = ["scheduler.pt", STATE, *generators] + ([REQUEST] if request is not None else [])
         missing = [f"it has no {name}" for name in needed if not (folder / name).is_file()]
-        if not any(folder.glob("*.safetensors")):
-            missing.append("it has no weights")
+        missing += [f"it has no {pattern}" for pattern in state if not any(folder.glob(pattern))]
         if not missing and request is not None:
             return ", ".join(_differences(read_json(folder / REQUEST), finite(request)))
         return ", ".join(missing)
@@ -71,8 +80,13 @@ def fault(checkpoint: str | Path, num_processes: int = 1, request: Mapping[str, 
         return str(error).replace(str(folder), "").lstrip(f"{os.sep}: ").removesuffix(".")
 
 
-def newest(folder: str | Path, num_processes: int = 1, request: Mapping[str, Any] | None = None) -> Newest:
-    """Find the newest checkpoint without a fault, and the newer ones with theirs.
+def newest(
+    folder: str | Path,
+    num_processes: int = 1,
+    request: Mapping[str, Any] | None = None,
+    state: tuple[str, str] = WHOLE,
+) -> Newest:
+    """Find the newest checkpoint without a `fault`, and the newer ones with theirs.
 
     Raises
     ------
@@ -80,7 +94,7 @@ def newest(folder: str | Path, num_processes: int = 1, request: Mapping[str, Any
     """
     skipped: dict[Path, str] = {}
     for path in checkpoints(folder):
-        reason = fault(path, num_processes, request)
+        reason = fault(path, num_processes, request, state)
         if not reason:
             return Newest(path, skipped)
         skipped[path] = reason

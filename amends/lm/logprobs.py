@@ -22,6 +22,7 @@ from weakref import WeakSet
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -407,7 +408,9 @@ def layer_list(model: nn.Module) -> tuple[nn.Module, str]:
 
 def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
     """Logits in float32, with what some families do to them after the output layer."""
-    logits: Tensor = head(hidden).float()
+    if isinstance(head, FSDPModule):  # its hooks, passed by here, count one call in a pass, with the layers it shares
+        head.unshard()
+    logits: Tensor = head.forward(hidden).float()
     if factor := getattr(config, "logit_scale", None):
         logits = logits * factor
     if divisor := getattr(config, "logits_scaling", None):

@@ -23,7 +23,9 @@ from amends.io.errors import InputError, Stopped
 from amends.lm.callbacks import Bar, StopOnNonFinite, StopOnSignal, TellEpoch
 from amends.lm.checkpoint import (
     REQUEST,
+    SHARDED,
     STATE,
+    WHOLE,
     checkpoints,
     fault,
     new_checkpoint,
@@ -141,7 +143,8 @@ class AnswerTrainer(Trainer):
         collate.by_line = args.device.type == "cpu" and args.world_size == 1 and not self.couples_samples
         self.model_accepts_loss_kwargs = False
         self.add_callback(TellEpoch(rows))
-        self.add_callback(StopOnNonFinite())
+        self._state = SHARDED if self.is_fsdp_enabled else WHOLE
+        self.add_callback(StopOnNonFinite(self._state))
         self._stop = StopOnSignal(self)
         self.add_callback(self._stop)
         if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
@@ -246,7 +249,7 @@ class AnswerTrainer(Trainer):
         folder, start = Path(str(self.args.output_dir)), None
         skipped: dict[Path, str] = {}
         if asked is True:
-            start, skipped = newest(folder, self.args.world_size, self.request)
+            start, skipped = newest(folder, self.args.world_size, self.request, self._state)
             for path, reason in skipped.items():
                 say(f"skipped {path}: {reason}")
             say(f"going on from {start}" if start else f"no checkpoint in {folder}: starting from the beginning")
@@ -255,7 +258,7 @@ class AnswerTrainer(Trainer):
                 self.resumed.append(f"The run was interrupted and went on from {start.name}.")
         elif asked:
             start = Path(asked)
-            if reason := fault(start, self.args.world_size, self.request):
+            if reason := fault(start, self.args.world_size, self.request, self._state):
                 raise InputError(f"{start}: cannot be resumed from: {reason}. Name another checkpoint.")
         step = TrainerState.load_from_json(str(start / STATE)).global_step if start else 0
         later = [path for path in checkpoints(folder) if step_of(path) > step and path not in skipped]
