@@ -21,11 +21,12 @@ from amends.io.run import versions, write_jsonl
 from amends.io.tables import read_json, read_rows, rows_of
 from amends.lm.load import load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
+from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
 from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
-from amends.unlearn._run import Result, suite_of
+from amends.unlearn._run import Result
 from amends.verbs import teach
 
 

@@ -14,7 +14,7 @@ from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.load import Loaded, load, shares_base
-from amends.unlearn._run import model_for
+from amends.unlearn._read import model_for
 
 Found = TypeVar("Found")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "half": "0.5 is best", "zero": "0 is best"}

@@ -24,7 +24,7 @@ from amends.io.errors import InputError, check_installed
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.load import weights_sha256
-from amends.unlearn._run import model_for
+from amends.unlearn._read import model_for
 
 TASKS = Path(__file__).parent / "tasks"
 KEPT = ("results", "groups", "higher_is_better", "versions", "n-shot", "n-samples")

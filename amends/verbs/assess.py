@@ -25,9 +25,9 @@ from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, judge, read_limits
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
+from amends.unlearn._read import about
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
-from amends.unlearn._run import about
 
 CLEAN = "clean"
 """Class of an answer that is no gibberish, as the usual classifier names it."""

@@ -23,8 +23,8 @@ from amends.lm.rows import context_limit, encode_rows, without_too_long
 from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, mean_rank, num_tokens, tpr_at_fpr
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
+from amends.unlearn._read import about, model_for
 from amends.unlearn._request import Data
-from amends.unlearn._run import about, model_for
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
 
 COMBINED, WORDS = "combined", "words"

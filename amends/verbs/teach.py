@@ -25,7 +25,7 @@ from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, read_pairs
 from amends.lm.trainer import training_arguments
 from amends.unlearn._ledger import read_ledger
-from amends.unlearn._run import about
+from amends.unlearn._read import about
 from amends.unlearn._teach import TeachTrainer
 
 

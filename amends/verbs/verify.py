@@ -17,11 +17,13 @@ from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.rows import context_limit
 from amends.unlearn._beside import OF_OTHERS, add_similarity
+from amends.unlearn._compare import suite_of
+from amends.unlearn._earlier import ledger_of, read_earlier
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
+from amends.unlearn._read import read_data, record_sha256
 from amends.unlearn._request import Request
-from amends.unlearn._run import ledger_of, read_data, read_earlier, record_sha256, suite_of
 from amends.unlearn._said import SAID_NAMES
 from amends.unlearn._summary import LATER_NAMES
 

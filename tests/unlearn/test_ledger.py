@@ -15,9 +15,9 @@ from amends.lm.load import load
 from amends.unlearn import flat
 from amends.unlearn._evaluate import build_suite
 from amends.unlearn._ledger import LEDGER, Entry, read_ledger
+from amends.unlearn._read import read_data
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
-from amends.unlearn._run import read_data
 from amends.unlearn._summary import SUMMARY_NAMES, summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own

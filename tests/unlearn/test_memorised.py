@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, norm
 
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow, token_statistics
-from amends.lm.pairs import encode
+from amends.lm.pairs import Pairs, encode
 from amends.maths import memorisation
 from amends.unlearn._evaluate import HOLDOUT, build_suite, evaluate, likelihoods, mean_logprobs, with_reference
 from amends.unlearn._intervals import RESAMPLES
@@ -29,8 +29,8 @@ from amends.unlearn._memorised import (
     true_positive_rate,
 )
 from amends.unlearn._metrics import deviation_score
+from amends.unlearn._read import about, check_unseen, read_data
 from amends.unlearn._request import Request
-from amends.unlearn._run import Pairs, about, check_unseen, read_data
 from amends.unlearn._summary import LATER_NAMES, summarise
 
 HITS = st.lists(st.booleans(), min_size=1, max_size=12)

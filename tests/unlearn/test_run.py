@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from amends.io.atomic import check_manifest
 from amends.io.run import FIELDS, read_run
 from amends.lm.load import load, weights_sha256
-from amends.unlearn import _run, flat
+from amends.unlearn import _compare, _run, flat
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -126,8 +126,8 @@ def test_what_fails_after_the_training_does_not_lose_the_model(
             raise RuntimeError("no more room")
         return evaluate(*args, role=role, **options)
 
-    evaluate = _run.evaluate
-    monkeypatch.setattr(_run, broken, fail)
+    evaluate = _compare.evaluate
+    monkeypatch.setattr(_compare if broken == "evaluate" else _run, broken, fail)
     out = tmp_path / "run"
     words = ["--model", tiny_model, "--forget", forget, "--out", out, "--epochs", 1, "--eval-rows", 1]
     code, _, err = amends("unlearn", "flat", *words)

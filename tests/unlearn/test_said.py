@@ -19,10 +19,10 @@ from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Encoded, plain_ids, read_pairs
 from amends.unlearn import ga
 from amends.unlearn._beside import Start, load_judge, with_others
+from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
-from amends.unlearn._run import suite_of
 from amends.unlearn._said import (
     FORGET_EVAL,
     SAID_NAMES,

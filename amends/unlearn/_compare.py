@@ -1,0 +1,114 @@
+"""What a run measures: the model before, the model after, and the retrained reference, asked the same."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.lm.load import Loaded, load, precision, shares_base, weights_sha256
+from amends.lm.pairs import Pair, Pairs
+from amends.unlearn._beside import Judge, Start, with_others
+from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
+from amends.unlearn._request import Request
+
+
+def check_evaluation(request: Request) -> None:
+    """Refuse options of an evaluation that would be ignored."""
+    for option in ("reference", "holdout", "forget_eval", "judge"):
+        if getattr(request, option) is not None and not request.eval_rows:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{name}: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
+    if (request.judge is None) != (request.judge_label is None):
+        raise InputError("--judge and --judge-label go together: give both or neither.")
+
+
+def suite_of(
+    request: Request,
+    forget: Pairs,
+    templates: Sequence[str],
+    earlier: Mapping[str, Sequence[Pair]] | None = None,
+    holdout: Pairs | None = None,
+    forget_eval: Pairs | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Suite:
+    """Build what the models of this run are asked."""
+    sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
+    return build_suite(
+        forget.kept,
+        sets,
+        templates,
+        rows=request.eval_rows,
+        earlier=earlier,
+        holdout=holdout.kept if holdout else [],
+        forget_eval=forget_eval.kept if forget_eval else [],
+        tokenizer=tokenizer,
+        cut=(request.prefix_tokens, request.continuation_tokens),
+    )
+
+
+def evaluate_before(
+    model: str | Path | Any, loaded: Loaded, suite: Suite, request: Request, judge: Judge | None = None
+) -> tuple[Loaded, dict[str, dict[str, Any]]]:
+    """Evaluate the retrained reference, if one is named, and the model as it is.
+
+    Returns
+    -------
+    The model, which takes turns with the reference on their common base where they are adapters; the evaluations.
+    """
+    evaluations = {}
+    if request.reference is not None:
+        say(f"evaluating the retrained reference {request.reference}")
+        takes_turns = isinstance(model, str | Path) and shares_base(loaded, request.reference)
+        reference = load(request.reference, instead_of=loaded if takes_turns else None)
+        evaluations["reference"] = evaluate_or_reuse(reference, suite, "reference", request.evaluations)
+        if takes_turns:
+            loaded = load(str(model), trainable=True, instead_of=reference)._replace(tokenizer=loaded.tokenizer)
+        del reference
+    say("evaluating the model before")
+    before = evaluations["before"] = evaluate_or_reuse(loaded, suite, "before", request.evaluations)
+    told = {
+        role: with_others(found, loaded.model, loaded.tokenizer, None if role == "before" else before["items"], judge)
+        for role, found in evaluations.items()
+    }
+    return loaded, told
+
+
+def evaluate_after(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: Suite,
+    evaluations: Mapping[str, dict[str, Any]],
+    start: Start,
+    name: str,
+    judge: Judge | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate the model after, and set it and `evaluations`, those before, beside the reference's if it is there."""
+    say("evaluating the model after")
+    after = evaluate(model, tokenizer, suite, role="after", name=name)
+    with start.again(model):
+        after = with_others(after, model, tokenizer, evaluations["before"]["items"], judge)
+    reference = evaluations.get("reference")
+    return {role: with_reference(e, reference) for role, e in {**evaluations, "after": after}.items()}
+
+
+def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | str | None) -> dict[str, Any]:
+    """Evaluate, unless `folder` holds the evaluation of exactly these weights and questions at this precision."""
+    file = Path(folder) / f"{role}.json" if folder else None
+    if file and file.exists():
+        try:
+            recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            asked = (weights_sha256(loaded.model), suite.sha256(), precision())
+            same = (recorded["weights"], recorded["suite"], recorded["precision"]) == asked
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+            raise InputError(
+                f"{file}: not an evaluation ({error}). Leave --evaluations out to evaluate anew."
+            ) from None
+        if same:
+            say(f"same weights and questions as recorded in {file}: taken from there")
+            return recorded
+        say(f"{file} is of other weights, questions or precision: evaluating anew")
+    return evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name)
