@@ -191,7 +191,7 @@ def judge(
 
 def new_groups(model: AbstainingFairClassifier, new: Sequence[Row], columns: Sequence[str]) -> np.ndarray | None:
     """Read the groups of new rows, which need none if the rule does not look at them."""
-    return names_of(groups(new, columns, "--group")) if model.use_groups else None
+    return names_of(groups(new, columns, "--group", model.groups_)) if model.use_groups else None
 
 
 def measured(model: AbstainingFairClassifier, X: pd.DataFrame, label_N: IntArray, group_N: np.ndarray) -> Kept:

@@ -88,12 +88,12 @@ def numbers(
     return found
 
 
-def groups(rows: Sequence[Row], names: Sequence[str], option: str) -> Groups:
-    """Group of every row; of several columns, each combination.
+def groups(rows: Sequence[Row], names: Sequence[str], option: str, known: Sequence[Any] | None = None) -> Groups:
+    """Group of every row, of these if they are known; of several columns, each combination.
 
     Raises
     ------
-    InputError : a column or a value is missing, or a column is named twice.
+    InputError : a column or a value is missing, a column is named twice, or a group is none of those known.
     """
     if twice := [name for name in names if list(names).count(name) > 1]:
         raise InputError(f"{option} {twice[0]}: named twice. Name each column once.")
@@ -103,7 +103,16 @@ def groups(rows: Sequence[Row], names: Sequence[str], option: str) -> Groups:
             if is_missing(value):
                 raise InputError(f'{row.where}, column "{name}": no group. Leave such rows out, or name their group.')
             check_single(row, name, value)
-    return read_groups(np.array(values, dtype=object).T, len(rows), option)
+    found = read_groups(np.array(values, dtype=object).T, len(rows), option)
+    if known is not None:
+        strange = [n for n, name in enumerate(found.names) if str(name) not in set(map(str, known))]
+        if strange:
+            at = int(np.isin(found.code_N, strange).argmax())
+            raise InputError(
+                f"{rows[at].where}: of the group {found.names[found.code_N[at]]}, which is none of "
+                f"{', '.join(map(str, known))}. Leave such rows out."
+            )
+    return found
 
 
 def classes(rows: Sequence[Row], name: str, option: str, known: Sequence[Any] | None = None) -> Groups:
@@ -148,6 +157,17 @@ def binary(rows: Sequence[Row], name: str, option: str, positive: str | None) ->
     if unknown := [value for value in names if value not in place]:
         raise InputError(f'column "{name}": which value is the positive one? It holds {unknown[0]}: give --positive.')
     return np.array([place[value] for value in names], dtype=np.int64)[found.code_N]
+
+
+def check_features(names: Sequence[str], label: str) -> None:
+    """Refuse the label as a column to learn from.
+
+    Raises
+    ------
+    InputError
+    """
+    if label in names:
+        raise InputError(f"--feature {label}: it is the label, which a model would only repeat. Leave it out.")
 
 
 def features(rows: Sequence[Row], names: Sequence[str], without: Sequence[str]) -> pd.DataFrame:

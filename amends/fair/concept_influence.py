@@ -115,11 +115,12 @@ def run(
 
     from amends.fair._concept_estimator import ConceptInfluence
     from amends.fair._gaps import rates
-    from amends.fair._table import binary, check_seed, encoder, features, groups
+    from amends.fair._table import binary, check_features, check_seed, encoder, features, groups
 
     if out is not None:
         check_new(out)
     check_seed(seed)
+    check_features(feature, label)
     groups_in = [group] if isinstance(group, str) else list(group)
     _check_options(groups_in, concepts, set_to, dependent, c, max_rows)
     started = time.time()

@@ -103,11 +103,12 @@ def run(
     check_installed("sklearn", "scikit-learn", "fair")
     from amends.fair import _fan_table as tables
     from amends.fair._abstaining import AbstainingFairClassifier
-    from amends.fair._table import binary, check_seed, column, groups
+    from amends.fair._table import binary, check_features, check_seed, column, groups
 
     if out is not None:
         check_new(out)
     check_seed(seed)
+    check_features(feature, label)
     if not 0 < holdout < 1:
         raise InputError(f"--holdout {holdout:g}: expected a share of the rows between 0 and 1.")
     caps = tables.caps_of(max_abstain)

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from amends.fair._gaps import rates
 from amends.fair._groups import Groups
 from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
-from amends.fair._table import check_seed, classes, encoder, features, groups, numbers
+from amends.fair._table import check_features, check_seed, classes, encoder, features, groups, numbers
 from amends.fair._validation import Round
 from amends.io.atomic import check_new
 from amends.io.console import say
@@ -109,6 +109,7 @@ def run(
     if out is not None:
         check_new(out)
     check_seed(seed)
+    check_features(feature, label)
     if pool is None and bought is None:
         raise InputError("give --pool (rows to choose from), --bought (rows whose labels came back), or both.")
     started, named = time.time(), [group] if isinstance(group, str) else list(group)

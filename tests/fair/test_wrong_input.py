@@ -68,6 +68,12 @@ def test_an_infinite_feature_is_named_by_row_and_column(method):
         METHODS[method](changed(a=float("inf")))
 
 
+@pytest.mark.parametrize("method", ["fan", "concept_influence", "fis"])
+def test_the_label_is_nothing_to_learn_from(method):
+    with pytest.raises(InputError, match="--feature y: it is the label"):
+        METHODS[method](people(), feature=["a", "y"])
+
+
 @pytest.mark.parametrize("method", ["fan", "drops"])
 def test_a_missing_value_of_pandas_is_no_label(method):
     table = pd.DataFrame(people()).astype({"y": "Int64"})
