@@ -58,7 +58,7 @@ CHATML = (
 )
 
 
-def save_tiny_model(folder: Path, seed: int = 0, context: int = 512, layers: int = 1) -> Path:
+def save_tiny_model(folder: Path, seed: int = 0, context: int = 2048, layers: int = 1) -> Path:
     """A random Llama of some thousand weights with a ChatML tokenizer of bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -38,7 +38,7 @@ class TellEpoch(TrainerCallback):
 class StopOnNonFinite(TrainerCallback):
     """Stop at a loss or gradient that is not a number, before it reaches a saved model.
 
-    Every step that is saved is logged first, so that no checkpoint holds what came of such a loss.
+    Every step that is saved is logged first, and the last one, so that no checkpoint holds what came of such a loss.
 
     state : (str, str)
         What the run's checkpoints are made of (`amends.lm.checkpoint.fault`).
@@ -49,7 +49,7 @@ class StopOnNonFinite(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have the losses since the last log looked at."""
-        control.should_log = control.should_log or control.should_save
+        control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
 
     on_epoch_end = on_step_end
 

@@ -156,8 +156,10 @@ def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
     identity = row.data.get("id")
     wrong = row.data.get("perturbed_answer") or ()
     paraphrase, right = row.data.get("paraphrased_answer"), row.data.get("right_answer")
-    if isinstance(wrong, str) or not all(isinstance(text, str) and text for text in wrong):
+    if not isinstance(wrong, list | tuple) or not all(isinstance(text, str) and text for text in wrong):
         raise InputError(f"{row.where}: perturbed_answer must be a list of non-empty texts.")
+    if paraphrase is not None and not isinstance(paraphrase, str):
+        raise InputError(f"{row.where}: paraphrased_answer must be a text.")
     if right is not None and not (isinstance(right, str) and right.strip()):
         raise InputError(
             f"{row.where}: right_answer must be the true answer beside a made-up one, as text. Rename the column if it "
@@ -223,7 +225,8 @@ def _cut_text(
     text = _text(row, "text")
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     window = prefix_tokens + continuation_tokens
-    starts = [s for s in range(0, len(spans), window) if len(spans) - s > prefix_tokens]
+    shortest = min(2, continuation_tokens)  # a rest of one token is no continuation
+    starts = [s for s in range(0, len(spans), window) if len(spans) - s >= prefix_tokens + (shortest if s else 1)]
     if not starts:
         raise InputError(
             f"{row.where}: the text has {len(spans)} tokens; {prefix_tokens} go to the prefix, none is left to forget. "
@@ -231,10 +234,11 @@ def _cut_text(
         )
     identity = row.data.get("id", row.where)
     pairs = []
+    # A token's span may lack its space, and two may share a character: each begins where the one before it ends.
+    border = [0, *(min(one[1], other[0]) for one, other in pairwise(spans)), spans[-1][1]]
     for start in starts:
-        middle, end = start + prefix_tokens, min(start + window, len(spans)) - 1
-        prefix = text[spans[start][0] : spans[middle][0]]
-        pairs.append(Pair(f"{identity}#{start}", prefix, text[spans[middle][0] : spans[end][1]], row.where))
+        first, middle, end = (border[min(i, len(spans))] for i in (start, start + prefix_tokens, start + window))
+        pairs.append(Pair(f"{identity}#{start}", text[first:middle], text[middle:end], row.where))
     return pairs
 
 
@@ -251,17 +255,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
     if isinstance(prompt, str):
         # The answer continues the text and goes on after its last token, so no end is taught or forgotten.
         start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-        return [Encoded(start + plain_ids(tokenizer, prompt), plain_ids(tokenizer, answer)) for answer in answers]
+        return [Encoded(start + plain_ids(tokenizer, prompt), _next_ids(tokenizer, answer)) for answer in answers]
     if tokenizer.chat_template is None:
         text = (
             "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
         )
         start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         ids = start + plain_ids(tokenizer, text)
-        return [Encoded(ids, [*plain_ids(tokenizer, " " + answer), *_eos(tokenizer)]) for answer in answers]
+        return [Encoded(ids, [*_next_ids(tokenizer, " " + answer), *_eos(tokenizer)]) for answer in answers]
     ids = _template_ids(tokenizer, prompt)
     closing = turn_end(tokenizer)
     return [Encoded(ids, [*plain_ids(tokenizer, answer), *closing]) for answer in answers]
+
+
+def _next_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that goes on from another: a tokenizer that puts a space before every text finds it there."""
+    first = str(tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a"))[0])
+    return plain_ids(tokenizer, text[1:] if first.startswith("\u2581") and text.startswith(" ") else text)
 
 
 _PLAIN_ROLES = {"system": "Instruction", "user": "Question", "assistant": "Answer"}

@@ -19,6 +19,7 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, packed_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
+from amends.lm.rows import encode_rows
 from amends.unlearn._attacks import (
     EASY,
     Ask,
@@ -179,6 +180,8 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     """Ask one model everything that the axes need of it."""
     model, tokenizer = loaded.model, loaded.tokenizer
     context = context_of(model)
+    if context:
+        encode_rows(tokenizer, [*plan.forget, *plan.holdout], context)
     asks, left_out = fitting(all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
     asked = Asked(role, loaded.name, weights_sha256(model), left_out=dict(left_out))
     asked.answers = answers(model, tokenizer, asks, plan, f"{role}: answering")

@@ -27,7 +27,7 @@ from amends.lm.logprobs import (
     output_layer,
     pack,
 )
-from amends.lm.pairs import Encoded, Pair, encode, read_pairs
+from amends.lm.pairs import Pair, encode, read_pairs
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
@@ -61,6 +61,7 @@ class ForgetConfig(TrainingArguments):
         default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
     )
     max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
+    logging_steps: float = field(default=1, metadata={"help": "As in TrainingArguments, where the default is 500."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
 
     def __post_init__(self) -> None:
@@ -119,6 +120,8 @@ class ForgetTrainer(AnswerTrainer):
     """Whether all rows to keep are held to the reference, whatever `retain_loss` says."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of the options that all methods have, those that begin with another value here."""
+    reads_logs: ClassVar[bool] = False
+    """Whether a rule of the method looks at what is logged, which must then be every step."""
     reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
     """What is noted of the forget rows' answer tokens: log-probabilities, or what the output layer gets."""
     args: ForgetConfig
@@ -140,6 +143,8 @@ class ForgetTrainer(AnswerTrainer):
     ) -> None:
         if self.needs_retain and not neighbours and retain_dataset is None:
             raise InputError(f"{self.title} needs rows to keep. Give --retain, or --neighbours.")
+        if self.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):
+            raise InputError(f"logging_steps: {self.title} looks at the log of every step. Leave it at 1.")
         if isinstance(model, str):
             loaded = load(model, trainable=True)
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
@@ -159,9 +164,10 @@ class ForgetTrainer(AnswerTrainer):
         self.templates = refusals() if templates is None else list(templates)
         if not self.templates or not all(isinstance(t, str) and t.strip() for t in self.templates):
             raise InputError("templates: at least one answer is needed, and none may be empty.")
+        self.limit = limit
+        self.processing_class = processing_class
         if self.takes_templates:
-            longest = max(len(row.packed.prompt) for row in self._forget_rows)
-            check_templates(encode(processing_class, self.pairs[0].prompt, self.templates), longest, limit)
+            self.check_fit(self.templates, "templates")
         if args.optimizer == "muon":
             if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
                 raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
@@ -172,6 +178,21 @@ class ForgetTrainer(AnswerTrainer):
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
         if args.stop_v_f is not None:
             self.add_callback(self.stop_rule(args.stop_v_f))
+
+    def check_fit(self, answers: Sequence[str], what: str) -> None:
+        """Refuse answers that are too long behind the longest prompt.
+
+        Raises
+        ------
+        InputError : that begins with `what` they are.
+        """
+        encoded = encode(self.processing_class, self.pairs[0].prompt, answers)
+        longest = max(len(row.packed.prompt) for row in self._forget_rows) + max(len(e.answer) for e in encoded)
+        if longest > self.limit:
+            raise InputError(
+                f"{what}: the longest prompt with the longest of them behind it has {longest} tokens, more than the "
+                f"{self.limit} that fit (--max-length and the model's context). Shorten them."
+            )
 
     def stop_rule(self, limit: float) -> "StopWhenForgotten":
         """Give what stops the training at `args.stop_v_f`."""
@@ -366,16 +387,6 @@ def states(out: AnswerLogprobs) -> Tensor:
 def log_probabilities(out: AnswerLogprobs) -> Tensor:
     """Give the log-probability of each answer token."""
     return out.logp_BA
-
-
-def check_templates(templates: Sequence[Encoded], longest_prompt: int, limit: int) -> None:
-    """Refuse templates that are too long behind the longest prompt."""
-    longest = longest_prompt + max(len(template.answer) for template in templates)
-    if longest > limit:
-        raise InputError(
-            f"templates: the longest prompt with the longest template has {longest} tokens, more than the {limit} that "
-            "fit (--max-length and the model's context). Shorten the templates."
-        )
 
 
 def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:

@@ -44,7 +44,10 @@ class Request:
     forget_weight: Annotated[float, typer.Option(help="Weight of the rows to forget.", min=0)] = 1.0
     retain_weight: Annotated[float, typer.Option(help="Weight of the rows to keep.", min=0)] = 1.0
     retain_loss: Annotated[
-        Literal["nll", "kl"], typer.Option(help="Of rows to keep: NLL, or KL from the model at the start.")
+        Literal["nll", "kl"],
+        typer.Option(
+            help="Of rows to keep: NLL, or KL from the model at the start; jensun, kl, llmu and rmu have their own."
+        ),
     ] = "nll"
     stop_v_f: Annotated[
         float | None,

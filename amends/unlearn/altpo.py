@@ -6,9 +6,11 @@ arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, a
 
 from collections.abc import Sequence
 
-from amends.io.errors import NoResult
+from amends.io.console import say
+from amends.io.errors import InputError, NoResult
 from amends.lm.generate import generate
 from amends.lm.pairs import Message, Pair, encode, turn_end
+from amends.lm.rows import context_limit
 from amends.unlearn._method import method
 from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn.dpo import DPOConfig, DPOTrainer
@@ -61,6 +63,7 @@ class AltPOTrainer(DPOTrainer):
 
         Raises
         ------
+        InputError : what it is asked does not fit its context.
         NoResult : it gave none to a question.
         """
         found: list[list[str]] = [[] for _ in self.pairs]
@@ -79,18 +82,28 @@ class AltPOTrainer(DPOTrainer):
                 f"{empty[0]}: the model writes no other answer to this question ({len(empty)} of {len(found)} rows). "
                 "Use dpo, with --templates of your own."
             )
+        if few := sum(len(texts) < self.args.alternates for texts in found):
+            say(f"{few} of {len(found)} rows have fewer than {self.args.alternates} other answers: it wrote no more")
         return list(found)
 
     def _ask(self, pairs: Sequence[Pair], seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class
-        longest = max(len(row.packed.answers[0]) for row in self._forget_rows)
+        prompts = [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs]
+        room = self.limit - max(len(row.packed.prompt) for row in self._forget_rows)
+        longest = min(room, max(len(row.packed.answers[0]) for row in self._forget_rows))
+        needed = longest + max(map(len, prompts))
+        if needed > (most := context_limit(model, needed)):
+            raise InputError(
+                f"asking for other answers, with worked examples, takes {needed} tokens; the model's context has "
+                f"{most}. Use dpo, with --templates of your own."
+            )
         was_training = model.training
         model.eval()
         try:
             return generate(
                 model,
                 tokenizer,
-                [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs],
+                prompts,
                 stop_ids=turn_end(tokenizer),
                 max_new_tokens=longest,
                 temperature=1.0,

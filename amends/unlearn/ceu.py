@@ -4,9 +4,12 @@ Teaches the model its own distribution without the token to forget. Bounded, and
 keep. Yang, arXiv 2503.01224. The first token of an answer is left out.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
@@ -23,6 +26,12 @@ class CEUTrainer(ForgetTrainer):
 
     title = "CE-U"
     args: ForgetConfig
+
+    def __init__(self, *given: Any, **kwargs: Any) -> None:
+        super().__init__(*given, **kwargs)
+        for pair, row in zip(self.pairs, self._forget_rows, strict=True):
+            if len(row.packed.answers[0]) < 2:
+                raise InputError(f"{pair.where}: the answer is one token, which CE-U leaves out. Leave the row out.")
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy per answer token but the first."""

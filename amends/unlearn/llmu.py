@@ -46,6 +46,7 @@ class LLMUTrainer(ForgetTrainer):
     title = "LLMU"
     needs_retain = True
     holds_retain = True
+    reads_logs = True
     defaults: ClassVar = {"learning_rate": 2e-6}
     args: LLMUConfig
 
@@ -69,6 +70,7 @@ class LLMUTrainer(ForgetTrainer):
             raise InputError(
                 f"--mismatches {args.mismatches}: the rows to keep have {len(self._unrelated)} other answers."
             )
+        self.check_fit(self._unrelated, "answers of the rows to keep")
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Give the answer to forget and unrelated ones behind the same prompt."""
@@ -86,7 +88,7 @@ class LLMUTrainer(ForgetTrainer):
         return StopWhenForgotten(self, limit, self.args.patience)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Stop where the ascent has run away."""
+        """Stop where the ascent has run away, of which the log of every step tells."""
         super().log(logs, start_time)
         if logs.get("forget_nll", 0.0) > self.args.max_forget_nll:
             self.stopped = (

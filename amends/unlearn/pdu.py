@@ -2,7 +2,7 @@
 
 Makes the logits on the answers to forget alike; the weight of the rows to keep is a dual variable that rises while
 their loss is above a limit and falls while it is below. Entesari et al., arXiv 2506.05314; formulas as in
-OpenUnlearning.
+OpenUnlearning, but over the answers' tokens alone.
 """
 
 from dataclasses import dataclass, field
@@ -46,6 +46,7 @@ class PDUTrainer(ForgetTrainer):
 
     title = "PDU"
     needs_retain = True
+    reads_logs = True
     defaults: ClassVar = {"retain_weight": 50.0}
     args: PDUConfig
 
@@ -82,9 +83,9 @@ class Dual(TrainerCallback, ExportableState):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Move it by how far the rows to keep are from their limit; the log has their mean over all processes."""
-        if logs and state.epoch > args.dual_warmup_epochs:
-            loss = sum(value for name, value in logs.items() if name in ("retain_nll", "retain_kl"))
-            self.value = max(0.0, self.value + args.dual_step * (loss - args.retain_limit))
+        costs = [value for name, value in (logs or {}).items() if name in ("retain_nll", "retain_kl")]
+        if costs and state.epoch > args.dual_warmup_epochs:  # other logs tell nothing of the rows to keep
+            self.value = max(0.0, self.value + args.dual_step * (sum(costs) - args.retain_limit))
 
 
 run, command = method(PDUTrainer, PDUConfig)

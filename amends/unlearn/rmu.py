@@ -1,8 +1,8 @@
 """Forget by misdirecting an inner layer (RMU).
 
-Drives what a layer says at the tokens of the answers to forget to one random direction, and holds it at rows to keep.
-Li et al., arXiv 2403.03218. Deviation from OpenUnlearning: the mean over an answer's tokens is taken per row; upstream
-divides a row's sum by another row's count.
+Drives what a layer says where answers to forget are predicted to one random direction, and holds it at rows to keep.
+Li et al., arXiv 2403.03218. Deviations from OpenUnlearning: upstream takes the positions of the answers' tokens, one
+further on; here the mean over them is per row, where upstream divides a row's sum by another row's count.
 """
 
 from dataclasses import dataclass, field

@@ -35,8 +35,14 @@ class TaskVectorTrainer(ForgetTrainer):
     args: TaskVectorConfig
 
     def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
-        if args.stop_v_f is not None:
-            raise InputError("--stop-v-f: the probability rises in the training. Leave it out, and choose --scale.")
+        for option in ("stop_v_f", "floor_v_f"):
+            if getattr(args, option) is not None:
+                raise InputError(
+                    f"--{option.replace('_', '-')}: the probability rises in the training. Leave it out, and choose "
+                    "--scale."
+                )
+        if kwargs.get("retain_dataset") is not None or kwargs.get("neighbours"):
+            raise InputError("Task vector turns all that it learns round, rows to keep as well. Give none.")
         super().__init__(model, args, *rest, **kwargs)
         for name, weight in self.model.named_parameters():
             if "lora_A" in name:

@@ -277,7 +277,11 @@ def row_of(pair: Pair) -> dict[str, Any]:
         row = {"question": pair.question, "answer": pair.answer}
     else:
         row = {"messages": [*pair.prompt, {"role": "assistant", "content": pair.answer}]}
-    alternatives = {"paraphrased_answer": pair.paraphrase, "perturbed_answer": list(pair.wrong)}
+    alternatives = {
+        "paraphrased_answer": pair.paraphrase,
+        "perturbed_answer": list(pair.wrong),
+        "right_answer": pair.right,
+    }
     return {"id": pair.id} | row | {name: value for name, value in alternatives.items() if value}
 
 

@@ -204,6 +204,13 @@ def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint_and_saves_no
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-2"]
 
 
+def test_the_last_loss_is_looked_at_however_seldom_is_logged(tmp_path: Path, tiny_model: Path) -> None:
+    broken = trainer(tmp_path, tiny_model, logging_steps=500, save_strategy="no")
+    broken.losses = lambda *args: (torch.full((2,), float("nan"), requires_grad=True), {"v_f": torch.zeros(2)})  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="is nan at step"):
+        broken.train()
+
+
 def test_a_first_loss_that_is_not_a_number_leaves_nothing(tmp_path: Path, tiny_model: Path) -> None:
     broken = trainer(tmp_path / "out", tiny_model, save_steps=1)
     broken.losses = lambda *args: (torch.full((2,), float("nan"), requires_grad=True), {"v_f": torch.zeros(2)})  # type: ignore[method-assign]

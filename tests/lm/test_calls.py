@@ -246,7 +246,7 @@ def test_a_conversation_longer_than_the_model_is_missing_and_the_others_are_answ
     long = [{"role": "user", "content": "x" * 300_000}]
     replies = ask(Chat(LocalModel(local, 2)), [*talks(2), long, *talks(2, start=2)], str, version="1", max_new_tokens=8)
     assert [value is None for value in replies.values] == [False, False, True, False, False]
-    assert "are more than the model holds (512)" in replies.reasons[2]
+    assert "are more than the model holds (2048)" in replies.reasons[2]
     assert replies.counts.failed == 1
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
@@ -132,6 +132,48 @@ def test_plain_text_is_cut_into_windows_that_follow_each_other(tokenizer: PreTra
     ]
     assert "".join(f"{pair.prompt}{pair.answer}" for pair in found.kept) == text
     assert [pair.id for pair in found.kept] == ["data[0]#0", "data[0]#12", "data[0]#24"]
+
+
+def test_a_rest_of_one_token_is_no_continuation(tokenizer: PreTrainedTokenizerBase) -> None:
+    found = pairs_of({"text": "abcdefghijk"}, tokenizer=tokenizer, prefix_tokens=2, continuation_tokens=6)
+    assert [(pair.prompt, pair.answer) for pair in found.kept] == [("ab", "cdefgh")]
+
+
+def word_tokenizer(kind: str) -> PreTrainedTokenizerBase:
+    """Words that begin with their space, as GPT-2's byte-level tokenizer (with and without the space in a token's span)
+    and as Llama 2's, which puts a space before every text."""
+    space = "\u2581" if kind == "prepend" else "\u0120"
+    vocabulary, merges = {"<unk>": 0, **{c: i + 1 for i, c in enumerate(f"{space}abcdefghijklmnopqrstuvwxyzT")}}, []
+    for word in (" The" if kind == "prepend" else "The", " quick", " brown", " fox", " jumps", " over"):
+        built, *rest = word.replace(" ", space)
+        for letter in rest:
+            if (built, letter) not in merges:
+                merges.append((built, letter))
+            built += letter
+            vocabulary.setdefault(built, len(vocabulary))
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    if kind == "prepend":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    else:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.post_processor = processors.ByteLevel(trim_offsets=kind == "trimmed")
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["trimmed", "whole", "prepend"])
+def test_a_word_that_goes_on_from_a_text_has_the_token_that_it_has_in_it(kind: str) -> None:
+    tokenizer, text = word_tokenizer(kind), "The quick brown fox jumps over"
+    (pair,) = pairs_of({"text": text}, tokenizer=tokenizer, prefix_tokens=3, continuation_tokens=3).kept
+    (encoded,) = encode(tokenizer, pair.prompt, [pair.answer])
+    assert [*encoded.prompt, *encoded.answer] == plain_ids(tokenizer, text)
+    (asked,) = encode(tokenizer, [{"role": "user", "content": "quick"}], ["fox jumps"])
+    assert asked.answer == plain_ids(tokenizer, text)[3:5]
+
+
+@pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
+def test_an_alternative_that_is_no_text_is_refused_with_its_place(column: str) -> None:
+    with pytest.raises(InputError, match=rf"data\[0\]: {column} must be"):
+        pairs_of({"question": "Who?", "answer": "Ada.", column: 5})
 
 
 def test_a_rest_that_is_all_prefix_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:

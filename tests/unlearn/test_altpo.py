@@ -12,6 +12,7 @@ from amends.unlearn._refusals import is_refusal
 from amends.unlearn.altpo import TOO_ALIKE, WORKED, AltPOTrainer, asked
 from amends.unlearn.dpo import DPOConfig
 
+from ..conftest import save_tiny_model
 from .conftest import history, trainer_on
 
 
@@ -54,3 +55,22 @@ def test_the_model_is_shown_worked_examples_as_turns_before_the_question() -> No
     assert "Question: Who?\nTrue answer: Ann {did}.\n" in turns[-1]["content"]
     _, truths, others = zip(*WORKED, strict=True)
     assert (rouge_l_recall(others, truths) < TOO_ALIKE).all() and not is_refusal(others).any()
+
+
+def test_worked_examples_that_do_not_fit_the_model_are_refused(tmp_path: Path) -> None:
+    small = save_tiny_model(tmp_path / "small", context=512)
+    with pytest.raises(InputError, match=r"with worked examples, takes .* tokens; the model's context has 512"):
+        trainer_on(small, tmp_path, AltPOTrainer, DPOConfig).alternates()
+
+
+def test_fewer_answers_than_wanted_are_told(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: ["Somebody."] + [""] * 11)
+    monkeypatch.setattr(altpo, "ROUNDS", 1)
+    with pytest.raises(InputError, match=r"\(5 of 6 rows\)"):
+        trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
+    some = ["Somebody.", ""] * 6
+    monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: some)
+    trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
+    assert "6 of 6 rows have fewer than 2 other answers" in capsys.readouterr().err

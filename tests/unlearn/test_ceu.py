@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from amends.io.errors import InputError
+from amends.io.tables import rows_of
+from amends.lm.load import load
+from amends.lm.pairs import read_pairs
 from amends.unlearn._forget import ForgetConfig
 from amends.unlearn.ceu import CEUTrainer, ceu_cross_entropy
 
@@ -33,3 +37,12 @@ def test_the_first_token_of_an_answer_is_left_out(tiny_model: Path, tmp_path: Pa
     losses.sum().backward()
     assert logits.grad is not None
     assert (logits.grad.abs().amax(-1) > 0).tolist() == [[False, True, True]]
+
+
+def test_an_answer_of_one_token_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_model)
+    text = "a" * 9 + "b"  # bytes are tokens
+    pairs = read_pairs(rows_of([{"text": text}]), tokenizer=loaded.tokenizer, prefix_tokens=9, continuation_tokens=1)
+    args = ForgetConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(InputError, match=r"data\[0\]: the answer is one token"):
+        CEUTrainer(loaded.model, args, pairs.kept, loaded.tokenizer)

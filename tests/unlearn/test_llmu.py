@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from amends.io.errors import InputError
 from amends.lm.generate import generate
@@ -72,6 +73,15 @@ def test_an_ascent_that_runs_away_is_stopped(tiny_model: Path, tmp_path: Path) -
     trainer.train()
     assert trainer.state.global_step == 1
     assert "nats a token, above 0.5, at step 1" in trainer.stopped
+
+
+def test_unrelated_answers_must_fit_behind_every_prompt(tiny_model: Path, tmp_path: Path) -> None:
+    keep = [{"question": "Where?", "answer": "Far away." + "x" * 99}]  # a shorter question than those to forget
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    (encoded,) = encode(tokenizer, [{"role": "user", "content": "Where?"}], [keep[0]["answer"]])
+    fits = len(encoded.prompt) + len(encoded.answer)
+    with pytest.raises(InputError, match=rf"answers of the rows to keep: .* more than the {fits} that fit"):
+        trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, keep=keep, max_length=fits)
 
 
 def test_in_a_planted_world_mismatch_keeps_answers_varied_where_ascent_alone_repeats_one_word(tmp_path: Path) -> None:

@@ -28,6 +28,22 @@ def test_the_weight_follows_the_limit(step: float, limit: float, end: str, tiny_
     assert trainer.retain_weight == pytest.approx(expected[end], rel=1e-4)
 
 
+def test_logs_that_tell_nothing_of_the_rows_to_keep_do_not_move_the_weight(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"dual_warmup_epochs": 0.0, "num_train_epochs": 1, "retain_limit": 5.0}
+    trainer = trainer_on(tiny_model, tmp_path, PDUTrainer, PDUConfig, retain_weight=7.0, **settings)
+    trainer.train()
+    after = [entry["retain_nll"] for entry in history(trainer)]
+    assert trainer.retain_weight == pytest.approx(7 + 5 * sum(cost - 5 for cost in after), rel=1e-4) != 7
+    before = trainer.retain_weight
+    trainer.log({"of_mine": 1.0})
+    assert trainer.retain_weight == before
+
+
+def test_the_log_of_every_step_is_needed(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="PDU looks at the log of every step"):
+        trainer_on(tiny_model, tmp_path, PDUTrainer, PDUConfig, logging_steps=2)
+
+
 def test_a_checkpoint_holds_the_dual_variable(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"dual_warmup_epochs": 0.0, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     whole = trainer_on(tiny_model, tmp_path, PDUTrainer, PDUConfig, **settings)

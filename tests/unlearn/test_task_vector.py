@@ -44,6 +44,12 @@ def test_of_an_adapter_only_b_moves_so_that_the_weights_are_linear_in_it(tiny_mo
     assert any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
 
 
-def test_a_stop_rule_makes_no_sense(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--stop-v-f: the probability rises"):
-        trainer_on(tiny_model, tmp_path, TaskVectorTrainer, TaskVectorConfig, stop_v_f=0.5)
+@pytest.mark.parametrize("option", ["stop_v_f", "floor_v_f"])
+def test_a_stop_rule_makes_no_sense(tiny_model: Path, tmp_path: Path, option: str) -> None:
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: the probability rises"):
+        trainer_on(tiny_model, tmp_path, TaskVectorTrainer, TaskVectorConfig, keep=None, **{option: 0.5})
+
+
+def test_rows_to_keep_would_be_turned_round_too(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rows to keep as well"):
+        trainer_on(tiny_model, tmp_path, TaskVectorTrainer, TaskVectorConfig)

@@ -11,6 +11,7 @@ from amends.unlearn import _assess
 from amends.unlearn._axes import AXES
 from amends.verbs.assess import run
 
+from ..conftest import save_tiny_model
 from ..lm.test_encoders import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
@@ -267,3 +268,13 @@ def test_adapters_on_one_base_take_turns_on_it(place, assess, amends, tiny_model
     _, by_name = found(place)
     assert 0 < by_name["drift"]["after"] < 1
     assert by_name["int4_rouge"]["after"] is not None
+
+
+def test_a_row_longer_than_the_context_is_named(place, amends, tmp_path_factory):
+    small = save_tiny_model(tmp_path_factory.mktemp("small") / "model", context=128)
+    row = {"question": "Where?", "answer": "x" * 200}
+    (place / "forget.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--before", small, "--after", small, "--forget", "forget.jsonl", "--axes", "sampling", "--out", "out"]
+    code, _, err = amends("assess", *words)
+    assert code == 2
+    assert "forget.jsonl:1: prompt and answer have" in err and "more than the 128 that fit" in " ".join(err.split())

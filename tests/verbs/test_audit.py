@@ -86,6 +86,7 @@ def test_the_ranked_list_is_taken_as_it_is_by_unlearn(tmp_path, taught, amends):
     "row",
     [
         {"prompt": "Who?", "completion": "Me.", "paraphrased_answer": "I.", "perturbed_answer": ["You.", "He."]},
+        {"question": "Who?", "answer": "Me.", "right_answer": "You."},
         {"instruction": "Add.", "input": "1 and 2", "output": "3"},
         {"messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "a"))]},
         {"text": "one two three four five six seven"},
@@ -97,7 +98,7 @@ def test_a_ranked_row_is_read_as_the_record_that_it_was(tiny_model, row):
     (pair,) = read_pairs(rows_of([row]), **how).kept
     (again,) = read_pairs(rows_of([audit.row_of(pair)]), **how).kept
     assert (again.prompt, again.answer) == (pair.prompt, pair.answer)
-    assert (again.paraphrase, again.wrong) == (pair.paraphrase, pair.wrong)
+    assert (again.paraphrase, again.wrong, again.right) == (pair.paraphrase, pair.wrong, pair.right)
 
 
 def test_a_holdout_and_a_reference_say_what_is_memory(tmp_path, taught, tiny_model, amends):
