@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from amends.lm.load import add_lora, load
+from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.npo import NPOConfig, NPOTrainer, npo_loss
 
-from .conftest import gradients, history, trainer_on
+from .conftest import PAIRS, gradients, history, trainer_on
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 2.0])
@@ -50,3 +52,24 @@ def test_training_goes_down_from_the_start_and_stays_bounded_below(tiny_model: P
     assert first["mean_loss"] - first["retain_nll"] == pytest.approx(20 * math.log(2), abs=1e-4)
     assert 0 < last["mean_loss"] - last["retain_nll"] < 20 * math.log(2)
     assert trainer.forget_means()["v_f"] < trainer.start["v_f"]
+
+
+def test_what_was_noted_is_what_the_model_says_without_its_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_model)
+    model = add_lora(loaded.model, rank=2)
+    settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "max_steps": 4, "learning_rate": 1e-2}
+    args = training_arguments(NPOConfig, str(tmp_path), **settings)
+    trainer = NPOTrainer(model, args, PAIRS, loaded.tokenizer)
+    trainer.train()
+    model.eval()
+    for row in trainer._forget_rows:
+        (answer,) = row.packed.answers
+        ids, first = torch.tensor([[*row.packed.prompt, *answer]]), len(row.packed.prompt)
+        with torch.no_grad():
+            now = model(input_ids=ids).logits
+            with model.disable_adapter():
+                before = model(input_ids=ids).logits
+        at = torch.tensor(answer)[:, None]
+        assert row.said is not None
+        torch.testing.assert_close(row.said, before[0, first - 1 : -1].log_softmax(-1).gather(1, at), atol=1e-5, rtol=0)
+        assert (now - before).abs().max() > 1e-2
