@@ -1,6 +1,7 @@
 """The command line: ``amends JOB METHOD`` and ``amends VERB``; only the file of the command that runs is imported."""
 
 import ast
+import math
 import os
 import sys
 import traceback
@@ -60,7 +61,20 @@ def as_command(function: Callable[..., Any]) -> TyperCommand:
     """Make a command of one function with typer annotations."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(function)
-    return cast(TyperCommand, typer.main.get_command(app))
+    command = cast(TyperCommand, typer.main.get_command(app))
+    for param in command.params:
+        param.callback = param.callback or sound
+    return command
+
+
+def sound(ctx: Any, param: Any, value: Any) -> Any:
+    """Refuse numbers that nothing can be done with, and seeds that no generator takes."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, float) and not math.isfinite(one):
+            raise typer.BadParameter(f"{one} is not a finite number.", ctx=ctx, param=param)
+        if param.name == "seed" and not 0 <= one < 2**32:
+            raise typer.BadParameter(f"{one} is not a whole number from 0 to {2**32 - 1}.", ctx=ctx, param=param)
+    return value
 
 
 def use_recipe(ctx: typer.Context, path: Path | None) -> None:

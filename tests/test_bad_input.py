@@ -58,12 +58,36 @@ FILES = {
     "a torn line": (lines(*ROWS) + b'{"question": ', [], "forget.jsonl:4: not JSON"),
     "duplicate ids": (lines(ROWS[0], ROWS[0] | {"answer": "Other."}), [], "forget.jsonl:2: id '0' was used before"),
     "an answer beyond the context": (
-        lines(ROWS[0], {"question": "a", "answer": "b" * 600}),
+        lines(ROWS[0], {"question": "a", "answer": "b" * 3000}),
         [],
         "forget.jsonl:2: prompt",
     ),
     "an answer beyond --max-length": (lines(*ROWS), ["--max-length", 30], "--max-length"),
     "a learning rate out of all bounds": (lines(*ROWS), ["--learning-rate", 1e30], "--learning-rate"),
+    "rows to keep that are to be forgotten": (lines(*ROWS), ["--retain", "FORGET"], "rows of --retain are among those"),
+    "questions to keep that are to be forgotten": (
+        lines(*ROWS),
+        ["--retain-eval", "FORGET", "--eval-rows", 1],
+        "rows of --retain-eval are among those",
+    ),
+    "a weight of rows to keep that are not there": (
+        lines(*ROWS),
+        ["--retain-weight", 3],
+        "--retain-weight: there are no rows to keep",
+    ),
+    "questions that nobody is asked": (
+        lines(*ROWS),
+        ["--world-facts", "FORGET"],
+        "--world-facts: nothing is evaluated",
+    ),
+    "evaluations that are no folder": (
+        lines(*ROWS),
+        ["--evaluations", "FORGET", "--eval-rows", 1],
+        "forget.jsonl: no such folder",
+    ),
+    "layers without end": (lines(*ROWS), ["--layers", "0-99999999999"], "the layers that can be trained are 0 to 0"),
+    "an infinite number of epochs": (lines(*ROWS), ["--epochs", "inf"], "inf is not a finite number"),
+    "a seed below 0": (lines(*ROWS), ["--seed", -1], "-1 is not a whole number from 0"),
     "an unknown divergence": (lines(*ROWS), ["--divergence", "kk"], "--divergence"),
     "an unknown option": (lines(*ROWS), ["--lora-rang", 2], "--lora-rang"),
     "a missing model": (lines(*ROWS), ["--model", "./nowhere"], "./nowhere: no such file or folder"),
@@ -97,7 +121,7 @@ def test_bad_data_and_options(name, tmp_path, tiny_model, refused):
     content, options, words = FILES[name]
     if content is not None:
         (tmp_path / "forget.jsonl").write_bytes(content)
-    refused(tiny_model, words, *options)
+    refused(tiny_model, words, *[tmp_path / "forget.jsonl" if word == "FORGET" else word for word in options])
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -145,7 +169,7 @@ def test_faulty_rows_are_left_out_on_request_and_counted(tmp_path, tiny_model, a
     bad = [
         {"question": "a", "answer": ""},
         {"id": 0, "question": "b", "answer": "c"},
-        {"question": "a", "answer": "b" * 900},
+        {"question": "a", "answer": "b" * 3000},
     ]
     (tmp_path / "forget.jsonl").write_bytes(lines(*ROWS, *bad))
     given = ["--forget", tmp_path / "forget.jsonl", "--model", tiny_model, "--eval-rows", 0, "--epochs", 1]

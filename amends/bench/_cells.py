@@ -24,6 +24,7 @@ from amends.lm.pairs import read_pairs
 from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
 from amends.unlearn._metrics import rouge_l_recall
+from amends.unlearn._read import read_sets
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._run import Result
@@ -225,7 +226,8 @@ class Bench:
             if not file.exists():
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
-                suite = suite_of(request, read_pairs(read_rows(request.forget)), refusals())  # type: ignore[arg-type]
+                forget = read_pairs(read_rows(request.forget))  # type: ignore[arg-type]
+                suite = suite_of(request, forget, refusals(), read_sets(request))
                 loaded = load(model)
                 write_json(file, evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name))
             found[role] = read_json(file)

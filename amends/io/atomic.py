@@ -46,6 +46,9 @@ def check_new(path: str | Path) -> None:
     there = next(parent for parent in place.parents if os.path.lexists(parent))
     if not there.is_dir():
         raise InputError(f"{path}: {there} is a file, not a folder. Give another place.")
+    runs = (parent for parent in place.parents if (parent / MANIFEST).is_file() and (parent / "run.json").is_file())
+    if whole := next(runs, None):
+        raise InputError(f"{path}: {whole} is a finished run, which nothing may be added to. Give another place.")
     if not os.access(there, os.W_OK):
         raise InputError(f"{path}: {there} cannot be written to. Give another place.")
 
@@ -53,7 +56,7 @@ def check_new(path: str | Path) -> None:
 def _check_name(path: str | Path) -> None:
     """Refuse what would fail only after long work, or make a folder that nobody meant."""
     name = str(path)
-    if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xDC80 for char in name):
+    if any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 for char in name):
         raise InputError(f"{name!r}: has characters that no name may have. Give another one.")
     if name.startswith("~") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
         raise InputError(f"{name}: an address, or with ~, which is not replaced here. Write out the path of a folder.")

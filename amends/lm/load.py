@@ -211,7 +211,10 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
     except MemoryError:
         raise
     except Exception as error:  # what a damaged folder raises is not documented: TypeError, struct.error, ...
-        raise InputError(f"{name}: could not be loaded as a causal language model: {first_line(error)}") from error
+        nowhere = "" if Path(source).exists() else "no such folder here, and as a hub id it "
+        raise InputError(
+            f"{name}: {nowhere}could not be loaded as a causal language model: {first_line(error)}"
+        ) from error
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
@@ -296,7 +299,7 @@ def train_only(model: Any, layers: str) -> None:
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
     there = sorted(set(number.values()))
-    if not wanted or not set(wanted) <= set(there):
+    if not (wanted and there and there[0] <= wanted[0] and wanted[-1] <= there[-1]):
         says = f"the layers that can be trained are {there[0]} to {there[-1]}" if there else "no layers were found"
         raise InputError(f"--layers {layers}: {says}.")
     for name, weight in trained.items():

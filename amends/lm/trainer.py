@@ -19,7 +19,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from amends.io.atomic import lock, write_json
 from amends.io.console import say
-from amends.io.errors import InputError, Stopped
+from amends.io.errors import InputError, NoResult, Stopped
 from amends.lm.callbacks import Bar, StopOnNonFinite, StopOnSignal, TellEpoch
 from amends.lm.checkpoint import (
     REQUEST,
@@ -232,6 +232,7 @@ class AnswerTrainer(Trainer):
             start = self._start_from(resume_from_checkpoint)
             with self._stop.listening():
                 done = super().train(str(start) if start else None, trial, ignore_keys_for_eval)
+        self.check_finite()
         if self._stop.signal:
             there = checkpoints(folder) if self._saves else []
             what = f"resume from {there[0]}" if there else "nothing was saved"
@@ -239,6 +240,21 @@ class AnswerTrainer(Trainer):
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; {what}.", self._stop.signal
             )
         return done
+
+    def check_finite(self) -> None:
+        """Refuse trained weights that are not numbers: losses show it a step later than it happens.
+
+        Raises
+        ------
+        NoResult
+        """
+        model: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not torch.isfinite(weight).all():
+                raise NoResult(
+                    f"{name} holds values that are not numbers after step {self.state.global_step}: the model is "
+                    "ruined and was not saved. Lower --learning-rate, or train in float32."
+                )
 
     @property
     def _saves(self) -> bool:
@@ -284,6 +300,7 @@ class AnswerTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that appears whole, then remove the oldest."""
+        self.check_finite()
         place = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             with new_checkpoint(place, self.accelerator) as self._staging, quiet():

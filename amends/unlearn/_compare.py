@@ -15,38 +15,43 @@ from amends.unlearn._beside import Judge, Start, with_others
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
 from amends.unlearn._request import Request
 
+ASKED_WITH = (
+    *("reference", "evaluations", "judge"),
+    *("retain_eval", "forget_eval", "real_authors", "world_facts", "holdout"),
+)
+"""Options that an evaluation alone has a use for."""
+
 
 def check_evaluation(request: Request) -> None:
     """Refuse options of an evaluation that would be ignored."""
-    for option in ("reference", "holdout", "forget_eval", "judge"):
+    for option in ASKED_WITH:
         if getattr(request, option) is not None and not request.eval_rows:
             name = f"--{option.replace('_', '-')}"
-            raise InputError(f"{name}: nothing is compared with it when --eval-rows is 0. Leave one of them out.")
+            raise InputError(f"{name}: nothing is evaluated when --eval-rows is 0. Leave one of them out.")
     if (request.judge is None) != (request.judge_label is None):
         raise InputError("--judge and --judge-label go together: give both or neither.")
+    if request.evaluations is not None and not Path(request.evaluations).is_dir():
+        raise InputError(f"--evaluations {request.evaluations}: no such folder. Leave it out to evaluate anew.")
 
 
 def suite_of(
     request: Request,
     forget: Pairs,
     templates: Sequence[str],
+    sets: Mapping[str, Pairs],
     earlier: Mapping[str, Sequence[Pair]] | None = None,
     holdout: Pairs | None = None,
     forget_eval: Pairs | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Suite:
-    """Build what the models of this run are asked."""
-    sets = {"retain": request.retain_eval, "real_authors": request.real_authors, "world_facts": request.world_facts}
+    """Build what the models of this run are asked; `sets` are those of `read_sets`."""
     return build_suite(
         forget.kept,
-        sets,
+        {name: pairs.kept for name, pairs in sets.items()},
         templates,
         rows=request.eval_rows,
         earlier=earlier,
         holdout=holdout.kept if holdout else [],
         forget_eval=forget_eval.kept if forget_eval else [],
-        tokenizer=tokenizer,
-        cut=(request.prefix_tokens, request.continuation_tokens),
     )
 
 
@@ -103,7 +108,7 @@ def evaluate_or_reuse(loaded: Loaded, suite: Suite, role: str, folder: Path | st
             recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             asked = (weights_sha256(loaded.model), suite.sha256(), precision())
             same = (recorded["weights"], recorded["suite"], recorded["precision"]) == asked
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"{file}: not an evaluation ({error}). Leave --evaluations out to evaluate anew."
             ) from None

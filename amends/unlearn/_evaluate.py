@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import sha256_json
 from amends.io.console import console
-from amends.io.tables import read_rows, rows_of
+from amends.io.tables import read_rows
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
 from amends.lm.logprobs import (
@@ -85,7 +85,7 @@ def _digested(pair: Pair) -> dict[str, Any]:
 
 def build_suite(
     forget: Sequence[Pair],
-    sets: Mapping[str, str | Path | Sequence[Mapping[str, Any]] | None],
+    sets: Mapping[str, Sequence[Pair]],
     templates: Sequence[str],
     *,
     rows: int = 100,
@@ -93,8 +93,6 @@ def build_suite(
     earlier: Mapping[str, Sequence[Pair]] | None = None,
     holdout: Sequence[Pair] = (),
     forget_eval: Sequence[Pair] = (),
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    cut: tuple[int, int] = (100, 100),
 ) -> Suite:
     """Build the suite of a run: its forget pairs, the user's question sets, and the built-in general ones.
 
@@ -102,7 +100,7 @@ def build_suite(
     ----------
     forget : list of Pair
     sets : dict
-        Files or dictionaries for "retain", "real_authors", "world_facts"; None where there is none.
+        The user's questions, "retain", "real_authors" and "world_facts", of those that there are.
     rows : int, default 100
         Most questions of each set, evenly spread over it; of each built-in multiple-choice task five times as many, for
         they cost little and their mean varies most; of the built-in texts as many. The forget set is asked whole, up to
@@ -116,15 +114,9 @@ def build_suite(
         asked.
     forget_eval : list of Pair, default none
         Rows like those to forget that are not trained on; asked whole, up to FORGET_ROWS.
-    tokenizer, cut : optional
-        For sets of plain text, and how many tokens of prefix and of continuation it is cut into.
     """
     questions = {"forget": spread(list(forget), FORGET_ROWS)}
-    for name, source in sets.items():
-        if source is not None:
-            found = read_rows(source) if isinstance(source, str | Path) else rows_of(source, name)
-            pairs = read_pairs(found, tokenizer=tokenizer, prefix_tokens=cut[0], continuation_tokens=cut[1])
-            questions[name] = spread(pairs.kept, rows)
+    questions |= {name: spread(list(pairs), rows) for name, pairs in sets.items()}
     questions["general"] = spread(read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept, rows)
     questions |= {name: spread(list(pairs), FORGET_ROWS) for name, pairs in (earlier or {}).items()}
     if forget_eval:

@@ -141,10 +141,7 @@ class ForgetTrainer(AnswerTrainer):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.needs_retain and not neighbours and retain_dataset is None:
-            raise InputError(f"{self.title} needs rows to keep. Give --retain, or --neighbours.")
-        if self.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):
-            raise InputError(f"logging_steps: {self.title} looks at the log of every step. Leave it at 1.")
+        self.check(args, keeps=retain_dataset is not None or bool(neighbours))
         if isinstance(model, str):
             loaded = load(model, trainable=True)
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
@@ -178,6 +175,22 @@ class ForgetTrainer(AnswerTrainer):
         super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
         if args.stop_v_f is not None:
             self.add_callback(self.stop_rule(args.stop_v_f))
+
+    @classmethod
+    def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
+        """Refuse settings that the method has no use for; nothing needs to be loaded for it.
+
+        keeps : bool
+            Whether there are rows to keep.
+
+        Raises
+        ------
+        InputError
+        """
+        if cls.needs_retain and not keeps:
+            raise InputError(f"{cls.title} needs rows to keep. Give --retain, or --neighbours.")
+        if cls.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):
+            raise InputError(f"logging_steps: {cls.title} looks at the log of every step. Leave it at 1.")
 
     def check_fit(self, answers: Sequence[str], what: str) -> None:
         """Refuse answers that are too long behind the longest prompt.

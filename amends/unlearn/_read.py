@@ -46,6 +46,8 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     assert forget is not None  # no default
     rows = Rows(forget, *others)
     encode_rows(loaded.tokenizer, [pair for pairs in rows if pairs for pair in pairs.kept], limit)
+    if rows.retain:
+        check_unseen(rows.retain, rows.forget.kept, "--retain")
     trained = [pair for pairs in (rows.forget, rows.retain) if pairs for pair in pairs.kept]
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
@@ -78,6 +80,47 @@ def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase
         continuation_tokens=request.continuation_tokens,
     )
     return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
+
+
+SETS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
+"""Questions that a run asks, and the options that name them."""
+
+
+def read_sets(
+    request: Request, tokenizer: PreTrainedTokenizerBase | None = None, most: int | None = None
+) -> dict[str, Pairs]:
+    """Read the questions to ask; the columns that the request names are read if they are there, else a known shape.
+
+    Parameters
+    ----------
+    tokenizer : optional
+        For plain text, and to find rows that are too long.
+    most : int, optional
+        Tokens that the model takes.
+
+    Raises
+    ------
+    InputError : rows that cannot be read, or are too long.
+    """
+    found = {}
+    for name, option in SETS.items():
+        if (source := getattr(request, option)) is not None:
+            rows = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, name))
+            named = request.question_column is not None and rows and request.question_column in rows[0].data
+            pairs = read_pairs(
+                rows,
+                question_column=request.question_column if named else None,
+                answer_column=request.answer_column if named else None,
+                skip_bad_rows=request.skip_bad_rows,
+                tokenizer=tokenizer,
+                prefix_tokens=request.prefix_tokens,
+                continuation_tokens=request.continuation_tokens,
+            )
+            if most is not None and tokenizer is not None:
+                pairs = without_too_long(pairs, tokenizer, most) if request.skip_bad_rows else pairs
+                encode_rows(tokenizer, pairs.kept, most)
+            found[name] = pairs
+    return found
 
 
 def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout") -> None:

@@ -3,7 +3,6 @@
 Every method shares it; a method only says how its trainer is made.
 """
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,13 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.lm.callbacks import Bar
+from amends.lm.checkpoint import checkpoints as all_checkpoints
+from amends.lm.checkpoint import remove
 from amends.lm.load import precision, prepare, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.report.card import model_card
 from amends.report.html import render_report
+from amends.unlearn._attacks import context_of
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
@@ -32,7 +34,7 @@ from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, start_warnings
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import about, model_for, read_request, record_sha256
+from amends.unlearn._read import about, check_unseen, model_for, read_request, read_sets, record_sha256
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 
@@ -92,10 +94,13 @@ def run_unlearning(
         check_new(request.out)
     if request.save_steps and request.out is None:
         raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
+    trainer_type: Any = getattr(trainer_class, "func", trainer_class)  # of a partial
     checkpoints = request.checkpoints
     resume = bool(checkpoints and checkpoints.is_dir())
     args = request.arguments(config_class, **(own or {}))
     check_evaluation(request)
+    check_keep(request, trainer_type.defaults)
+    trainer_type.check(args, keeps=request.retain is not None or request.neighbours > 0)
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
     with locked, not_left_empty(checkpoints):
         started = time.time()
@@ -114,7 +119,10 @@ def run_unlearning(
         suite: Suite | None = None
         evaluations: dict[str, dict[str, Any]] = {}
         if request.eval_rows:
-            suite = suite_of(request, rows.forget, known, earlier.questions, rows.holdout, rows.forget_eval, tokenizer)
+            sets = read_sets(request, tokenizer, context_of(loaded.model))
+            if "retain" in sets:
+                check_unseen(sets["retain"], forget, "--retain-eval")
+            suite = suite_of(request, rows.forget, known, sets, earlier.questions, rows.holdout, rows.forget_eval)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         data = rows.about(request)
         own_answers: list[Pair] = []
@@ -175,8 +183,8 @@ def run_unlearning(
                 seconds=seconds,
             )
             failure = write_run(result, record, rows.forget, own_answers, loaded.base) or failure
-            if checkpoints:
-                shutil.rmtree(checkpoints)
+            for path in all_checkpoints(checkpoints) if checkpoints else []:  # and nothing else that may lie there
+                remove(path)
             if failure is None:
                 say(f"done: {Path(request.out) / 'report.html'}")
             else:
@@ -184,6 +192,17 @@ def run_unlearning(
         if failure is not None:
             raise failure
         return result
+
+
+def check_keep(request: Request, defaults: Mapping[str, Any]) -> None:
+    """Refuse options of rows to keep where there are none."""
+    if request.retain is None and not request.neighbours:
+        for name in ("retain_weight", "retain_loss"):
+            if getattr(request, name) != defaults.get(name, getattr(Request, name)):
+                raise InputError(
+                    f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or "
+                    "leave it out."
+                )
 
 
 def asked(config: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

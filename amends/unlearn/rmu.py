@@ -33,9 +33,14 @@ class RMUTrainer(ForgetTrainer):
     defaults: ClassVar = {"layers": "5-7"}
     args: RMUConfig
 
-    def __init__(self, model: Any, args: RMUConfig, *rest: Any, **kwargs: Any) -> None:
+    @classmethod
+    def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
+        """Refuse a floor."""
+        super().check(args, keeps=keeps)
         if args.floor_v_f is not None:
             raise InputError("--floor-v-f: RMU does not see the answers' probabilities. Leave it out.")
+
+    def __init__(self, model: Any, args: RMUConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
         config: Any = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
         if args.layer >= config.num_hidden_layers:

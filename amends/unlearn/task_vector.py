@@ -34,15 +34,20 @@ class TaskVectorTrainer(ForgetTrainer):
     title = "Task vector"
     args: TaskVectorConfig
 
-    def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
+    @classmethod
+    def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
+        """Refuse stop rules, and rows to keep."""
+        super().check(args, keeps=keeps)
         for option in ("stop_v_f", "floor_v_f"):
             if getattr(args, option) is not None:
                 raise InputError(
                     f"--{option.replace('_', '-')}: the probability rises in the training. Leave it out, and choose "
                     "--scale."
                 )
-        if kwargs.get("retain_dataset") is not None or kwargs.get("neighbours"):
+        if keeps:
             raise InputError("Task vector turns all that it learns round, rows to keep as well. Give none.")
+
+    def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
         for name, weight in self.model.named_parameters():
             if "lora_A" in name:
@@ -60,6 +65,7 @@ class TaskVectorTrainer(ForgetTrainer):
             for name, weight in self.model.named_parameters():
                 if name in start:
                     weight.copy_(start[name] - self.args.scale * (weight - start[name]))
+        self.check_finite()
         return done
 
 

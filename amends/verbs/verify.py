@@ -22,7 +22,7 @@ from amends.unlearn._earlier import ledger_of, read_earlier
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._method import read_templates
-from amends.unlearn._read import read_data, record_sha256
+from amends.unlearn._read import read_data, read_sets, record_sha256
 from amends.unlearn._request import Request
 from amends.unlearn._said import SAID_NAMES
 from amends.unlearn._summary import LATER_NAMES
@@ -254,7 +254,8 @@ class Checks:
         holdout = self.pairs("holdout") if self.config.get("holdout") else None
         like = self.pairs("forget_eval") if self.config.get("forget_eval") else None
         tokenizer = loaded.tokenizer
-        suite = suite_of(Request.of(self.config), self.forget(), templates, earlier, holdout, like, tokenizer)
+        request = Request.of(self.config)
+        suite = suite_of(request, self.forget(), templates, read_sets(request, tokenizer), earlier, holdout, like)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, tokenizer, suite, role="after", name=stored["name"])

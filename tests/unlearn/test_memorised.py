@@ -349,7 +349,7 @@ def test_a_run_with_a_holdout_set_shows_and_verifies_it(tmp_path, tiny_model, am
         file.write_text("".join(json.dumps(row) + "\n" for row in pairs(4, town)))
     words = ["unlearn", "ga", "--model", tiny_model, "--forget", files["Rome"], "--epochs", 1]
     code, _, err = amends(*words, "--eval-rows", 0, "--holdout", files["Oslo"], "--out", tmp_path / "none")
-    assert code == 2 and "--holdout: nothing is compared" in err
+    assert code == 2 and "--holdout: nothing is evaluated" in err
     code, _, err = amends(*words, "--eval-rows", 1, "--holdout", files["Oslo"], "--out", tmp_path / "run")
     assert code == 0, err
     run = json.loads((tmp_path / "run/run.json").read_text())

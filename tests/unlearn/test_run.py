@@ -205,3 +205,47 @@ def test_the_package_of_methods_imports_no_torch_until_it_is_asked():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     with pytest.raises(ImportError):
         from amends.unlearn import nothing  # noqa: F401
+
+
+def test_what_a_method_has_no_use_for_is_told_before_anything_is_read(tmp_path, forget, amends):
+    words = ["--model", "./nowhere", "--forget", forget, "--out", tmp_path / "run"]
+    assert "GradDiff needs rows to keep" in amends("unlearn", "graddiff", *words)[2]
+    assert "--floor-v-f: RMU" in amends("unlearn", "rmu", *words, "--floor-v-f", 0.5)[2]
+    assert "--stop-v-f: the probability rises" in amends("unlearn", "task_vector", *words, "--stop-v-f", 0.5)[2]
+
+
+def test_of_a_folder_of_checkpoints_nothing_else_is_removed(tmp_path, tiny_model, forget, amends):
+    (tmp_path / "run.checkpoints").mkdir()
+    (tmp_path / "run.checkpoints" / "notes.txt").write_text("precious")
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 1, "--eval-rows", 0, "--save-steps", 1]
+    assert amends("unlearn", "flat", *words, "--out", tmp_path / "run")[0] == 0
+    assert [path.name for path in (tmp_path / "run.checkpoints").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("method", ["flat", "task_vector"])
+def test_weights_that_are_not_numbers_are_not_saved(tmp_path, tiny_model, forget, amends, method):
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 1, "--eval-rows", 0, "--out", tmp_path / "run"]
+    broken = ["--learning-rate", 1e38] if method == "flat" else ["--scale", 1e300]
+    code, _, err = amends("unlearn", method, *words, *broken)
+    assert code == 2 and "holds values that are not numbers after step 1" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_added_to_a_finished_run(tmp_path, tiny_model, forget, amends):
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 1, "--eval-rows", 0]
+    assert amends("unlearn", "flat", *words, "--out", tmp_path / "run")[0] == 0
+    code, _, err = amends("unlearn", "flat", *words, "--out", tmp_path / "run" / "second")
+    assert code == 2 and "is a finished run" in err
+
+
+def test_question_sets_may_have_the_columns_that_are_named_or_known_ones(tmp_path, tiny_model, amends):
+    named = [{"q": f"Where was {i} born?", "a": f"In town {i}."} for i in range(8)]
+    forget, retain = write(tmp_path / "f.jsonl", named[:4]), write(tmp_path / "r.jsonl", named[4:])
+    facts = write(tmp_path / "w.jsonl", [{"question": "What is up?", "answer": "The sky."}])
+    words = ["--model", tiny_model, "--forget", forget, "--question-column", "q", "--answer-column", "a"]
+    words += ["--retain-eval", retain, "--world-facts", facts, "--eval-rows", 2, "--epochs", 1]
+    code, _, err = amends("unlearn", "flat", *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    write(retain, [{"q": "Where?", "a": "x" * 3000}])
+    code, _, err = amends("unlearn", "flat", *words, "--out", tmp_path / "other")
+    assert code == 2 and "r.jsonl:1: prompt and answer have" in err

@@ -21,6 +21,7 @@ from amends.unlearn import ga
 from amends.unlearn._beside import Start, load_judge, with_others
 from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
+from amends.unlearn._read import read_sets
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._said import (
@@ -114,8 +115,8 @@ def test_a_right_answer_must_be_text() -> None:
 def suite_for(tiny: Any, forget: list[dict[str, Any]], like: list[dict[str, Any]], **sets: Any) -> Any:
     cut = {"tokenizer": tiny.tokenizer, "prefix_tokens": 20, "continuation_tokens": 60}
     read, others = (read_pairs(rows_of(rows), **cut).kept if rows else [] for rows in (forget, like))
-    more = {"forget_eval": others, "tokenizer": tiny.tokenizer, "cut": (20, 60)}
-    return build_suite(read, sets, [], rows=2, max_new_tokens=12, **more)
+    asked = {name: read_pairs(rows_of(rows), **cut).kept for name, rows in sets.items()}
+    return build_suite(read, asked, [], rows=2, max_new_tokens=12, forget_eval=others)
 
 
 def test_the_digest_of_questions_changes_only_where_something_new_is_asked(tiny_model: Path) -> None:
@@ -129,7 +130,8 @@ def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recor
     folder = Path(__file__).parents[2] / "examples/tofu"
     sets = {name: folder / f"data/{name}.jsonl" for name in ("retain_eval", "real_authors", "world_facts")}
     forget = read_pairs(read_rows(folder / "data/forget.jsonl"))
-    suite = suite_of(Request(forget=[], eval_rows=20, **sets), forget, refusals())
+    request = Request(forget=[], eval_rows=20, **sets)
+    suite = suite_of(request, forget, refusals(), read_sets(request))
     for role in ("before", "reference"):
         assert json.loads((folder / f"evaluations/{role}.json").read_text("utf-8"))["suite"] == suite.sha256()
 
@@ -302,8 +304,8 @@ def test_a_run_measures_shows_and_verifies_all_of_it(
     [
         ({"judge": "somewhere"}, "--judge and --judge-label go together"),
         ({"judge_label": "toxic"}, "--judge and --judge-label go together"),
-        ({"forget_eval": LIKE, "eval_rows": 0}, "--forget-eval: nothing is compared with it when --eval-rows is 0"),
-        ({"judge": "a", "judge_label": "b", "eval_rows": 0}, "--judge: nothing is compared"),
+        ({"forget_eval": LIKE, "eval_rows": 0}, "--forget-eval: nothing is evaluated when --eval-rows is 0"),
+        ({"judge": "a", "judge_label": "b", "eval_rows": 0}, "--judge: nothing is evaluated"),
         (
             {"forget_eval": FORGET[:1]},
             r"\(1 of 1 rows of --forget-eval are among those to forget or to keep\). Give other",
