@@ -110,18 +110,22 @@ def by_split(given: Sequence[str]) -> dict[str, str]:
 
     Raises
     ------
-    InputError : there is no = in it.
+    InputError : there is no = in it, or a split has two.
     """
+    found: dict[str, str] = {}
     for text in given:
-        if "=" not in text:
+        name, _, model = (part.strip() for part in text.partition("="))
+        if not name or not model:
             raise InputError(f"--reference {text}: write SPLIT=MODEL.")
-    return {name: model for name, _, model in (text.partition("=") for text in given)}
+        if found.setdefault(name, model) != model:
+            raise InputError(f"--reference {text}: {name} has {found[name]} already. Give one for each split.")
+    return found
 
 
 def cells_of(
     world: World, splits: Sequence[str], entries: Sequence[Entry], settings: Sequence[str], seeds: int
 ) -> list[Cell]:
-    """All cells of the table, those of the first seed first.
+    """All cells of the table, those of the first seed first; what is named twice stands there once.
 
     Raises
     ------
@@ -131,16 +135,16 @@ def cells_of(
         if name not in world.splits:
             raise InputError(f"--splits {name}: no such split. There are: {', '.join(world.splits)}.")
     kinds: list[Settings] = []
-    for name in settings or ("searched",):
+    for name in dict.fromkeys(settings or ("searched",)):
         if name not in ("searched", "published"):
             raise InputError(f"--settings {name}: searched or published is expected.")
         kinds.append(name)  # type: ignore[arg-type]
     return [
         Cell(entry, split, kind, seed)
         for seed in range(seeds)
-        for split in splits or world.splits
+        for split in dict.fromkeys(splits or world.splits)
         for kind in kinds
-        for entry in entries or ENTRIES
+        for entry in dict.fromkeys(entries or ENTRIES)
     ]
 
 

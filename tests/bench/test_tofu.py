@@ -180,6 +180,11 @@ def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path
         (["--rates", "fast"], "--rates fast: numbers between 0 and 1"),
         (["--rates", "0,1e-3"], "--rates 0,1e-3: numbers between 0 and 1"),
         (["--reference", "model"], "--reference model: write SPLIT=MODEL."),
+        (["--reference", "forget="], "--reference forget=: write SPLIT=MODEL."),
+        (
+            ["--reference", "forget=a", "--reference", "forget=b"],
+            "--reference forget=b: forget has a already. Give one for each split.",
+        ),
         (["--reference", "x=model"], "--reference x=...: no such split."),
         (["--methods", "flatt"], "--methods flatt: no such method."),
     ],
@@ -268,6 +273,11 @@ def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
 def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
     cells = cells_of(read_world(world), [], [parse("flat"), parse("ga")], [], 2)
     assert [(str(c.entry), c.seed) for c in cells] == [("flat", 0), ("ga", 0), ("flat", 1), ("ga", 1)]
+
+
+def test_what_is_named_twice_is_one_cell(world):
+    found = cells_of(read_world(world), ["forget"] * 2, [parse("flat")] * 2, ["searched", "published", "searched"], 1)
+    assert [str(cell) for cell in found] == [f"flat, forget, {kind}, seed 0" for kind in ("searched", "published")]
 
 
 def test_the_published_table_is_that_of_the_recorded_cells(tmp_path, monkeypatch, amends):
