@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -82,16 +84,54 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
         return _load_adapter(name, path, trainable)
     if path.is_dir():
         return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
-    if path.suffix == ".gguf":
-        return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
-    if path.suffix in _PICKLES:
+    _check_file(name, path)
+    return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
+
+
+def check_model(source: str | Path) -> None:
+    """Check, before long work, that `load` finds a model: its files, an adapter's base; no weights are read.
+
+    Nothing is asked of the network, so a hub id is refused only if it can be none, or if the Hub is switched off and
+    the cache does not have it.
+
+    Raises
+    ------
+    InputError : nothing there, pickled weights, code in the model folder, an adapter whose base is not there.
+    """
+    name = str(source)
+    path = _resolve(name)
+    if path is None:
+        _check_hub_id(name)
+    elif path.is_dir() and (path / "adapter_config.json").exists():
+        check_model(_base_of(name, path))
+    elif path.is_dir():
+        _checked_folder(name, path)
+    else:
+        _check_file(name, path)
+
+
+def _check_hub_id(name: str) -> None:
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise InputError(f"{name}: no such file or folder, and no id that the Hub could have.") from None
+    if is_offline_mode() and not isinstance(cached, str):
+        raise InputError(
+            f"{name}: no such file or folder, and the cache of the Hub, which is switched off (HF_HUB_OFFLINE), does "
+            "not have it. Give a folder, or fetch it first."
+        )
+
+
+def _check_file(name: str, file: Path) -> None:
+    if file.suffix in _PICKLES:
         raise InputError(
             f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
             "(model.save_pretrained does) and give the folder."
         )
-    raise InputError(
-        f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
-    )
+    if file.suffix != ".gguf":
+        raise InputError(
+            f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
+        )
 
 
 def plain_source(name: str) -> str:
@@ -230,14 +270,7 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 
 def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
-    _refuse_pickles(name, folder, "adapter_model*.safetensors")
-    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not base_name or not isinstance(base_name, str):
-        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
-    if Path(base_name, "adapter_config.json").exists():
-        raise InputError(
-            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
-        )
+    base_name = _base_of(name, folder)
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
     base = base or _load(base_name, False, own_tokenizer)
     provenance = folder / PROVENANCE
@@ -260,6 +293,19 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
             "It was made for another model."
         ) from None
     return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
+
+
+def _base_of(name: str, folder: Path) -> str:
+    """Name of the model below an adapter."""
+    _refuse_pickles(name, folder, "adapter_model*.safetensors")
+    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base_name or not isinstance(base_name, str):
+        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
+    if Path(base_name, "adapter_config.json").exists():
+        raise InputError(
+            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
+        )
+    return base_name
 
 
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
