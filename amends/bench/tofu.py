@@ -6,12 +6,14 @@ command goes on where it was stopped, and several processes can share the work.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from amends.bench._cells import Bench, Cell, Plan, claim_folder, fill
+from amends.bench._cells import Bench, Cell, Plan, fill
+from amends.bench._claim import check_folder, check_needs, check_references, claim_folder
 from amends.bench._entries import ENTRIES, Entry, Settings, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
@@ -47,7 +49,7 @@ def command(
     rates: Annotated[str, typer.Option(help="Learning rates that are searched, with commas.")] = "2e-4,5e-4,1e-3",
     epochs: Annotated[float, typer.Option(help="Passes over the forget data, of searched cells.", min=0)] = 5,
     layers: Annotated[
-        str | None, typer.Option(help="Train only these layers, in searched cells; default: all.")
+        str | None, typer.Option(help="Train only these layers, in searched cells; default: the method's own, or all.")
     ] = None,
     eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep.", min=1)] = 100,
     teach_epochs: Annotated[float, typer.Option(help="Passes over the data when a model is taught.", min=0)] = 5,
@@ -58,6 +60,9 @@ def command(
     ),
 ) -> None:
     """Fill the cells that are missing in OUT, then write OUT/tofu.md."""
+    for option, number in {"epochs": epochs, "teach-epochs": teach_epochs, "teach-rate": teach_rate}.items():
+        if not isfinite(number):
+            raise InputError(f"--{option} {number}: a finite number is expected.")
     plan = Plan(
         data=data,
         model=model,
@@ -76,8 +81,11 @@ def command(
     for name in plan.references:
         if name not in world.splits:
             raise InputError(f"--reference {name}=...: no such split. There are: {', '.join(world.splits)}.")
-    claim_folder(out, plan, world)
     bench = Bench(plan, world, out)
+    check_folder(out)
+    check_references(bench)
+    check_needs(bench, [] if page_only else [cell for cell in wanted if not cell.file(out).exists()])
+    claim_folder(out, plan, world)
     if not page_only:
         fill(bench, wanted)
     file = write(bench, wanted)

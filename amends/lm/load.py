@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from amends.io.atomic import write_json
@@ -325,6 +325,45 @@ def prepare(loaded: Loaded, lora_rank: int) -> Any:
     return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
 
 
+def count_layers(source: str | Path) -> int:
+    """Count the layers of a model by its configuration, without its weights; of a GGUF file this takes seconds.
+
+    Raises
+    ------
+    InputError : as `check_model`; a configuration that cannot be read.
+    """
+    name = str(source)
+    check_model(name)
+    path = _resolve(name)
+    if path is not None and (path / "adapter_config.json").exists():
+        return count_layers(_base_of(name, path))
+    whole = path is None or path.is_dir()
+    where = {} if whole else {"gguf_file": path.name}  # type: ignore[union-attr]
+    try:
+        with quiet():
+            config: Any = AutoConfig.from_pretrained(
+                name if path is None else str(path if whole else path.parent), trust_remote_code=False, **where
+            )
+        return int(config.get_text_config().num_hidden_layers)
+    except MemoryError:
+        raise
+    except Exception as error:  # as when a model is loaded
+        raise InputError(f"{name}: its configuration could not be read: {first_line(error)}") from error
+
+
+def layer_numbers(layers: str) -> range:
+    """Read "FIRST-LAST" or one number, counted from 0 and both included; empty where the first is behind the last.
+
+    Raises
+    ------
+    InputError : not of that form.
+    """
+    asked = re.fullmatch(r"(\d+)(?:-(\d+))?", layers)
+    if not asked:
+        raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
+    return range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+
+
 def train_only(model: Any, layers: str) -> None:
     """Let only some layers' weights, of those that are trained, require gradients.
 
@@ -335,10 +374,7 @@ def train_only(model: Any, layers: str) -> None:
     ------
     InputError : not of that form, or the model has no such layers with trained weights.
     """
-    asked = re.fullmatch(r"(\d+)(?:-(\d+))?", layers)
-    if not asked:
-        raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
-    wanted = range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+    wanted = layer_numbers(layers)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
     there = sorted(set(number.values()))

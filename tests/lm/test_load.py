@@ -17,6 +17,7 @@ from amends.lm.load import (
     base_sha256,
     check_model,
     check_safetensors,
+    count_layers,
     load,
     quiet,
     save_model,
@@ -342,6 +343,23 @@ def test_only_the_layers_asked_for_are_trained(family: str, layers: str, kept: s
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert {name.partition(".layers." if family == "llama" else ".h.")[2].split(".")[0] for name in trained} == kept
     assert not adapter or all(".lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_are_counted_below_an_adapter_and_without_weights(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(family).save_pretrained(tmp_path / "model")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "model")})
+    )
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors")
+    monkeypatch.setattr("amends.lm.load.AutoModelForCausalLM", None)
+    assert count_layers(tmp_path / "model") == count_layers(str(tmp_path / "adapter")) == 2
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="its configuration could not be read"):
+        count_layers(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("layers", ["", "a", "1-", "-1", "2-1", "0-2", "7", "0,1"])
