@@ -14,12 +14,12 @@ import numpy as np
 
 from amends.bench._entries import RETAIN, Entry, Settings, options
 from amends.bench._world import Split, World
-from amends.io.atomic import lock, sha256_json, write_json
+from amends.io.atomic import lock, write_json
 from amends.io.console import say
-from amends.io.errors import Held, InputError, NoResult
+from amends.io.errors import Held, NoResult
 from amends.io.run import versions, write_jsonl
 from amends.io.tables import read_json, read_rows, rows_of
-from amends.lm.load import load, precision, weights_sha256
+from amends.lm.load import count_layers, layer_numbers, load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
 from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
@@ -89,8 +89,7 @@ class Bench:
         folder = self.out / "models" / name
         with lock(folder):
             if not folder.exists():
-                if self.plan.model is None:
-                    raise InputError(f"--model: needed to teach the model {name}. Give it, or a model that is taught.")
+                assert self.plan.model is not None  # checked before the first cell
                 told = [{column: row[column] for column in ("question", "answer")} for row in rows]
                 teach.command(
                     [self._rows(name, told)],
@@ -101,6 +100,26 @@ class Bench:
                     lora_rank=self.plan.lora_rank,
                 )
         return str(folder)
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Layers of the model that is to forget."""
+        made = self.out / "models" / "taught"
+        model = self.plan.taught or (str(made) if made.exists() else self.plan.model)
+        assert model is not None  # as above
+        return count_layers(model)
+
+    def own_layers(self, entry: Entry) -> str | None:
+        """Layers that a method trains whatever the plan says."""
+        layers: str | None = signature(self._method(entry)).parameters["layers"].default
+        return layers
+
+    def unfit(self, entry: Entry) -> str | None:
+        """Say why a method cannot run on the model."""
+        layers = self.own_layers(entry)
+        if layers is None or layer_numbers(layers)[-1] < self.num_layers:
+            return None
+        return f"it trains layers {layers}; those of the model are 0 to {self.num_layers - 1}"
 
     def _rows(self, name: str, rows: list[dict[str, Any]]) -> str:
         file = self.out / "data" / f"{name}.jsonl"
@@ -114,7 +133,8 @@ class Bench:
 
         Returns
         -------
-        dict : what stands in the cell's file. "failed" is the reason where training broke down, and null otherwise.
+        dict : what stands in the cell's file. "failed" is the reason where training broke down, or where the model has
+            too few layers for the method, and null otherwise.
         """
         split = self.world.splits[cell.split]
         record = {
@@ -124,6 +144,9 @@ class Bench:
             "seed": cell.seed,
             "rows": len(split.forget),
         }
+        if unfit := self.unfit(cell.entry):
+            say(f"came to nothing: {unfit}")
+            return record | {"failed": unfit}
         own: dict[str, Any] = {}
         if cell.settings == "searched":
             trials = self.search(cell.entry, split)
@@ -192,8 +215,7 @@ class Bench:
 
     def _budget(self, entry: Entry) -> dict[str, Any]:
         """Give the steps and layers of a searched cell, the same for all methods."""
-        own = signature(self._method(entry)).parameters["layers"].default
-        return {"epochs": self.plan.epochs, "layers": own or self.plan.layers}
+        return {"epochs": self.plan.epochs, "layers": self.own_layers(entry) or self.plan.layers}
 
     def _method(self, entry: Entry) -> Callable[..., Result]:
         run: Callable[..., Result] = import_module(f"amends.unlearn.{entry.method}").run
@@ -213,16 +235,20 @@ class Bench:
 
     def _evaluations(self, split: Split) -> Path:
         """Folder of what the model before and the reference answer, which no cell need ask again."""
-        folder = self.out / "evaluations" / split.name
+        folder = self.evaluation(split.name, "before").parent
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def evaluation(self, split: str, role: str) -> Path:
+        """Where it is kept what a model of a split answered: that before, or the reference."""
+        return self.out / "evaluations" / split / f"{role}.json"
 
     def compared_with(self, split: Split) -> dict[str, dict[str, Any]]:
         """Summaries of the model before and of the reference, which are evaluated once for all cells of a split."""
         request = Request(forget=self._rows(f"{split.name}-forget", split.forget), **self._asked(split))
-        found = {}
+        found, folder = {}, self._evaluations(split)
         for role in ("reference", "before"):
-            file = self._evaluations(split) / f"{role}.json"
+            file = folder / f"{role}.json"
             if not file.exists():
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
@@ -251,30 +277,6 @@ def best(trials: list[dict[str, Any]]) -> float:
     """Rate of the trial with the least distance; the lower one of equals; the lowest if all failed."""
     ranked = sorted(trials, key=lambda t: (np.inf if t["distance"] is None else t["distance"], t["learning_rate"]))
     return float(ranked[0]["learning_rate"])
-
-
-def claim_folder(out: Path, plan: Plan, world: World) -> None:
-    """Write down what the cells of a folder have in common, or check that it is the same as what is there.
-
-    Raises
-    ------
-    InputError : the folder holds cells of another plan, or of other data.
-    """
-    told = {name: value for name, value in vars(plan).items() if name not in ("data", "references")}
-    told["rates"] = list(plan.rates)
-    told["world"] = sha256_json([world.taught, world.questions, [vars(split) for split in world.splits.values()]])
-    told["precision"] = precision()
-    file = out / "bench.json"
-    with lock(file):
-        if not file.exists():
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(file, told)
-    there = read_json(file)
-    for name, value in told.items():
-        if there.get(name) != value:
-            raise InputError(
-                f"{file}: the cells here are of another {name} ({there.get(name)}, now {value}). Give another --out."
-            )
 
 
 def fill(bench: Bench, cells: list[Cell]) -> int:

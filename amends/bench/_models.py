@@ -13,7 +13,7 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
-from amends.lm.load import Loaded, load, shares_base
+from amends.lm.load import Loaded, check_model, load, shares_base
 from amends.unlearn._read import model_for
 
 Found = TypeVar("Found")
@@ -61,12 +61,15 @@ def measure_each(
 
 
 def check_models(models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Refuse a loaded model without a tokenizer before anything is read.
+    """Refuse names with no model behind them, and a loaded model without a tokenizer, before anything is read.
 
     Raises
     ------
     InputError : as said.
     """
+    for model in models.values():
+        if isinstance(model, str | Path):
+            check_model(model)
     if tokenizer is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
         raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
 

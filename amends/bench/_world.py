@@ -38,6 +38,23 @@ class Split:
         return Split(f"{self.name} tuning", other, self.retain[: -len(self.forget)], keep, asked)
 
 
+def check_tuning(split: Split) -> None:
+    """Check that rows are left where settings are chosen on another request of the same size.
+
+    Raises
+    ------
+    InputError : too few rows to keep.
+    """
+    tuning, count = split.tuning(), len(split.forget)
+    left = {"hold back": len(tuning.forget) == count, "train on": tuning.keep, "ask": tuning.asked}
+    if missing := [what for what, rows in left.items() if not rows]:
+        raise InputError(
+            f"{split.name}: {count} rows to forget, {len(split.retain)} to keep. Settings are chosen on the last "
+            f"{count} rows to keep, which leaves too few to {' and to '.join(missing)}. Give more rows to keep, fewer "
+            "to forget, or --settings published, where nothing is chosen."
+        )
+
+
 @dataclass(frozen=True)
 class World:
     """Everything that is taught, and what is asked beside it."""
@@ -62,7 +79,7 @@ def read_world(folder: str | Path) -> World:
 
     Raises
     ------
-    InputError : files are missing, or hold no questions and answers.
+    InputError : files are missing, hold no questions and answers, or too few of them for a split.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,7 +91,9 @@ def read_world(folder: str | Path) -> World:
     }
     full, forget, retain = (_table(folder, *names) for names in (("full", "tofu_full"), ("forget",), ("retain",)))
     if full is not None:
-        return World(full, dict(_official(folder, full)), found)
+        if not (splits := dict(_official(folder, full))):
+            raise InputError(f"{folder}: the {len(full)} rows of full are too few to forget 10 % of them.")
+        return World(full, splits, found)
     if forget is None or retain is None:
         raise InputError(
             f"{folder}: neither a file full nor the files forget and retain are in it (.jsonl, .json, .parquet, ...)."

@@ -6,12 +6,14 @@ command goes on where it was stopped, and several processes can share the work.
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from amends.bench._cells import Bench, Cell, Plan, claim_folder, fill
+from amends.bench._cells import Bench, Cell, Plan, fill
+from amends.bench._claim import check_folder, check_needs, check_references, claim_folder
 from amends.bench._entries import ENTRIES, Entry, Settings, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
@@ -47,7 +49,7 @@ def command(
     rates: Annotated[str, typer.Option(help="Learning rates that are searched, with commas.")] = "2e-4,5e-4,1e-3",
     epochs: Annotated[float, typer.Option(help="Passes over the forget data, of searched cells.", min=0)] = 5,
     layers: Annotated[
-        str | None, typer.Option(help="Train only these layers, in searched cells; default: all.")
+        str | None, typer.Option(help="Train only these layers, in searched cells; default: the method's own, or all.")
     ] = None,
     eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep.", min=1)] = 100,
     teach_epochs: Annotated[float, typer.Option(help="Passes over the data when a model is taught.", min=0)] = 5,
@@ -58,6 +60,9 @@ def command(
     ),
 ) -> None:
     """Fill the cells that are missing in OUT, then write OUT/tofu.md."""
+    for option, number in {"epochs": epochs, "teach-epochs": teach_epochs, "teach-rate": teach_rate}.items():
+        if not isfinite(number):
+            raise InputError(f"--{option} {number}: a finite number is expected.")
     plan = Plan(
         data=data,
         model=model,
@@ -76,8 +81,11 @@ def command(
     for name in plan.references:
         if name not in world.splits:
             raise InputError(f"--reference {name}=...: no such split. There are: {', '.join(world.splits)}.")
-    claim_folder(out, plan, world)
     bench = Bench(plan, world, out)
+    check_folder(out)
+    check_references(bench)
+    check_needs(bench, [] if page_only else [cell for cell in wanted if not cell.file(out).exists()])
+    claim_folder(out, plan, world)
     if not page_only:
         fill(bench, wanted)
     file = write(bench, wanted)
@@ -110,18 +118,22 @@ def by_split(given: Sequence[str]) -> dict[str, str]:
 
     Raises
     ------
-    InputError : there is no = in it.
+    InputError : there is no = in it, or a split has two.
     """
+    found: dict[str, str] = {}
     for text in given:
-        if "=" not in text:
+        name, _, model = (part.strip() for part in text.partition("="))
+        if not name or not model:
             raise InputError(f"--reference {text}: write SPLIT=MODEL.")
-    return {name: model for name, _, model in (text.partition("=") for text in given)}
+        if found.setdefault(name, model) != model:
+            raise InputError(f"--reference {text}: {name} has {found[name]} already. Give one for each split.")
+    return found
 
 
 def cells_of(
     world: World, splits: Sequence[str], entries: Sequence[Entry], settings: Sequence[str], seeds: int
 ) -> list[Cell]:
-    """All cells of the table, those of the first seed first.
+    """All cells of the table, those of the first seed first; what is named twice stands there once.
 
     Raises
     ------
@@ -131,16 +143,16 @@ def cells_of(
         if name not in world.splits:
             raise InputError(f"--splits {name}: no such split. There are: {', '.join(world.splits)}.")
     kinds: list[Settings] = []
-    for name in settings or ("searched",):
+    for name in dict.fromkeys(settings or ("searched",)):
         if name not in ("searched", "published"):
             raise InputError(f"--settings {name}: searched or published is expected.")
         kinds.append(name)  # type: ignore[arg-type]
     return [
         Cell(entry, split, kind, seed)
         for seed in range(seeds)
-        for split in splits or world.splits
+        for split in dict.fromkeys(splits or world.splits)
         for kind in kinds
-        for entry in entries or ENTRIES
+        for entry in dict.fromkeys(entries or ENTRIES)
     ]
 
 

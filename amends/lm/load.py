@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from amends.io.atomic import write_json
@@ -82,16 +84,54 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
         return _load_adapter(name, path, trainable)
     if path.is_dir():
         return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
-    if path.suffix == ".gguf":
-        return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
-    if path.suffix in _PICKLES:
+    _check_file(name, path)
+    return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
+
+
+def check_model(source: str | Path) -> None:
+    """Check, before long work, that `load` finds a model: its files, an adapter's base; no weights are read.
+
+    Nothing is asked of the network, so a hub id is refused only if it can be none, or if the Hub is switched off and
+    the cache does not have it.
+
+    Raises
+    ------
+    InputError : nothing there, pickled weights, code in the model folder, an adapter whose base is not there.
+    """
+    name = str(source)
+    path = _resolve(name)
+    if path is None:
+        _check_hub_id(name)
+    elif path.is_dir() and (path / "adapter_config.json").exists():
+        check_model(_base_of(name, path))
+    elif path.is_dir():
+        _checked_folder(name, path)
+    else:
+        _check_file(name, path)
+
+
+def _check_hub_id(name: str) -> None:
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise InputError(f"{name}: no such file or folder, and no id that the Hub could have.") from None
+    if is_offline_mode() and not isinstance(cached, str):
+        raise InputError(
+            f"{name}: no such file or folder, and the cache of the Hub, which is switched off (HF_HUB_OFFLINE), does "
+            "not have it. Give a folder, or fetch it first."
+        )
+
+
+def _check_file(name: str, file: Path) -> None:
+    if file.suffix in _PICKLES:
         raise InputError(
             f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
             "(model.save_pretrained does) and give the folder."
         )
-    raise InputError(
-        f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
-    )
+    if file.suffix != ".gguf":
+        raise InputError(
+            f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
+        )
 
 
 def plain_source(name: str) -> str:
@@ -233,14 +273,7 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 
 def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
-    _refuse_pickles(name, folder, "adapter_model*.safetensors")
-    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not base_name or not isinstance(base_name, str):
-        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
-    if Path(base_name, "adapter_config.json").exists():
-        raise InputError(
-            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
-        )
+    base_name = _base_of(name, folder)
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
     base = base or _load(base_name, False, own_tokenizer)
     provenance = folder / PROVENANCE
@@ -265,6 +298,19 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
     return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
 
 
+def _base_of(name: str, folder: Path) -> str:
+    """Name of the model below an adapter."""
+    _refuse_pickles(name, folder, "adapter_model*.safetensors")
+    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base_name or not isinstance(base_name, str):
+        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
+    if Path(base_name, "adapter_config.json").exists():
+        raise InputError(
+            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
+        )
+    return base_name
+
+
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
     """Wrap a model with a fresh LoRA adapter on all linear layers, alpha = 2 x rank, no dropout."""
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -282,6 +328,45 @@ def prepare(loaded: Loaded, lora_rank: int) -> Any:
     return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
 
 
+def count_layers(source: str | Path) -> int:
+    """Count the layers of a model by its configuration, without its weights; of a GGUF file this takes seconds.
+
+    Raises
+    ------
+    InputError : as `check_model`; a configuration that cannot be read.
+    """
+    name = str(source)
+    check_model(name)
+    path = _resolve(name)
+    if path is not None and (path / "adapter_config.json").exists():
+        return count_layers(_base_of(name, path))
+    whole = path is None or path.is_dir()
+    where = {} if whole else {"gguf_file": path.name}  # type: ignore[union-attr]
+    try:
+        with quiet():
+            config: Any = AutoConfig.from_pretrained(
+                name if path is None else str(path if whole else path.parent), trust_remote_code=False, **where
+            )
+        return int(config.get_text_config().num_hidden_layers)
+    except MemoryError:
+        raise
+    except Exception as error:  # as when a model is loaded
+        raise InputError(f"{name}: its configuration could not be read: {first_line(error)}") from error
+
+
+def layer_numbers(layers: str) -> range:
+    """Read "FIRST-LAST" or one number, counted from 0 and both included; empty where the first is behind the last.
+
+    Raises
+    ------
+    InputError : not of that form.
+    """
+    asked = re.fullmatch(r"(\d+)(?:-(\d+))?", layers)
+    if not asked:
+        raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
+    return range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+
+
 def train_only(model: Any, layers: str) -> None:
     """Let only some layers' weights, of those that are trained, require gradients.
 
@@ -292,10 +377,7 @@ def train_only(model: Any, layers: str) -> None:
     ------
     InputError : not of that form, or the model has no such layers with trained weights.
     """
-    asked = re.fullmatch(r"(\d+)(?:-(\d+))?", layers)
-    if not asked:
-        raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
-    wanted = range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+    wanted = layer_numbers(layers)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
     there = sorted(set(number.values()))

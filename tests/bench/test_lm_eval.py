@@ -175,6 +175,17 @@ def test_bad_input_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, model
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "says"), [(["--model", "./nowhere"], "./nowhere: no such file or folder"), (["--seed", "-1"], "seed")]
+)
+def test_a_model_that_is_not_there_and_a_seed_that_is_none_are_refused_first(tmp_path, tiny_model, amends, more, says):
+    code, _, err = amends(
+        "bench", "lm_eval", "--model", tiny_model, "--tasks", "amends_muse", "--out", tmp_path / "out", *more
+    )
+    assert (code, says in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_harness_the_extra_is_named(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setattr("amends.io.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'amends\[lm-eval\]'"):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from amends.bench._cells import Cell, best, distance
+from amends.bench._cells import Bench, Cell, Plan, best, distance
+from amends.bench._claim import check_models, claim_folder
 from amends.bench._entries import ENTRIES, Entry, options, parse
 from amends.bench._page import Line, in_words, lines_of, page
-from amends.bench._world import read_world
+from amends.bench._world import check_tuning, read_world
 from amends.bench.tofu import cells_of
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
@@ -165,11 +166,111 @@ def test_the_page_alone_shows_what_is_missing_as_empty(amends, world, tiny_model
 def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path):
     out = tmp_path / "bench"
     assert run_small(amends, world, tiny_model, out, "--page-only")[0] == 0
+    write_jsonl(out / "cells" / "one.json", [])
     code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--teach-rate", 1e-2)
     assert (code, "the cells here are of another teach_rate (0.002, now 0.01)" in err) == (2, True)
     write_jsonl(world / "forget.jsonl", FORGET[:3])
     code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
     assert (code, "the cells here are of another world" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("stage", "kept"), [("models", "teach_rate"), ("evaluations", "taught"), ("search", "layers")])
+def test_what_nothing_was_made_from_may_change(world, tmp_path, stage, kept):
+    def claim(**changed):
+        claim_folder(
+            out, Plan(**({"data": str(world), "model": "a", "taught": None, "references": {}} | changed)), found
+        )
+        return json.loads((out / "bench.json").read_text(encoding="utf-8"))
+
+    out, found = tmp_path / "bench", read_world(world)
+    claim(teach_rate=1.0, layers="9")
+    assert claim(layers="1")["layers"] == "1"
+    first = claim()
+    write_jsonl(out / stage / "one" / "file.json", [])
+    other = {"teach_rate": 1.0, "taught": "b", "layers": "0"}
+    with pytest.raises(InputError, match=f"another {kept} "):
+        claim(**{kept: other[kept]})
+    with pytest.raises(InputError, match="another teach_rate "):
+        claim(teach_rate=1.0)
+    assert claim() == first
+    assert claim(rates=(0.1,))["rates"] == [0.1]
+
+
+def test_the_same_model_by_another_path_is_the_same(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model in ("tiny", "./tiny", str(tmp_path / "tiny")):
+        claim_folder(tmp_path / "bench", Plan(str(world), model, "taught", {}), read_world(world))
+        write_jsonl(tmp_path / "bench" / "cells" / "one.json", [])
+    assert json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))["model"] == "tiny"
+    with pytest.raises(InputError, match=r"another model \(tiny, now other\)"):
+        claim_folder(tmp_path / "bench", Plan(str(world), "other", "taught", {}), read_world(world))
+
+
+def test_another_reference_than_the_cells_are_compared_with_is_refused(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    file = out / "evaluations" / "forget" / "reference.json"
+    write_jsonl(file, [{"name": "models/one"}])
+    for model, expected in (("models/one", 0), ("models/two", 2), ("./models/one", 0)):
+        code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--reference", f"forget={model}")
+        assert code == expected
+    _, _, err = run_small(amends, world, tiny_model, out, "--reference", "forget=models/two")
+    assert "--reference forget=models/two: the cells here are compared with another, models/one" in err
+
+
+def test_a_folder_of_something_else_is_left_alone(amends, world, tiny_model, tmp_path):
+    run, file = tmp_path / "run", tmp_path / "file"
+    write_jsonl(run / "run.json", [{}])
+    write_jsonl(file, [{}])
+    for out, message in ((run, "holds run.json"), (tiny_model, "holds config.json"), (file, "a file, where the")):
+        before = sorted(out.parent.rglob("*"))
+        code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
+        assert (code, message in err) == (2, True), err
+        assert sorted(out.parent.rglob("*")) == before
+
+
+def test_without_a_model_to_teach_nothing_is_claimed(amends, world, tmp_path):
+    out = tmp_path / "bench"
+    code, _, err = amends("bench", "tofu", "--data", world, "--out", out)
+    assert (code, "--model: needed to teach taught and reference-forget. Give it" in err) == (2, True)
+    assert not out.exists()
+
+
+def test_a_reference_that_was_asked_is_not_looked_for_again(world, tiny_model, tmp_path):
+    plan = Plan(str(world), None, str(tiny_model), {"forget": "/gone/model"})
+    bench = Bench(plan, read_world(world), tmp_path)
+    with pytest.raises(InputError, match="/gone/model: no such file"):
+        check_models(bench, ["forget"])
+    write_jsonl(bench.evaluation("forget", "reference"), [{"name": "/gone/model"}])
+    check_models(bench, ["forget"])
+
+
+def test_rows_to_keep_that_leave_nothing_to_choose_settings_on_are_refused(amends, world, tiny_model, tmp_path):
+    write_jsonl(world / "retain.jsonl", RETAIN[:4])
+    (world / "retain_eval.jsonl").unlink()
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", "--methods", "flat")
+    assert code == 2
+    assert (
+        "forget: 4 rows to forget, 4 to keep. Settings are chosen on the last 4 rows to keep, which leaves too few"
+        in err
+    )
+    assert not (tmp_path / "bench").exists()
+    write_jsonl(tmp_path / "full.jsonl", rows(4))
+    with pytest.raises(InputError, match="the 4 rows of full are too few"):
+        read_world(tmp_path)
+    write_jsonl(tmp_path / "full.jsonl", rows(6))
+    check_tuning(read_world(tmp_path).splits["forget10"])
+
+
+def test_a_method_for_deeper_models_comes_to_nothing_and_the_page_says_why(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    code, _, err = run_small(
+        amends, world, tiny_model, out, "--methods", "rmu+retain", "--settings", "searched,published"
+    )
+    assert code == 0, err
+    text = (out / "tofu.md").read_text(encoding="utf-8")
+    assert text.count("| `rmu+retain` | 0 of 2, 2 came to nothing |") == 2
+    assert text.count("- `rmu+retain`: it trains layers 5-7; those of the model are 0 to 0.") == 2
+    assert not (out / "models").exists()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +281,19 @@ def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path
         (["--rates", "fast"], "--rates fast: numbers between 0 and 1"),
         (["--rates", "0,1e-3"], "--rates 0,1e-3: numbers between 0 and 1"),
         (["--reference", "model"], "--reference model: write SPLIT=MODEL."),
+        (["--reference", "forget="], "--reference forget=: write SPLIT=MODEL."),
+        (
+            ["--reference", "forget=a", "--reference", "forget=b"],
+            "--reference forget=b: forget has a already. Give one for each split.",
+        ),
         (["--reference", "x=model"], "--reference x=...: no such split."),
+        (["--reference", "forget=no/such/model"], "no/such/model: no such file or folder"),
+        (["--taught", "no/such/model"], "no/such/model: no such file or folder"),
+        (["--model", "no/such/model"], "no/such/model: no such file or folder"),
+        (["--layers", "7"], "--layers 7: the model has layers 0 to 0."),
+        (["--layers", "all"], "--layers all: write FIRST-LAST"),
+        (["--epochs", "inf"], "epochs"),
+        (["--teach-rate", "nan"], "teach-rate"),
         (["--methods", "flatt"], "--methods flatt: no such method."),
     ],
 )
@@ -268,6 +381,11 @@ def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
 def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
     cells = cells_of(read_world(world), [], [parse("flat"), parse("ga")], [], 2)
     assert [(str(c.entry), c.seed) for c in cells] == [("flat", 0), ("ga", 0), ("flat", 1), ("ga", 1)]
+
+
+def test_what_is_named_twice_is_one_cell(world):
+    found = cells_of(read_world(world), ["forget"] * 2, [parse("flat")] * 2, ["searched", "published", "searched"], 1)
+    assert [str(cell) for cell in found] == [f"flat, forget, {kind}, seed 0" for kind in ("searched", "published")]
 
 
 def test_the_published_table_is_that_of_the_recorded_cells(tmp_path, monkeypatch, amends):

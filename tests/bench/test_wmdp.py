@@ -129,9 +129,14 @@ def test_everything_is_written_and_verified(place, tiny_model, other_model, amen
         (["--data", "odd.json"], 'odd.json: row 1: column "answer" must be the number of a choice, from 0 to 1.'),
         (["--data", "bad.json"], 'bad.json: row 1: column "choices" must be a list of 2 to 26 texts.'),
         (["--data", "chem.json", "--subjects", "bio"], "--subjects: chem.json is one table, of chem."),
+        (["--before", "no/such/model"], "no/such/model: no such file or folder"),
+        (["--seed", "-1"], "seed"),
     ],
 )
-def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, tiny_model, amends, more, says):
+def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(
+    place, tiny_model, amends, monkeypatch, more, says
+):
+    monkeypatch.setattr("amends.bench._models.load", None)  # it is said before a model is loaded
     (place / "empty").mkdir()
     (place / "odd.json").write_text(json.dumps([{"question": "a", "choices": ["b", "c"], "answer": 2}]))
     (place / "bad.json").write_text(json.dumps([{"question": "a", "choices": "b", "answer": 2}]))

@@ -15,7 +15,9 @@ from amends.io.errors import InputError
 from amends.lm.load import (
     add_lora,
     base_sha256,
+    check_model,
     check_safetensors,
+    count_layers,
     load,
     quiet,
     save_model,
@@ -147,6 +149,52 @@ def test_a_config_that_is_not_json_is_refused(copy: Path) -> None:
 def test_a_missing_folder_is_refused_without_asking_the_hub(name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         load(name)
+
+
+def test_a_model_is_found_without_its_weights_being_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setattr("amends.lm.load.AutoModelForCausalLM", None)
+    for name in (tiny_model, tmp_path / "adapter", str(tmp_path / "model.gguf")):
+        check_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./gone", "no such file or folder"),
+        ("package:json/x.gguf", "has no file"),
+        ("no-model/of-this-name", "HF_HUB_OFFLINE"),
+        ("a b", "no id that the Hub could have"),
+        (".", "it is not a model"),
+        ("notes.txt", "not a model"),
+        ("model.bin", "a pickle can run code"),
+        ("pickled", "no safetensors weights"),
+        ("orphan", "base: no such file or folder"),
+        ("unnamed", "does not name its base"),
+    ],
+)
+def test_what_is_no_model_is_known_before_it_is_loaded(
+    name: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").touch()
+    Path("model.bin").touch()
+    Path("pickled").mkdir()
+    shutil.copy(tiny_model / "config.json", "pickled")
+    adapter_of(tiny_model, Path("orphan"))
+    shutil.copytree("orphan", "unnamed")
+    for folder, settings in (("orphan", {"base_model_name_or_path": "/gone/base"}), ("unnamed", {})):
+        Path(folder, "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=message):
+        check_model(name)
+
+
+def test_a_hub_id_is_left_to_the_loader_where_the_hub_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amends.lm.load.is_offline_mode", lambda: False)
+    check_model("no-model/of-this-name")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -295,6 +343,23 @@ def test_only_the_layers_asked_for_are_trained(family: str, layers: str, kept: s
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert {name.partition(".layers." if family == "llama" else ".h.")[2].split(".")[0] for name in trained} == kept
     assert not adapter or all(".lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_are_counted_below_an_adapter_and_without_weights(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(family).save_pretrained(tmp_path / "model")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "model")})
+    )
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "adapter" / "adapter_model.safetensors")
+    monkeypatch.setattr("amends.lm.load.AutoModelForCausalLM", None)
+    assert count_layers(tmp_path / "model") == count_layers(str(tmp_path / "adapter")) == 2
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="its configuration could not be read"):
+        count_layers(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("layers", ["", "a", "1-", "-1", "2-1", "0-2", "7", "0,1"])
