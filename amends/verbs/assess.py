@@ -22,7 +22,7 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
-from amends.unlearn._axes import AXES, LIMITS, Measure, judge, read_limits
+from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.unlearn._read import about
@@ -178,6 +178,7 @@ def run(
     """
     started = time.time()
     chosen, asked_limits = read_axes(axes), read_limits(limits or {})
+    check_limits(asked_limits, chosen)
     if out is not None:
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}

@@ -8,7 +8,7 @@ from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of
 from amends.unlearn import _assess
-from amends.unlearn._axes import AXES
+from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
 from amends.verbs.assess import run
 
 from ..conftest import save_tiny_model
@@ -70,6 +70,8 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert sorted(file.name for file in (place / "out").iterdir()) == FILES
     made, by_name = found(place)
     assert code == (3 if made["verdict"] == "fail" else 0)
+    assert AXIS_OF == {name: m["axis"] for name, m in by_name.items() if m["limit"] is not None}
+    assert AXIS_OF.keys() == LIMITS.keys()
     gaps = {name for name, m in by_name.items() if m["missing"]}
     # random models know nothing, so that nothing can come back; and the reference is the model before
     assert gaps - {"diversity", "output_perplexity"} == {
@@ -231,6 +233,10 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
         (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
+        (["--holdout", "forget.jsonl"], "forget.jsonl:1: the same row as forget.jsonl:1 (6 of 6 rows of --holdout"),
+        (["--retain", "retain.jsonl", "--holdout", "retain.jsonl"], "(14 of 14 rows of --holdout"),
+        (["--retain", "forget.jsonl"], "(6 of 6 rows of --retain are among those to forget or to keep). Give other"),
+        (["--limit", "leak_8=0.1"], "--limit leak_8: is measured on the axis sampling, which --axes leaves out. Add"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
