@@ -146,6 +146,17 @@ def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
     assert [row["id"] for row in found.ranked(2)] == [found.pairs[i].id for i in found.order[:2]]
 
 
+@pytest.mark.parametrize("name", MEASURES)
+def test_each_measure_can_be_taken_alone_and_has_its_page(tmp_path, taught, tiny_model, name):
+    model, _, _ = taught
+    reference = tiny_model if MEASURES[name].needs_reference else None
+    found = audit.run(model, facts(0, 3), measures=[name], reference=reference, out=tmp_path / "audit")
+    assert list(found.scores) == [name]
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "over 1 measures" not in page and ("word for word" in page) == (name == "extractable")
+    assert f'<th scope="row">{name}<br>' in page
+
+
 def test_what_has_no_number_has_a_reason(tmp_path, taught, amends):
     model, _, _ = taught
     data = write(tmp_path / "data.jsonl", [*facts(0, 2), {"question": "short?", "answer": "ab", "id": "s"}])
