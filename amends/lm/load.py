@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -63,6 +65,41 @@ def load(name: str | Path, *, trainable: bool = False, instead_of: Loaded | None
     return _load(str(name), trainable, None)
 
 
+def check_model(source: str | Path) -> None:
+    """Check that there is something to load, before long work: files are looked up, and no weights are read.
+
+    The hub is not asked: one of its ids passes if it may be there, and where HF_HUB_OFFLINE is set if it was downloaded.
+
+    Raises
+    ------
+    InputError : as `load` raises it for what is not there, or is no model.
+    """
+    name = str(source)
+    path = _resolve(name)
+    if path is None:
+        downloaded = [_cached(name, file) for file in ("config.json", "adapter_config.json")]
+        if HF_HUB_OFFLINE and not any(downloaded):
+            raise InputError(
+                f"{name}: no such folder, and no such model was downloaded from the hub, which may not be asked now "
+                "(HF_HUB_OFFLINE)."
+            )
+    elif path.is_dir() and (path / "adapter_config.json").exists():
+        _refuse_pickles(name, path, "adapter_model*.safetensors")
+        check_model(_base_of(name, path))
+    elif path.is_dir():
+        _checked_folder(name, path)
+    else:
+        _check_file(name, path)
+
+
+def _cached(name: str, file: str) -> bool:
+    """Whether a file of a model of the hub is on this machine."""
+    try:
+        return isinstance(try_to_load_from_cache(name, file), str)
+    except ValueError as error:
+        raise InputError(f"{name}: no such folder, and no hub id either: {first_line(error)}") from None
+
+
 def shares_base(loaded: Loaded, name: str | Path) -> bool:
     """Whether `loaded` is an adapter, and `name` an adapter folder of the same base with no tokenizer of its own."""
     file = Path(name) / "adapter_config.json"
@@ -82,16 +119,21 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
         return _load_adapter(name, path, trainable)
     if path.is_dir():
         return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
-    if path.suffix == ".gguf":
-        return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
+    _check_file(name, path)
+    return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
+
+
+def _check_file(name: str, path: Path) -> None:
+    """Refuse a file that is no GGUF by its name."""
     if path.suffix in _PICKLES:
         raise InputError(
             f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
             "(model.save_pretrained does) and give the folder."
         )
-    raise InputError(
-        f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
-    )
+    if path.suffix != ".gguf":
+        raise InputError(
+            f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
+        )
 
 
 def plain_source(name: str) -> str:
@@ -229,8 +271,8 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
-    _refuse_pickles(name, folder, "adapter_model*.safetensors")
+def _base_of(name: str, folder: Path) -> str:
+    """Name of the base model of an adapter."""
     base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
     if not base_name or not isinstance(base_name, str):
         raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
@@ -238,6 +280,12 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
         raise InputError(
             f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
         )
+    return base_name
+
+
+def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
+    _refuse_pickles(name, folder, "adapter_model*.safetensors")
+    base_name = _base_of(name, folder)
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
     base = base or _load(base_name, False, own_tokenizer)
     provenance = folder / PROVENANCE

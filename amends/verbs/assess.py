@@ -20,6 +20,7 @@ from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
+from amends.lm.load import check_model
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
@@ -184,6 +185,9 @@ def run(
     models = {"before": before, "after": after, "reference": reference}
     if processing_class is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
         raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
+    for named in models.values():
+        if isinstance(named, str | Path):
+            check_model(named)
     sources = Sources(forget, retain, holdout, question_column, answer_column)
     classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
     clean = class_named(classifier, CLEAN) if classifier else 0

@@ -16,7 +16,7 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
-from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.load import Loaded, check_model, load, shares_base, weights_sha256
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
@@ -130,6 +130,9 @@ def run(
         check_new(out)
     started, how = time.time(), reading or Reading()
     chosen = chosen_measures(measures, reference is not None)
+    for named in (model, reference):
+        if isinstance(named, str | Path):
+            check_model(named)
     say("reading the model and the data")
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
     tokenizer = processing_class or loaded.tokenizer

@@ -20,7 +20,7 @@ from amends.io.console import say
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.callbacks import Bar
-from amends.lm.load import load, prepare, save_model, weights_sha256
+from amends.lm.load import check_model, load, prepare, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, read_pairs
 from amends.lm.trainer import training_arguments
@@ -56,6 +56,7 @@ def command(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     started = time.time()
+    check_model(model)
     rows = {file: list(read_rows(file)) for file in data}
     warnings = []
     if ledger := read_ledger(model):

@@ -12,9 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.errors import InputError
+from amends.lm import load as loading
 from amends.lm.load import (
     add_lora,
     base_sha256,
+    check_model,
     check_safetensors,
     load,
     quiet,
@@ -169,6 +171,56 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_package_gives_only_files_of_its_own(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(name)
+
+
+def test_a_model_is_looked_up_without_its_weights(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    adapter_of(tiny_model, tmp_path / "adapter")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    for name in (tiny_model, str(tiny_model), tmp_path / "adapter"):
+        check_model(name)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    for base, message in (("./gone", "gone: no such file"), (str(tmp_path / "adapter"), "is an adapter too")):
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(InputError, match=message):
+            check_model(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no/such/model", "no such file or folder"),
+        ("package:json/x.gguf", "has no file"),
+        ("org/never-downloaded", "HF_HUB_OFFLINE"),
+        ("runs/a b", "no hub id either"),
+        ("folder", "it is not a model"),
+        ("notes.txt", "not a model"),
+        ("model.bin", "a pickle can run code"),
+        ("model.gguf", None),
+    ],
+)
+def test_what_is_no_model_is_known_before_anything_is_read(
+    name: str, message: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for file in ("notes.txt", "model.bin", "model.gguf"):
+        (tmp_path / file).write_text("x")
+    if message is None:
+        check_model(name)
+    else:
+        with pytest.raises(InputError, match=message):
+            check_model(name)
+
+
+def test_a_model_of_the_hub_is_known_if_it_was_downloaded_and_passes_where_the_hub_can_be_asked(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda name, file: str(tmp_path) if name == "a/b" else None)
+    check_model("a/b")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        check_model("a/c")
+    monkeypatch.setattr(loading, "HF_HUB_OFFLINE", False)
+    check_model("a/c")
 
 
 def test_full_weights_saved_open_with_plain_transformers(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from amends.lm.load import load
 from amends.report.assessment import name_of
 from amends.unlearn import _assess
 from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
+from amends.verbs import assess as assessing
 from amends.verbs.assess import run
 
 from ..conftest import save_tiny_model
@@ -248,6 +249,15 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
     assert says in line
     assert not [*place.glob("out*"), *place.glob(".out*")]
+
+
+@pytest.mark.parametrize("role", ["before", "reference"])
+def test_a_model_that_is_not_there_is_told_before_another_is_loaded(place, assess, monkeypatch, tiny_model, role):
+    monkeypatch.setattr(_assess, "load", None)
+    monkeypatch.setattr(assessing, "load_encoder", None)
+    given = {"before": tiny_model, "reference": tiny_model} | {role: "no/such/model"}
+    code, _, err = assess("--reference", given["reference"], "--gibberish", "any", before=given["before"])
+    assert code == 2 and "no/such/model: no such file or folder" in err
 
 
 def test_an_output_that_is_there_is_not_replaced(place, assess):

@@ -200,6 +200,14 @@ def test_what_can_be_mended_is_said_and_nothing_is_written(tmp_path, taught, ame
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--model", "--reference"])
+def test_a_model_that_is_not_there_is_told_before_another_is_loaded(tmp_path, taught, amends, monkeypatch, option):
+    monkeypatch.setattr(audit, "load", None)
+    words = {"--model": taught[0], "--data": taught[1], "--out": tmp_path / "audit"} | {option: "no/such/model"}
+    code, _, err = amends("audit", *(word for pair in words.items() for word in pair))
+    assert code == 2 and "no/such/model: no such file or folder" in err
+
+
 def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_model):
     other = tmp_path / "other"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

@@ -67,6 +67,12 @@ def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends,
     assert amends("verify", tmp_path / "a")[0] == 0
 
 
+def test_a_model_that_is_not_there_is_told_before_the_data_are_read(tmp_path, data, amends):
+    data.write_text("{")
+    code, _, err = amends("teach", "--model", "no/such/model", "--data", data, "--out", tmp_path / "taught")
+    assert code == 2 and "no/such/model: no such file or folder" in err
+
+
 def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_model, data, amends):
     out = tmp_path / "full"
     words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--lora-rank", 0]
