@@ -377,7 +377,9 @@ def command(
     ] = False,
     prefix_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)] = 100,
     continuation_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each continuation.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the folds of the classifier of words.", min=0, max=2**32 - 1)
+    ] = 0,
 ) -> None:
     """Rank the records in DATA by how well MODEL has memorised them."""
     reading = Reading(question_column, answer_column, skip_bad_rows, prefix_tokens, continuation_tokens)

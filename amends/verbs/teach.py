@@ -50,7 +50,7 @@ def command(
             "--track", help="Also write dynamics.jsonl: how the training went for each pair; one more pass an epoch."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Teach MODEL the question-answer pairs in DATA."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}

@@ -191,6 +191,8 @@ def test_a_holdout_row_that_was_trained_on_is_left_out_and_one_of_another_kind_i
         (["--measures", "bits"], "Give --reference"),
         (["--holdout", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--max-length", 3], "tokens, more than the 3"),
+        (["--seed", -1], "Invalid value for '--seed'"),
+        (["--seed", 2**32], "Invalid value for '--seed'"),
     ],
 )
 def test_what_can_be_mended_is_said_and_nothing_is_written(tmp_path, taught, amends, words, message):

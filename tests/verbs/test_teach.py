@@ -73,6 +73,13 @@ def test_a_model_that_is_not_there_is_told_before_the_data_are_read(tmp_path, da
     assert code == 2 and "no/such/model: no such file or folder" in err
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, tiny_model, data, amends, seed):
+    words = ["--model", tiny_model, "--data", data, "--out", tmp_path / "taught", "--seed", seed]
+    code, _, err = amends("teach", *words)
+    assert code == 2 and "Invalid value for '--seed'" in err
+
+
 def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_model, data, amends):
     out = tmp_path / "full"
     words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--lora-rank", 0]
