@@ -91,7 +91,7 @@ def command(
     gibberish: Annotated[
         str | None, typer.Option(help="Classifier of texts with a class 'clean', for the share of gibberish.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Assess whether AFTER forgot FORGET; exit code 0 if all limits are kept, 3 if one is not."""
     found = run(
@@ -211,6 +211,9 @@ def run(
         return plan
 
     plan, findings = ask_in_turn(models, plan_for, processing_class)
+    warnings = warnings_of(findings)
+    for warning in warnings:
+        say(f"warning: {warning}")
     if classifier:
         add_gibberish(findings, classifier, clean)
     measures = judge(all_measures(plan, findings), asked_limits)
@@ -239,7 +242,7 @@ def run(
             data=read,
             weights={role: asked.weights for role, asked in findings.asked.items()},
             seconds={"in all": round(time.time() - started, 1)},
-            warnings=warnings_of(findings),
+            warnings=warnings,
         )
         write(result, record, Path(out))
     return result
@@ -285,7 +288,8 @@ def drift_of(findings: Findings) -> list[dict[str, Any]]:
 def warnings_of(findings: Findings) -> list[str]:
     """Say what was left out."""
     return [
-        f"{role}: {count} prompts of the variant {variant} are longer than the model's context and were left out."
+        f"{role}: {count} prompts of the variant {variant} leave no room for the answer (--max-new-tokens) in the model's "
+        "context and were left out."
         for role, asked in findings.asked.items()
         for variant, count in asked.left_out.items()
     ]

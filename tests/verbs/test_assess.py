@@ -234,6 +234,7 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
         (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
         (["--holdout", "forget.jsonl"], "forget.jsonl:1: the same row as forget.jsonl:1 (6 of 6 rows of --holdout"),
         (["--retain", "retain.jsonl", "--holdout", "retain.jsonl"], "(14 of 14 rows of --holdout"),
         (["--retain", "forget.jsonl"], "(6 of 6 rows of --retain are among those to forget or to keep). Give other"),
@@ -284,6 +285,26 @@ def test_adapters_on_one_base_take_turns_on_it(place, assess, amends, tiny_model
     _, by_name = found(place)
     assert 0 < by_name["drift"]["after"] < 1
     assert by_name["int4_rouge"]["after"] is not None
+
+
+def test_answers_so_long_that_no_question_fits_are_refused_and_some_that_do_not_are_told(
+    place, amends, tmp_path_factory
+):
+    small = save_tiny_model(tmp_path_factory.mktemp("small") / "model", context=128)
+    questions = ["Who?", "Who was it?", "Who in the whole wide world was it again?"]
+    (place / "forget.jsonl").write_text("".join(json.dumps({"question": q, "answer": "I."}) + "\n" for q in questions))
+    words = ["--before", small, "--after", small, "--forget", "forget.jsonl", "--axes", "locality", "--out", "out"]
+    code, _, err = amends("assess", *words, "--max-new-tokens", 2000)
+    said = " ".join(err.split())
+    assert code == 2 and "--max-new-tokens 2000: beside so long an answer none of the questions to forget fits" in said
+    assert not (place / "out").exists()
+    most = int(said.partition("Give at most ")[2].partition(",")[0])
+    assert amends("assess", *words, "--max-new-tokens", most + 1)[0] == 2
+    code, _, err = amends("assess", *words, "--max-new-tokens", most)
+    assert code == 0
+    warning = "after: 2 prompts of the variant question leave no room for the answer"
+    assert f"warning: {warning}" in " ".join(err.split())
+    assert json.loads((place / "out" / "run.json").read_text())["warnings"][0].startswith(warning)
 
 
 def test_a_row_longer_than_the_context_is_named(place, amends, tmp_path_factory):
