@@ -215,9 +215,10 @@ def read(
     encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
     if known is not None:
         there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
-        twice = {p.where: there[repr(p.prompt), p.answer] for p in pairs.kept if (repr(p.prompt), p.answer) in there}
-        dropped = [Dropped(where, f"is also a record, {place}") for where, place in twice.items()]
-        pairs = Pairs([p for p in pairs.kept if p.where not in twice], [*pairs.dropped, *dropped])
+        places = [there.get((repr(p.prompt), p.answer)) for p in pairs.kept]
+        both = list(zip(pairs.kept, places, strict=True))
+        dropped = [Dropped(p.where, f"is also a record, {place}") for p, place in both if place is not None]
+        pairs = Pairs([p for p, place in both if place is None], [*pairs.dropped, *dropped])
         if not pairs.kept:
             raise InputError(f"--holdout: all its rows are among the data ({dropped[0].where}). Give rows never seen.")
     told = {file: about(file, _of_file(pairs, file)) for file in files} or {name: about(None, pairs)}
@@ -225,11 +226,10 @@ def read(
 
 
 def _of_file(pairs: Pairs, file: str) -> Pairs:
-    start = f"{file}:"
-    return Pairs(
-        [pair for pair in pairs.kept if pair.where.startswith(start)],
-        [row for row in pairs.dropped if row.where.startswith(start)],
-    )
+    def is_there(where: str) -> bool:  # a text file is one row, and has no numbers of lines
+        return where == file or where.startswith(f"{file}:")
+
+    return Pairs([p for p in pairs.kept if is_there(p.where)], [row for row in pairs.dropped if is_there(row.where)])
 
 
 def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:
@@ -377,9 +377,7 @@ def command(
     ] = False,
     prefix_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)] = 100,
     continuation_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each continuation.", min=1)] = 100,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the folds of the classifier of words.", min=0, max=2**32 - 1)
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Rank the records in DATA by how well MODEL has memorised them."""
     reading = Reading(question_column, answer_column, skip_bad_rows, prefix_tokens, continuation_tokens)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import weights_sha256
 from amends.lm.pairs import encode, read_pairs
 from amends.maths.memorisation import auc
+from amends.unlearn._read import record_sha256
 from amends.verbs import audit
 from amends.verbs._measures import MEASURES
 
@@ -182,6 +184,21 @@ def test_a_holdout_row_that_was_trained_on_is_left_out_and_one_of_another_kind_i
     assert "Words alone" in found.record["warnings"][0]
     with pytest.raises(InputError, match="never seen"):
         audit.run(model, seen, holdout=facts(3, 5))
+
+
+def test_plain_text_is_counted_by_windows_and_a_window_that_is_a_record_is_left_out_alone(tmp_path, tiny_model):
+    book, other = tmp_path / "book.txt", tmp_path / "other.txt"
+    book.write_text("aaaabbbb" * 3 + "ccccdddd")  # four windows of 4 + 4 tokens, which are bytes
+    other.write_text("ccccdddd" + "eeeeffff" + "gggghhhh" + "iiiijjjj")
+    reading = audit.Reading(prefix_tokens=4, continuation_tokens=4)
+    found = audit.run(tiny_model, book, holdout=other, reading=reading)
+    assert [pair.answer for pair in found.pairs] == ["bbbb", "dddd"]
+    assert [pair.answer for pair in found.holdout] == ["ffff", "hhhh", "jjjj"]
+    told = found.record["data"]
+    assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (book, other)] == [[4, 2], [4, 3]]
+    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}"] * 2
+    assert told[str(other)]["dropped"] == [{"where": str(other), "reason": f"is also a record, {book}"}]
+    assert told[str(book)]["sha256"] == sha256_json([record_sha256(pair) for pair in found.pairs])
 
 
 @pytest.mark.parametrize(
