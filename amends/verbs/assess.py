@@ -29,6 +29,7 @@ from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.unlearn._read import about
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
+from amends.verbs._advice import without
 
 CLEAN = "clean"
 """Class of an answer that is no gibberish, as the usual classifier names it."""
@@ -210,7 +211,8 @@ def run(
         read.update({name: about(getattr(sources, name), found) for name, found in pairs.items()})
         return plan
 
-    plan, findings = ask_in_turn(models, plan_for, processing_class)
+    with without("--skip-bad-rows", "--max-length", "--prefix-tokens"):
+        plan, findings = ask_in_turn(models, plan_for, processing_class)
     warnings = warnings_of(findings)
     for warning in warnings:
         say(f"warning: {warning}")

@@ -234,6 +234,7 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
         (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
+        (["--retain", "empty.jsonl"], 'empty.jsonl:1: column "question" is empty. Fill it.'),
         (["--seed", "-1"], "Invalid value for '--seed'"),
         (["--holdout", "forget.jsonl"], "forget.jsonl:1: the same row as forget.jsonl:1 (6 of 6 rows of --holdout"),
         (["--retain", "retain.jsonl", "--holdout", "retain.jsonl"], "(14 of 14 rows of --holdout"),
@@ -242,13 +243,14 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
+    (place / "empty.jsonl").write_text('{"question": "", "answer": "a"}\n')
     (place / "bad.jsonl").write_text('{"question": "a"}\n')
     (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
     (place / "half.jsonl").write_text('{"question": "a", "answer": "b c", "reversed_question": "d"}\n')
     code, _, err = assess("--axes", "neighbours", *more)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
-    assert says in line
+    assert says in line and "--skip-bad-rows" not in line
     assert not [*place.glob("out*"), *place.glob(".out*")]
 
 
@@ -309,9 +311,10 @@ def test_answers_so_long_that_no_question_fits_are_refused_and_some_that_do_not_
 
 def test_a_row_longer_than_the_context_is_named(place, amends, tmp_path_factory):
     small = save_tiny_model(tmp_path_factory.mktemp("small") / "model", context=128)
-    row = {"question": "Where?", "answer": "x" * 200}
+    row = {"question": "Where?", "answer": "x" * 200, "id": "--"}
     (place / "forget.jsonl").write_text(json.dumps(row) + "\n")
     words = ["--before", small, "--after", small, "--forget", "forget.jsonl", "--axes", "sampling", "--out", "out"]
     code, _, err = amends("assess", *words)
     assert code == 2
     assert "forget.jsonl:1: prompt and answer have" in err and "more than the 128 that fit" in " ".join(err.split())
+    assert "--" not in err  # no option of other commands
