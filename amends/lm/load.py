@@ -68,7 +68,7 @@ def load(name: str | Path, *, trainable: bool = False, instead_of: Loaded | None
 def check_model(source: str | Path) -> None:
     """Check that there is something to load, before long work: files are looked up, and no weights are read.
 
-    The hub is not asked: one of its ids passes if it may be there, and where HF_HUB_OFFLINE is set if it was downloaded.
+    The hub is not asked: an id of it passes where it can be asked later, and with HF_HUB_OFFLINE if it was downloaded.
 
     Raises
     ------

@@ -290,8 +290,8 @@ def drift_of(findings: Findings) -> list[dict[str, Any]]:
 def warnings_of(findings: Findings) -> list[str]:
     """Say what was left out."""
     return [
-        f"{role}: {count} prompts of the variant {variant} leave no room for the answer (--max-new-tokens) in the model's "
-        "context and were left out."
+        f"{role}: {count} prompts of the variant {variant} leave no room for the answer (--max-new-tokens) in the "
+        "model's context and were left out."
         for role, asked in findings.asked.items()
         for variant, count in asked.left_out.items()
     ]

@@ -71,7 +71,7 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert sorted(file.name for file in (place / "out").iterdir()) == FILES
     made, by_name = found(place)
     assert code == (3 if made["verdict"] == "fail" else 0)
-    assert AXIS_OF == {name: m["axis"] for name, m in by_name.items() if m["limit"] is not None}
+    assert {name: m["axis"] for name, m in by_name.items() if m["limit"] is not None} == AXIS_OF
     assert AXIS_OF.keys() == LIMITS.keys()
     gaps = {name for name, m in by_name.items() if m["missing"]}
     # random models know nothing, so that nothing can come back; and the reference is the model before
