@@ -130,9 +130,8 @@ def run(
         check_new(out)
     started, how = time.time(), reading or Reading()
     chosen = chosen_measures(measures, reference is not None)
-    for named in (model, reference):
-        if isinstance(named, str | Path):
-            check_model(named)
+    for named in [m for m in (model, reference) if isinstance(m, str | Path)]:
+        check_model(named)
     say("reading the model and the data")
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
     tokenizer = processing_class or loaded.tokenizer
@@ -215,8 +214,7 @@ def read(
     encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
     if known is not None:
         there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
-        places = [there.get((repr(p.prompt), p.answer)) for p in pairs.kept]
-        both = list(zip(pairs.kept, places, strict=True))
+        both = [(p, there.get((repr(p.prompt), p.answer))) for p in pairs.kept]
         dropped = [Dropped(p.where, f"is also a record, {place}") for p, place in both if place is not None]
         pairs = Pairs([p for p, place in both if place is None], [*pairs.dropped, *dropped])
         if not pairs.kept:
@@ -226,10 +224,11 @@ def read(
 
 
 def _of_file(pairs: Pairs, file: str) -> Pairs:
-    def is_there(where: str) -> bool:  # a text file is one row, and has no numbers of lines
-        return where == file or where.startswith(f"{file}:")
-
-    return Pairs([p for p in pairs.kept if is_there(p.where)], [row for row in pairs.dropped if is_there(row.where)])
+    start = f"{file}:"  # rows of a text file have no number behind it
+    return Pairs(
+        [pair for pair in pairs.kept if f"{pair.where}:".startswith(start)],
+        [row for row in pairs.dropped if f"{row.where}:".startswith(start)],
+    )
 
 
 def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:
