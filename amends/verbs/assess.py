@@ -15,7 +15,7 @@ import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
-from amends.io.console import say
+from amends.io.console import answer, say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
@@ -115,7 +115,7 @@ def command(
     )
     for m in found.measures:
         if m.limit is not None:
-            typer.echo(line(m))
+            answer(line(m))
     say(f"done: {out / 'report.html'}")
     if found.failures:
         raise typer.Exit(FAILED)
