@@ -112,10 +112,10 @@ def check_model(source: str | Path) -> None:
 
 def _check_hub_id(name: str) -> None:
     try:
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = [try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")]
     except HFValidationError:
         raise InputError(f"{name}: no such file or folder, and no id that the Hub could have.") from None
-    if is_offline_mode() and not isinstance(cached, str):
+    if is_offline_mode() and not any(isinstance(file, str) for file in cached):
         raise InputError(
             f"{name}: no such file or folder, and the cache of the Hub, which is switched off (HF_HUB_OFFLINE), does "
             "not have it. Give a folder, or fetch it first."

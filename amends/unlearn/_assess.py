@@ -182,7 +182,13 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     context = context_of(model)
     if context:
         encode_rows(tokenizer, [*plan.forget, *plan.holdout], context)
-    asks, left_out = fitting(all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
+    asks, left_out = fitting(everything := all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
+    if context and not any(map(is_plain, asks)):
+        room = context - min(len(ask.prompt) for ask in everything if is_plain(ask))
+        raise InputError(
+            f"--max-new-tokens {plan.max_new_tokens}: beside so long an answer none of the questions to forget fits "
+            f"into the {context} tokens that {loaded.name} takes. Give at most {room}, or less, so that more fit."
+        )
     asked = Asked(role, loaded.name, weights_sha256(model), left_out=dict(left_out))
     asked.answers = answers(model, tokenizer, asks, plan, f"{role}: answering")
     asked.nats = texts(model, tokenizer, plan)
@@ -192,7 +198,7 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
             asked.ranks = lens_ranks(model, tokenizer, plan.forget)
         except InputError as error:
             found.gaps["inside"] = str(error)
-    plain = [ask for ask in asks if (ask.item_set, ask.variant) == ("forget", EASY)]
+    plain = [ask for ask in asks if is_plain(ask)]
     if "sampling" in plan.axes:
         drawn = [
             ask._replace(item_set="forget_sampled", variant=f"sample_{k}") for k in range(SAMPLES) for ask in plain
@@ -226,6 +232,11 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
             except InputError as error:
                 found.gaps["relearning"] = str(error)
     return asked
+
+
+def is_plain(ask: Ask) -> bool:
+    """Whether it is a question to forget as it stands in the data."""
+    return (ask.item_set, ask.variant) == ("forget", EASY)
 
 
 def answers(

@@ -15,6 +15,7 @@ from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
 from amends.unlearn._intervals import FloatArray
+from amends.unlearn._read import check_unseen
 from amends.unlearn._request import Data
 
 Embed = Callable[[Sequence[str]], FloatArray]
@@ -93,7 +94,7 @@ def make_plan(
 
     Raises
     ------
-    InputError : faulty rows.
+    InputError : faulty rows; rows to forget among those to keep, or either among the holdout.
     """
     read: dict[str, Pairs] = {}
     places: dict[str, Wordings] = {}
@@ -110,6 +111,10 @@ def make_plan(
         )
         if name == "forget":
             places = wordings(found)
+    trained: list[Pair] = []
+    for name, pairs in read.items():
+        check_unseen(pairs, trained, f"--{name}")
+        trained += pairs.kept
     forget = spread(read["forget"].kept, rows)
     retain = read["retain"].kept if "retain" in read else []
     near, far = near_and_far(forget, retain, max(1, rows // 2), embed)

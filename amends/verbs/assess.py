@@ -15,19 +15,21 @@ import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
-from amends.io.console import say
+from amends.io.console import answer, say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
+from amends.lm.load import check_model
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
-from amends.unlearn._axes import AXES, LIMITS, Measure, judge, read_limits
+from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.unlearn._read import about
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
+from amends.verbs._advice import without
 
 CLEAN = "clean"
 """Class of an answer that is no gibberish, as the usual classifier names it."""
@@ -113,7 +115,7 @@ def command(
     )
     for m in found.measures:
         if m.limit is not None:
-            typer.echo(line(m))
+            answer(line(m))
     say(f"done: {out / 'report.html'}")
     if found.failures:
         raise typer.Exit(FAILED)
@@ -178,11 +180,15 @@ def run(
     """
     started = time.time()
     chosen, asked_limits = read_axes(axes), read_limits(limits or {})
+    check_limits(asked_limits, chosen)
     if out is not None:
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}
     if processing_class is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
         raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
+    for named in models.values():
+        if isinstance(named, str | Path):
+            check_model(named)
     sources = Sources(forget, retain, holdout, question_column, answer_column)
     classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
     clean = class_named(classifier, CLEAN) if classifier else 0
@@ -205,7 +211,11 @@ def run(
         read.update({name: about(getattr(sources, name), found) for name, found in pairs.items()})
         return plan
 
-    plan, findings = ask_in_turn(models, plan_for, processing_class)
+    with without("--skip-bad-rows", "--max-length", "--prefix-tokens"):
+        plan, findings = ask_in_turn(models, plan_for, processing_class)
+    warnings = warnings_of(findings)
+    for warning in warnings:
+        say(f"warning: {warning}")
     if classifier:
         add_gibberish(findings, classifier, clean)
     measures = judge(all_measures(plan, findings), asked_limits)
@@ -234,7 +244,7 @@ def run(
             data=read,
             weights={role: asked.weights for role, asked in findings.asked.items()},
             seconds={"in all": round(time.time() - started, 1)},
-            warnings=warnings_of(findings),
+            warnings=warnings,
         )
         write(result, record, Path(out))
     return result
@@ -280,7 +290,8 @@ def drift_of(findings: Findings) -> list[dict[str, Any]]:
 def warnings_of(findings: Findings) -> list[str]:
     """Say what was left out."""
     return [
-        f"{role}: {count} prompts of the variant {variant} are longer than the model's context and were left out."
+        f"{role}: {count} prompts of the variant {variant} leave no room for the answer (--max-new-tokens) in the "
+        "model's context and were left out."
         for role, asked in findings.asked.items()
         for variant, count in asked.left_out.items()
     ]

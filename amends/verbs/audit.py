@@ -16,7 +16,7 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
-from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.load import Loaded, check_model, load, shares_base, weights_sha256
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
@@ -130,6 +130,8 @@ def run(
         check_new(out)
     started, how = time.time(), reading or Reading()
     chosen = chosen_measures(measures, reference is not None)
+    for named in [m for m in (model, reference) if isinstance(m, str | Path)]:
+        check_model(named)
     say("reading the model and the data")
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
     tokenizer = processing_class or loaded.tokenizer
@@ -212,9 +214,9 @@ def read(
     encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
     if known is not None:
         there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
-        twice = {p.where: there[repr(p.prompt), p.answer] for p in pairs.kept if (repr(p.prompt), p.answer) in there}
-        dropped = [Dropped(where, f"is also a record, {place}") for where, place in twice.items()]
-        pairs = Pairs([p for p in pairs.kept if p.where not in twice], [*pairs.dropped, *dropped])
+        both = [(p, there.get((repr(p.prompt), p.answer))) for p in pairs.kept]
+        dropped = [Dropped(p.where, f"is also a record, {place}") for p, place in both if place is not None]
+        pairs = Pairs([p for p, place in both if place is None], [*pairs.dropped, *dropped])
         if not pairs.kept:
             raise InputError(f"--holdout: all its rows are among the data ({dropped[0].where}). Give rows never seen.")
     told = {file: about(file, _of_file(pairs, file)) for file in files} or {name: about(None, pairs)}
@@ -222,10 +224,10 @@ def read(
 
 
 def _of_file(pairs: Pairs, file: str) -> Pairs:
-    start = f"{file}:"
+    start = f"{file}:"  # rows of a text file have no number behind it
     return Pairs(
-        [pair for pair in pairs.kept if pair.where.startswith(start)],
-        [row for row in pairs.dropped if row.where.startswith(start)],
+        [pair for pair in pairs.kept if f"{pair.where}:".startswith(start)],
+        [row for row in pairs.dropped if f"{row.where}:".startswith(start)],
     )
 
 

@@ -1,5 +1,6 @@
 """Write the report of a run anew, with other runs beside it if wanted."""
 
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def command(
     if place.is_dir():
         raise InputError(f"{place}: is a folder. Give the name of a file to --out.")
     inside = place.resolve().is_relative_to(run.resolve())
+    if lexists(place) and place.suffix != ".html":
+        what = "is part of the run" if inside else "exists already, and only an .html page is replaced"
+        raise InputError(f"{place}: {what}. Give another name to --out.")
     if inside:
         check_untouched(run, place)
     write_text(place, page)
@@ -33,10 +37,8 @@ def command(
 
 
 def check_untouched(run: Path, place: Path) -> None:
-    """Check that a new manifest of `run` would hide no change, and that only a page is replaced."""
+    """Check that a new manifest of `run` would hide no change."""
     name = place.resolve().relative_to(run.resolve()).as_posix()
-    if place.exists() and place.suffix != ".html":
-        raise InputError(f"{place}: is part of the run. Give another name to --out.")
     problems = [problem for problem in check_manifest(run) if problem.file != name]
     if problems:
         raise InputError(

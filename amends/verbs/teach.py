@@ -5,7 +5,7 @@ those pairs, everything else equal.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,20 +13,21 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows
+from amends.io.tables import Row, read_rows
 from amends.lm.callbacks import Bar
-from amends.lm.load import load, prepare, save_model, weights_sha256
+from amends.lm.load import check_model, load, prepare, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
-from amends.lm.pairs import Pair, read_pairs
+from amends.lm.pairs import SAME, Dropped, Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._read import about
 from amends.unlearn._teach import TeachTrainer
+from amends.verbs._advice import ADVICE, without
 
 
 def command(
@@ -56,7 +57,8 @@ def command(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     started = time.time()
-    rows = {file: list(read_rows(file)) for file in data}
+    check_model(model)
+    rows = {file: list(read_rows(file)) for file in dict.fromkeys(data)}
     warnings = []
     if ledger := read_ledger(model):
         warnings.append(
@@ -65,8 +67,13 @@ def command(
         )
         say(f"warning: {warnings[0]}")
     loaded = load(model, trainable=True)
-    found = {file: read_pairs(of_file, tokenizer=loaded.tokenizer) for file, of_file in rows.items()}
+    with without(*ADVICE):
+        found = read(rows, loaded.tokenizer)
     pairs = [pair for file in found for pair in found[file].kept]
+    for file in (file for i, file in enumerate(data) if file in data[:i]):
+        say(f"left out {file}: given twice")
+    for row in (row for file in found for row in found[file].dropped):
+        say(f"left out {row.where}: {row.reason}")
     before_sha256 = weights_sha256(loaded.model)
     set_seed(seed)
     trainable = prepare(loaded, lora_rank)
@@ -82,7 +89,8 @@ def command(
     )
     tracker = Tracker(loaded.tokenizer, pairs)
     callbacks = [Bar("teaching", "probability"), *([tracker] if track else [])]
-    trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
+    with without(*ADVICE):
+        trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
     say(f"teaching {len(pairs)} pairs")
     trainer.train()
     taught = trainer.accelerator.unwrap_model(trainer.model).eval()
@@ -114,6 +122,24 @@ def command(
         write_manifest(folder)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
     say(f"done: {out}{last}")
+
+
+def read(rows: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Pairs]:
+    """Read the pairs of each file but those that it, or a file before it, has already; files may share ids."""
+    found: dict[str, Pairs] = {}
+    places: dict[tuple[str, str], str] = {}
+    for file, of_file in rows.items():
+        pairs = read_pairs(of_file, tokenizer=tokenizer)
+        kept, dropped = [], list(pairs.dropped)
+        for pair in pairs.kept:
+            text = (repr(pair.prompt), pair.answer)
+            if text in places:
+                dropped.append(Dropped(pair.where, f"{SAME} {places[text]}"))
+            else:
+                places[text] = pair.where
+                kept.append(pair)
+        found[file] = Pairs(kept, dropped)
+    return found
 
 
 def told(seen: Dynamics, pairs: Sequence[Pair]) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from amends.io.atomic import check_manifest, sha256_json
+from amends.io.console import answer
 from amends.io.errors import InputError
 from amends.io.plain import plain
-from amends.io.run import read_jsonl, read_run
+from amends.io.run import RUN, read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
@@ -49,7 +50,10 @@ class NotChecked(Exception):
 
 def command(
     run: Annotated[
-        Path, typer.Argument(help="Run folder of 'unlearn', 'teach', 'audit', 'assess', 'bench' or 'curate'.")
+        Path,
+        typer.Argument(
+            help="Run folder of 'unlearn', 'teach', 'audit', 'assess', 'bench' (but 'bench tofu'), 'curate' or 'fair'."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Do not ask the model again.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the model before is now, if it was moved.")] = None,
@@ -58,7 +62,7 @@ def command(
     findings = []
     for finding in verify(run, quick=quick, model=model):
         word = {True: "holds", False: "does not hold", None: "cannot be checked"}[finding.holds]
-        typer.echo(f"{word:<18} {plain(f'{finding.what}: {finding.detail}')}")
+        answer(f"{word:<18} {plain(f'{finding.what}: {finding.detail}')}")
         findings.append(finding)
     if any(finding.holds is False for finding in findings):
         raise typer.Exit(1)
@@ -83,6 +87,9 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
     ------
     InputError : not a run folder.
     """
+    inside = [] if (run / RUN).exists() else sorted([*run.glob(f"*/{RUN}"), *run.glob(f"*/*/{RUN}")])
+    if inside:  # of 'bench tofu', or where somebody keeps runs
+        raise InputError(f"{run}: not a run folder itself. Give one of those in it, such as {inside[0].parent}.")
     record = read_run(run)
     check = Checks(run, record, model)
     todo: list[tuple[str, Callable[[], str]]] = [("manifest", check.manifest)]
@@ -90,7 +97,7 @@ def verify(run: Path, *, quick: bool = False, model: str | None = None) -> "list
         todo.append(("forget records", check.forget_records))
     if record["data"].get("earlier"):
         todo.append(("earlier records", check.earlier_records))
-    if record["command"].startswith(("assess", "bench ", "curate ")):
+    if record["command"].startswith(("assess", "bench ", "curate ", "fair ")):
         for role in record["weights"]:
             todo.append((f"weights {role}", lambda role=role: check.weights_named(role)))  # type: ignore[misc]
         return [_finding(what, make) for what, make in todo]
@@ -249,6 +256,8 @@ class Checks:
         ]
         if given:
             raise NotChecked(f"{', '.join(given)} was given from Python")
+        for name in ("templates", "retain_eval", "real_authors", "world_facts"):
+            check_there(self.config.get(name))
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
         holdout = self.pairs("holdout") if self.config.get("holdout") else None
@@ -304,8 +313,7 @@ class Checks:
         source = self.config.get(name)
         if not isinstance(source, str):
             raise NotChecked("the data were given from Python")
-        if not Path(source).exists():
-            raise NotChecked(f"{source}: no such file any more")
+        check_there(source)
         loaded = self.after()
         limit = context_limit(loaded.model, self.config["max_length"])
         return read_data(source, Request.of(self.config), loaded.tokenizer, limit)
@@ -345,6 +353,12 @@ class Checks:
     def reference(self) -> dict[str, Any] | None:
         """Read the stored evaluation of the reference, if there is one."""
         return self.evaluation("reference") if (self.run / "evaluation" / "reference.json").exists() else None
+
+
+def check_there(source: Any) -> None:
+    """Raise NotChecked of a data file that is there no more."""
+    if isinstance(source, str) and not Path(source).exists():
+        raise NotChecked(f"{source}: no such file any more")
 
 
 def _same_digest(expected: str | None, found: str, name: str) -> str:

@@ -8,7 +8,8 @@ from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of
 from amends.unlearn import _assess
-from amends.unlearn._axes import AXES
+from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
+from amends.verbs import assess as assessing
 from amends.verbs.assess import run
 
 from ..conftest import save_tiny_model
@@ -70,6 +71,8 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert sorted(file.name for file in (place / "out").iterdir()) == FILES
     made, by_name = found(place)
     assert code == (3 if made["verdict"] == "fail" else 0)
+    assert {name: m["axis"] for name, m in by_name.items() if m["limit"] is not None} == AXIS_OF
+    assert AXIS_OF.keys() == LIMITS.keys()
     gaps = {name for name, m in by_name.items() if m["missing"]}
     # random models know nothing, so that nothing can come back; and the reference is the model before
     assert gaps - {"diversity", "output_perplexity"} == {
@@ -231,17 +234,33 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--forget", "odd.jsonl"], "odd.jsonl:1: paraphrased_question must be a text"),
         (["--forget", "half.jsonl"], "half.jsonl:1: reversed_question needs reversed_answer beside it"),
         (["--rows", "0"], "rows"),
+        (["--retain", "empty.jsonl"], 'empty.jsonl:1: column "question" is empty. Fill it.'),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+        (["--holdout", "forget.jsonl"], "forget.jsonl:1: the same row as forget.jsonl:1 (6 of 6 rows of --holdout"),
+        (["--retain", "retain.jsonl", "--holdout", "retain.jsonl"], "(14 of 14 rows of --holdout"),
+        (["--retain", "forget.jsonl"], "(6 of 6 rows of --retain are among those to forget or to keep). Give other"),
+        (["--limit", "leak_8=0.1"], "--limit leak_8: is measured on the axis sampling, which --axes leaves out. Add"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
+    (place / "empty.jsonl").write_text('{"question": "", "answer": "a"}\n')
     (place / "bad.jsonl").write_text('{"question": "a"}\n')
     (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
     (place / "half.jsonl").write_text('{"question": "a", "answer": "b c", "reversed_question": "d"}\n')
     code, _, err = assess("--axes", "neighbours", *more)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
-    assert says in line
+    assert says in line and "--skip-bad-rows" not in line
     assert not [*place.glob("out*"), *place.glob(".out*")]
+
+
+@pytest.mark.parametrize("role", ["before", "reference"])
+def test_a_model_that_is_not_there_is_told_before_another_is_loaded(place, assess, monkeypatch, tiny_model, role):
+    monkeypatch.setattr(_assess, "load", None)
+    monkeypatch.setattr(assessing, "load_encoder", None)
+    given = {"before": tiny_model, "reference": tiny_model} | {role: "no/such/model"}
+    code, _, err = assess("--reference", given["reference"], "--gibberish", "any", before=given["before"])
+    assert code == 2 and "no/such/model: no such file or folder" in err
 
 
 def test_an_output_that_is_there_is_not_replaced(place, assess):
@@ -270,11 +289,32 @@ def test_adapters_on_one_base_take_turns_on_it(place, assess, amends, tiny_model
     assert by_name["int4_rouge"]["after"] is not None
 
 
+def test_answers_so_long_that_no_question_fits_are_refused_and_some_that_do_not_are_told(
+    place, amends, tmp_path_factory
+):
+    small = save_tiny_model(tmp_path_factory.mktemp("small") / "model", context=128)
+    questions = ["Who?", "Who was it?", "Who in the whole wide world was it again?"]
+    (place / "forget.jsonl").write_text("".join(json.dumps({"question": q, "answer": "I."}) + "\n" for q in questions))
+    words = ["--before", small, "--after", small, "--forget", "forget.jsonl", "--axes", "locality", "--out", "out"]
+    code, _, err = amends("assess", *words, "--max-new-tokens", 2000)
+    said = " ".join(err.split())
+    assert code == 2 and "--max-new-tokens 2000: beside so long an answer none of the questions to forget fits" in said
+    assert not (place / "out").exists()
+    most = int(said.partition("Give at most ")[2].partition(",")[0])
+    assert amends("assess", *words, "--max-new-tokens", most + 1)[0] == 2
+    code, _, err = amends("assess", *words, "--max-new-tokens", most)
+    assert code == 0
+    warning = "after: 2 prompts of the variant question leave no room for the answer"
+    assert f"warning: {warning}" in " ".join(err.split())
+    assert json.loads((place / "out" / "run.json").read_text())["warnings"][0].startswith(warning)
+
+
 def test_a_row_longer_than_the_context_is_named(place, amends, tmp_path_factory):
     small = save_tiny_model(tmp_path_factory.mktemp("small") / "model", context=128)
-    row = {"question": "Where?", "answer": "x" * 200}
+    row = {"question": "Where?", "answer": "x" * 200, "id": "--"}
     (place / "forget.jsonl").write_text(json.dumps(row) + "\n")
     words = ["--before", small, "--after", small, "--forget", "forget.jsonl", "--axes", "sampling", "--out", "out"]
     code, _, err = amends("assess", *words)
     assert code == 2
     assert "forget.jsonl:1: prompt and answer have" in err and "more than the 128 that fit" in " ".join(err.split())
+    assert "--" not in err  # no option of other commands

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import weights_sha256
 from amends.lm.pairs import encode, read_pairs
 from amends.maths.memorisation import auc
+from amends.unlearn._read import record_sha256
 from amends.verbs import audit
 from amends.verbs._measures import MEASURES
 
@@ -146,6 +148,17 @@ def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
     assert [row["id"] for row in found.ranked(2)] == [found.pairs[i].id for i in found.order[:2]]
 
 
+@pytest.mark.parametrize("name", MEASURES)
+def test_each_measure_can_be_taken_alone_and_has_its_page(tmp_path, taught, tiny_model, name):
+    model, _, _ = taught
+    reference = tiny_model if MEASURES[name].needs_reference else None
+    found = audit.run(model, facts(0, 3), measures=[name], reference=reference, out=tmp_path / "audit")
+    assert list(found.scores) == [name]
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert "over 1 measures" not in page and ("word for word" in page) == (name == "extractable")
+    assert f'<th scope="row">{name}<br>' in page
+
+
 def test_what_has_no_number_has_a_reason(tmp_path, taught, amends):
     model, _, _ = taught
     data = write(tmp_path / "data.jsonl", [*facts(0, 2), {"question": "short?", "answer": "ab", "id": "s"}])
@@ -173,6 +186,21 @@ def test_a_holdout_row_that_was_trained_on_is_left_out_and_one_of_another_kind_i
         audit.run(model, seen, holdout=facts(3, 5))
 
 
+def test_plain_text_is_counted_by_windows_and_a_window_that_is_a_record_is_left_out_alone(tmp_path, tiny_model):
+    book, other = tmp_path / "book.txt", tmp_path / "other.txt"
+    book.write_text("aaaabbbb" * 3 + "ccccdddd")  # four windows of 4 + 4 tokens, which are bytes
+    other.write_text("ccccdddd" + "eeeeffff" + "gggghhhh" + "iiiijjjj")
+    reading = audit.Reading(prefix_tokens=4, continuation_tokens=4)
+    found = audit.run(tiny_model, book, holdout=other, reading=reading)
+    assert [pair.answer for pair in found.pairs] == ["bbbb", "dddd"]
+    assert [pair.answer for pair in found.holdout] == ["ffff", "hhhh", "jjjj"]
+    told = found.record["data"]
+    assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (book, other)] == [[4, 2], [4, 3]]
+    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}"] * 2
+    assert told[str(other)]["dropped"] == [{"where": str(other), "reason": f"is also a record, {book}"}]
+    assert told[str(book)]["sha256"] == sha256_json([record_sha256(pair) for pair in found.pairs])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -180,6 +208,8 @@ def test_a_holdout_row_that_was_trained_on_is_left_out_and_one_of_another_kind_i
         (["--measures", "bits"], "Give --reference"),
         (["--holdout", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--max-length", 3], "tokens, more than the 3"),
+        (["--seed", -1], "Invalid value for '--seed'"),
+        (["--seed", 2**32], "Invalid value for '--seed'"),
     ],
 )
 def test_what_can_be_mended_is_said_and_nothing_is_written(tmp_path, taught, amends, words, message):
@@ -187,6 +217,14 @@ def test_what_can_be_mended_is_said_and_nothing_is_written(tmp_path, taught, ame
     code, _, err = amends("audit", "--model", model, "--data", seen, "--out", tmp_path / "audit", *words)
     assert code == 2 and message in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--model", "--reference"])
+def test_a_model_that_is_not_there_is_told_before_another_is_loaded(tmp_path, taught, amends, monkeypatch, option):
+    monkeypatch.setattr(audit, "load", None)
+    words = {"--model": taught[0], "--data": taught[1], "--out": tmp_path / "audit"} | {option: "no/such/model"}
+    code, _, err = amends("audit", *(word for pair in words.items() for word in pair))
+    assert code == 2 and "no/such/model: no such file or folder" in err
 
 
 def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_model):

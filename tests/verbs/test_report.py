@@ -60,6 +60,18 @@ def test_a_file_of_the_run_is_not_overwritten(name, run):
         command(run, out=run / name)
 
 
+def test_a_file_elsewhere_is_replaced_only_if_it_is_a_page(run, tmp_path):
+    (tmp_path / "forget.jsonl").write_text("mine")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("forget.jsonl", "gone"):
+        with pytest.raises(InputError, match=f"{name}: exists already"):
+            command(run, out=tmp_path / name)
+    assert (tmp_path / "forget.jsonl").read_text() == "mine" and (tmp_path / "gone").is_symlink()
+    (tmp_path / "page.html").write_text("old")
+    command(run, out=tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
 def test_a_folder_as_out_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="is a folder"):
         command(run, out=tmp_path)

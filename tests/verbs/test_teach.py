@@ -67,6 +67,67 @@ def test_a_seed_gives_the_same_digests_again(tmp_path, tiny_model, data, amends,
     assert amends("verify", tmp_path / "a")[0] == 0
 
 
+def test_a_model_that_is_not_there_is_told_before_the_data_are_read(tmp_path, data, amends):
+    data.write_text("{")
+    code, _, err = amends("teach", "--model", "no/such/model", "--data", data, "--out", tmp_path / "taught")
+    assert code == 2 and "no/such/model: no such file or folder" in err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, tiny_model, data, amends, seed):
+    words = ["--model", tiny_model, "--data", data, "--out", tmp_path / "taught", "--seed", seed]
+    code, _, err = amends("teach", *words)
+    assert code == 2 and "Invalid value for '--seed'" in err
+
+
+def test_what_stands_there_twice_is_taught_once_and_told(tmp_path, tiny_model, data, amends):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    other = tmp_path / "other.jsonl"  # with ids of its own, two rows of the first file, and one of its own twice
+    new = [{"question": "And 9?", "answer": "Nowhere."}] * 2
+    others = [{**row, "id": i} for i, row in enumerate([*rows[2:4], *new])]
+    other.write_text("".join(json.dumps(row) + "\n" for row in others))
+    out = tmp_path / "taught"
+    code, _, err = amends(
+        *("teach", "--model", tiny_model, "--epochs", 1, "--out", out, "--track"),
+        *("--data", data, "--data", other, "--data", data),
+    )
+    assert code == 0, err
+    said = " ".join(err.split())
+    for line, there in ((1, f"{data}:3"), (2, f"{data}:4"), (4, f"{other}:3")):
+        assert f"left out {other}:{line}: same prompt and answer as {there}" in said
+    assert f"left out {data}: given twice" in said
+    assert said.count("left out") == 4 and "teaching 7 pairs" in said
+    assert [(record(out)["data"][str(file)][name]) for file in (data, other) for name in ("rows", "kept")] == [
+        6,
+        6,
+        4,
+        1,
+    ]
+    taught = [json.loads(line)["where"] for line in (out / "dynamics.jsonl").read_text().splitlines()]
+    assert taught == [*(f"{data}:{i}" for i in range(1, 7)), f"{other}:3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"question": "Who?", "answer": "x" * 3000},
+            "prompt and answer have 3024 tokens, more than the 2048 that fit (the model's context). Shorten or",
+        ),
+        ({"question": "", "answer": "I."}, 'column "question" is empty. Fill it.'),
+        ({"question": "Who?"}, 'column "answer" is missing beside "question" (found: question). Rename it.'),
+        ({"body": "Who?"}, "no known columns (found: body). Needed: question and answer, prompt and completion"),
+        ({"text": "Too short."}, "the text has 10 tokens; 100 go to the prefix, none is left. Give a longer text."),
+    ],
+)
+def test_of_a_faulty_row_no_option_is_named_that_there_is_not(tmp_path, tiny_model, amends, row, says):
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--model", tiny_model, "--data", tmp_path / "data.jsonl", "--out", tmp_path / "taught"]
+    code, _, err = amends("teach", *words)
+    assert code == 2 and f"data.jsonl:1: {says}" in " ".join(err.split())
+    assert "--" not in err
+
+
 def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_model, data, amends):
     out = tmp_path / "full"
     words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--lora-rank", 0]

@@ -1,8 +1,13 @@
+import io
 import json
+import sys
 
 import pytest
+import typer
 
-from amends.io.atomic import write_json
+from amends.io.atomic import write_json, write_manifest
+from amends.io.run import describe
+from amends.verbs.verify import command
 
 
 def lines(out):
@@ -108,6 +113,58 @@ def test_a_faulty_forget_file_does_not_hold_and_one_that_is_gone_cannot_be_check
         "forget records",
         "after, asked again",
     }
+
+
+def test_another_file_that_is_gone_cannot_be_checked_and_one_that_changed_does_not_hold(
+    tmp_path, tiny_model, forget, amends
+):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("retain-eval", "templates")}
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
+    for name, file in files.items():
+        file.write_text('{"question": "Where is it?", "answer": "Here."}\n')
+        words += [f"--{name}", file]
+    assert amends("unlearn", "flat", *words)[0] == 0
+    for file in files.values():
+        file.rename(tmp_path / "aside")
+        code, out, _ = amends("verify", tmp_path / "run")
+        assert code == 0
+        assert {what for what, word in lines(out).items() if word == "cannot be checked"} == {"after, asked again"}
+        assert f"after, asked again: {file}: no such file any more" in out
+        (tmp_path / "aside").rename(file)
+    files["retain-eval"].write_text('{"question": "Where is it?", "answer": "There."}\n')
+    code, out, _ = amends("verify", tmp_path / "run")
+    assert (code, lines(out)["after, asked again"]) == (1, "does not hold")
+
+
+def write_run(folder, command):
+    told = describe(command=command, config={}, seed=0, data={}, weights={}, seconds={})
+    write_json(folder / "run.json", told)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize("command", ["fair drops", "curate ds2", "bench wmdp", "assess"])
+def test_of_a_run_without_a_model_the_files_are_checked(tmp_path, amends, command):
+    write_run(tmp_path, command)
+    code, out, _ = amends("verify", tmp_path)
+    assert (code, lines(out)) == (0, {"manifest": "holds"})
+
+
+def test_of_a_folder_that_holds_runs_one_is_named(tmp_path, amends):
+    write_run(tmp_path / "tofu" / "models" / "taught", "teach")
+    code, _, err = amends("verify", tmp_path / "tofu")
+    assert code == 2
+    assert f"not a run folder itself. Give one of those in it, such as {tmp_path}/tofu/models/taught." in err
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_escaped(tmp_path, monkeypatch):
+    write_run(tmp_path, "fair drops")
+    (tmp_path / "日本é").write_text("new")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    with pytest.raises(typer.Exit) as stopped:
+        command(tmp_path)
+    assert stopped.value.exit_code == 1
+    assert raw.getvalue().decode("latin-1").startswith("does not hold      manifest: \\u65e5\\u672cé")
 
 
 def test_another_model_before_does_not_hold_and_a_missing_one_cannot_be_checked(run, tmp_path, amends, other_model):
