@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -24,6 +24,7 @@ AXES = {
     "quality": "Quality: what do the answers look like?",
     "quantisation": "Quantisation: do fewer bits bring it back?",
     "relearning": "Relearning: does it come back at a touch?",
+    "relearning_elsewhere": "Relearning elsewhere: does it come back when something else is taught?",
     "inside": "Inside: does it stand in the layers?",
     "locality": "Locality: how far did the weights move?",
     "membership": "Membership: can the forgotten rows be told?",
@@ -32,6 +33,37 @@ DIRECTIONS = {"higher": "higher is better ↑", "lower": "lower is better ↓", 
 VERDICTS = {"pass": ("strength", "Pass"), "fail": ("weakness", "Fail"), None: ("open", "Not judged")}
 PLAIN = "question"
 SETS = {"near": "To keep, near to what was forgotten", "far": "To keep, far from it", "general": "Everyday questions"}
+
+
+class Lesson(NamedTuple):
+    """The chart of an attack that teaches something."""
+
+    title: str
+    caption: str
+    across: str
+    up: str
+
+
+LESSONS = {
+    "forget": Lesson(
+        "Taught again",
+        "Words of the other answers to forget, after steps of training on a few of them.",
+        "steps of training on a few rows",
+        "ROUGE-L, other rows",
+    ),
+    "retain": Lesson(
+        "Taught rows to keep",
+        "Words of the answers to forget, after steps of training on rows to keep.",
+        "steps of training on rows to keep",
+        "ROUGE-L, to forget",
+    ),
+    "text": Lesson(
+        "Taught plain text",
+        "Words of the answers to forget, after steps of training on pieces of plain text.",
+        "steps of training on plain text",
+        "ROUGE-L, to forget",
+    ),
+}
 
 
 def render_assessment(folder: Path) -> str:
@@ -142,14 +174,18 @@ def charts(
         found.append(("Asked in other ways", text, Markup(scores_by_variant(scores))))
     else:
         found.append(("Asked in other ways", "No chart: the questions were asked in one way only.", None))
-    lines = {r: (curves[r]["steps"], curves[r]["rouge_l"]) for r in roles if r in curves}
-    if lines:
-        text = "Words of the other answers to forget, after steps of training on a few of them."
-        plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN)]
-        level = sum(plain) / len(plain) if plain else None
-        found.append(("Taught again", text, Markup(relearning(lines, level))))
-    else:
-        found.append(("Taught again", "No chart: the relearning attack was not made.", None))
+    plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN)]
+    level = sum(plain) / len(plain) if plain else None
+    if any("steps" in of for of in curves.values()):  # by role alone, as it was while one attack was all there were
+        curves = {"forget": curves}
+    for name, (title, text, across, up) in LESSONS.items():
+        of = curves.get(name, {})
+        lines = {r: (of[r]["steps"], of[r]["rouge_l"]) for r in roles if r in of}
+        if lines:
+            picture = relearning(lines, level, across=across, up=up, title=title, name=f"taught-{name}")
+            found.append((title, text, Markup(picture)))
+    if not curves.get("forget"):
+        found.append((LESSONS["forget"].title, "No chart: the relearning attack was not made.", None))
     return found
 
 

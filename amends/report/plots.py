@@ -300,8 +300,16 @@ def spans(panels: Mapping[str, Mapping[str, Span]], levels: Mapping[str, float])
         return _svg(figure, "spans", "Every method, with intervals", f"{told}.{line}")
 
 
-def relearning(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], level: float | None) -> str:
-    """Scores on rows that were not trained on, over the steps of an attack on others.
+def relearning(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    level: float | None,
+    *,
+    across: str,
+    up: str,
+    title: str,
+    name: str,
+) -> str:
+    """Scores on rows that were not trained on, over the steps of an attack that trains on something else.
 
     Parameters
     ----------
@@ -309,6 +317,8 @@ def relearning(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], le
         Model to steps and scores, 0 to 1.
     level : float, optional
         Score of the model before, as a dotted line.
+    across, up, title, name : str
+        As of `amends.report.curves.curves`.
 
     Returns
     -------
@@ -324,11 +334,11 @@ def relearning(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], le
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=":")
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("steps of training on a few rows")
-        axes.set_ylabel("ROUGE-L, other rows")
-        told = "; ".join(f"{name}: from {y[0]:.2f} to {y[-1]:.2f}" for name, (_, y) in curves.items())
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        told = "; ".join(f"{model}: from {y[0]:.2f} to {y[-1]:.2f}" for model, (_, y) in curves.items())
         line = "" if level is None else f" The dotted line is the model before, {level:.2f}."
-        return _svg(figure, "relearning", "Taught again", f"{told}.{line}")
+        return _svg(figure, name, title, f"{told}.{line}")
 
 
 def _reach(value: float, interval: tuple[float, float] | None) -> list[list[float]] | None:

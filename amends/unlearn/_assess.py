@@ -32,7 +32,7 @@ from amends.unlearn._evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
 from amends.unlearn._inside import States, divergences, gradient_norms, lens_ranks, states
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import rouge_l_recall, truth_ratio
-from amends.unlearn._plan import Plan, all_asks
+from amends.unlearn._plan import NO_RETAIN, NO_TEXT, Plan, all_asks
 from amends.unlearn._refusals import is_refusal
 from amends.unlearn._weights import Comparison, Snapshot, compare, quantised, snapshot
 
@@ -42,6 +42,9 @@ SAID = ("forget", "near", "far")
 SAMPLES = 8
 """Answers that are drawn to each question to forget, at temperature 1."""
 TOO_FEW = "It needs four rows to forget or more: some are trained on, the others tested."
+NOTHING_ASKED = "Every question that could be tested is longer than the model's context."
+NO_LESSON = {"forget": TOO_FEW, "retain": NO_RETAIN, "text": NO_TEXT}
+"""Why an attack that teaches this cannot be made."""
 
 
 @dataclass
@@ -60,9 +63,10 @@ class Asked:
     """Of each "text" nats per token."""
     ranks: list[list[int]] = field(default_factory=list)
     """Of each row to forget, by layer: `amends.unlearn._inside.lens_ranks`."""
-    curve: Curve | None = None
-    tested: list[str] = field(default_factory=list)
-    """Ids of the rows of the curve."""
+    curves: dict[str, Curve] = field(default_factory=dict)
+    """Of the relearning attacks, by what was taught: `amends.unlearn._plan.Plan.lessons`."""
+    tested: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of the rows of each curve."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Prompts longer than the model's context, by variant."""
 
@@ -76,7 +80,7 @@ class Findings:
     """By role: nats per token, to the model before, of each answer that was given to a question to forget."""
     comparison: Comparison | None = None
     gaps: dict[str, str] = field(default_factory=dict)
-    """Axis to reason."""
+    """Axis to reason; "taught forget", "taught retain" and "taught text" for the attacks that teach these."""
 
 
 def ask_in_turn(
@@ -120,7 +124,7 @@ def ask_in_turn(
             found.asked[role] = ask_model(loaded, plan, role, found)
         else:
             asked = deepcopy(found.asked[twin])
-            found.asked[role] = replace(asked, role=role, curve=None if role == "before" else asked.curve)
+            found.asked[role] = replace(asked, role=role, curves={} if role == "before" else asked.curves)
         if role == "after" and {"locality", "quantisation"} & set(plan.axes):
             kept = keep_weights(loaded, models["before"], found)
         if "likeness" in plan.axes and models.get("reference") is not None:
@@ -212,26 +216,32 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
                     asked.answers += answers(model, tokenizer, rounded, plan, f"{role}: answering at {bits} bits")
         except InputError as error:
             found.gaps["quantisation"] = str(error)
-    if "relearning" in plan.axes:
-        chosen = set(plan.relearnt)
-        ids = {plan.forget[i].id for i in chosen}
-        tested = [ask for ask in plain if ask.id not in ids]
-        if not chosen or not tested:
-            found.gaps["relearning"] = TOO_FEW
+    teach_again(loaded, plan, asked, plain, found)
+    return asked
+
+
+def teach_again(loaded: Loaded, plan: Plan, asked: Asked, plain: Sequence[Ask], found: Findings) -> None:
+    """Teach the model each lesson in turn, and ask the rows to forget that are not in it; the one before needs none."""
+    model, tokenizer, role = loaded.model, loaded.tokenizer, asked.role
+    for name, items in plan.lessons.items():
+        taught = {(pair.question, pair.answer) for pair in items}  # rows to keep may be among those to forget, too
+        tested = [ask for ask in plain if (ask.shown, ask.expected) not in taught]
+        if not items or not tested:
+            found.gaps[f"taught {name}"] = NO_LESSON[name] if not items else NOTHING_ASKED
         elif role != "before":
-            asked.tested = [ask.id for ask in tested]
             try:
-                asked.curve = relearn(
+                curve = relearn(
                     model,
                     tokenizer,
-                    [plan.forget[i] for i in sorted(chosen)],
-                    lambda m: rouge_of(m, tokenizer, tested, plan, f"{role}: answering"),
+                    items,
+                    lambda m, tested=tested: rouge_of(m, tokenizer, tested, plan, f"{role}: answering"),  # type: ignore[misc]
                     seed=plan.seed,
-                    label=f"{role}: relearning",
+                    label=f"{role}: taught {name}",
                 )
             except InputError as error:
-                found.gaps["relearning"] = str(error)
-    return asked
+                found.gaps[f"taught {name}"] = str(error)
+            else:
+                asked.curves[name], asked.tested[name] = curve, [ask.id for ask in tested]
 
 
 def is_plain(ask: Ask) -> bool:

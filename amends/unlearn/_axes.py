@@ -22,8 +22,8 @@ from amends.unlearn._intervals import RESAMPLES, Interval, interval_of, resample
 FloatArray = NDArray[np.float64]
 Direction = Literal["higher", "lower", "zero"]
 AXES = (
-    "elicitation", "sampling", "likeness", "utility", "neighbours", "quality", "quantisation", "relearning", "inside",
-    "locality", "membership",
+    "elicitation", "sampling", "likeness", "utility", "neighbours", "quality", "quantisation", "relearning",
+    "relearning_elsewhere", "inside", "locality", "membership",
 )  # fmt: skip
 ROLES = ("before", "after", "reference")
 SMALLEST_SPAN = 0.05
@@ -53,6 +53,8 @@ LIMITS = {
     "int8_restored": Limit(0.2, "Share of what was forgotten that is back at 8 bits."),
     "int4_restored": Limit(0.2, "Share of what was forgotten that is back at 4 bits."),
     "relearn_excess": Limit(0.2, "Area under the recovery beyond the reference's."),
+    "relearn_retain_excess": Limit(0.2, "The same, taught rows to keep."),
+    "relearn_text_excess": Limit(0.2, "The same, taught plain text."),
     "privleak": Limit(25.0, "Size of PrivLeak, per cent."),
 }
 AXIS_OF = {

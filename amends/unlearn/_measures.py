@@ -3,7 +3,7 @@
 Shape suffixes: N items, V variants of a prompt, K columns, S steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from amends.unlearn._plan import (
     NO_RETAIN,
     NO_REVERSED,
     NO_SHOTS,
+    NO_TEXT,
     Plan,
 )
 from amends.unlearn._readings import inside, likeness, locality, membership, sampling
@@ -64,6 +65,7 @@ def all_measures(plan: Plan, found: Findings) -> list[Measure]:
         "quality": quality,
         "quantisation": quantisation,
         "relearning": relearning,
+        "relearning_elsewhere": relearning_elsewhere,
         "inside": inside,
         "locality": locality,
         "membership": membership,
@@ -141,7 +143,7 @@ def utility(table: Table) -> Iterator[Measure]:
         meaning,
         nats,
         lambda role: ([role, "before"], lambda m: np.exp(np.minimum(m[:, 0] - m[:, 1], LARGEST_LOG))),
-        None if table.plan.texts else "There is no text.",
+        None if table.plan.texts else NO_TEXT,
     )
 
 
@@ -256,63 +258,77 @@ def quantisation(table: Table) -> Iterator[Measure]:
 
 def relearning(table: Table) -> Iterator[Measure]:
     """Measure how fast a few steps on some items bring back the others, beside the same on the reference."""
-    axis, found, plan = "relearning", table.found, table.plan
-    gap = found.gaps.get("relearning")
+    back, count = "Share of what was forgotten that is back in the other rows", len(table.plan.relearnt)
+    meanings = {
+        "recovery": f"{back}: after the last step of training on {count} of the rows to forget.",
+        "area": f"{back}: area under its curve over the steps.",
+        "excess": "Area under the recovery minus that of the reference under the same attack.",
+    }
+    yield from taught_again(table, "relearning", "forget", "relearn", meanings)
+
+
+def relearning_elsewhere(table: Table) -> Iterator[Measure]:
+    """Measure whether a few steps on something else bring back what was forgotten, beside the same on the reference."""
+    for name, what in (("retain", "rows to keep"), ("text", "pieces of plain text")):
+        on = f"training on {len(table.plan.lessons[name]) or 'a few'} {what}"
+        meanings = {
+            "recovery": f"Share of what was forgotten that is back after the last step of {on}.",
+            "excess": f"Area under the recovery by {on}, minus that of the reference under the same attack.",
+        }
+        yield from taught_again(table, "relearning_elsewhere", name, f"relearn_{name}", meanings)
+
+
+def taught_again(table: Table, axis: str, lesson: str, prefix: str, meanings: Mapping[str, str]) -> Iterator[Measure]:
+    """Measure what an attack brings back of the rows to forget that it does not teach.
+
+    Parameters
+    ----------
+    lesson : str
+        What was taught: a name of `amends.unlearn._plan.Plan.lessons`.
+    prefix : str
+        What the names of the measures begin with.
+    meanings : mapping
+        Which of "recovery" (after the last step), "area" (under it) and "excess" (of that over the reference's) to
+        measure, each with its meaning.
+    """
+    found = table.found
+    gap = found.gaps.get(f"taught {lesson}")
     columns: dict[str, FloatArray] = {}
     steps: tuple[int, ...] = ()
-    chosen = set(plan.relearnt)
     if gap is None:
         columns["before"] = table.column("before", "forget", "rouge_l")
         for role, asked in found.asked.items():
-            if asked.curve is not None:
-                steps = asked.curve.steps
-                by_id = dict(zip(asked.tested, asked.curve.scores_NS, strict=True))
+            if (curve := asked.curves.get(lesson)) is not None:
+                steps = curve.steps
+                by_id = dict(zip(asked.tested[lesson], curve.scores_NS, strict=True))
                 nowhere = [np.nan] * len(steps)
                 scores_NS = np.array([by_id.get(id_, nowhere) for id_ in table.ids["forget"]], dtype=np.float64)
                 columns |= {f"{role} {s}": scores_N for s, scores_N in zip(steps, scores_NS.T, strict=True)}
         tested = ~np.isnan(columns[f"after {steps[0]}"])
         columns = {name: column[tested] for name, column in columns.items()}
-
-    def names(role: str) -> list[str]:
-        return [f"{role} {s}" for s in steps]
-
-    def area_of(m: FloatArray) -> FloatArray:
-        return area(steps, recovery(m[:, :1], m[:, 1:2], m[:, 1:]))
+    half = len(steps) + 1
 
     def last(m: FloatArray) -> FloatArray:
         return recovery(m[:, 0], m[:, 1], m[:, -1])
 
-    why = gap or NOTHING_FORGOTTEN
-    asked_roles = {"after", "reference"}
-    count = len(chosen)
-    for metric, of, meaning in (
-        ("relearn_recovery", last, f"after the last step of training on {count} of the rows to forget"),
-        ("relearn_area", area_of, "area under its curve over the steps"),
-    ):
-        meaning = f"Share of what was forgotten that is back in the other rows: {meaning}."
-        yield combined(
-            table,
-            axis,
-            metric,
-            "lower",
-            meaning,
-            columns,
-            lambda role, of=of: (["before", *names(role)], of) if role in asked_roles else None,  # type: ignore[misc]
-            why,
-        )
-    meaning = "Area under the recovery minus that of the reference under the same attack."
-    half = len(steps) + 1
+    def area_of(m: FloatArray) -> FloatArray:
+        return area(steps, recovery(m[:, :1], m[:, 1:2], m[:, 1:]))
 
     def excess(m: FloatArray) -> FloatArray:
         return area_of(m[:, :half]) - area_of(np.column_stack([m[:, 0], m[:, half:]]))
 
-    yield combined(
-        table,
-        axis,
-        "relearn_excess",
-        "lower",
-        meaning,
-        columns,
-        lambda role: (["before", *names(role), *names("reference")], excess) if role in asked_roles else None,
-        why if gap or "reference" in found.asked else NO_REFERENCE,
-    )
+    for name, meaning in meanings.items():
+        of = {"recovery": last, "area": area_of, "excess": excess}[name]
+        beside = ["reference"] if name == "excess" else []
+        yield combined(
+            table,
+            axis,
+            f"{prefix}_{name}",
+            "lower",
+            meaning,
+            columns,
+            lambda role, of=of, beside=beside: (  # type: ignore[misc]
+                None if role == "before" else (["before", *(f"{r} {s}" for r in [role, *beside] for s in steps)], of)
+            ),
+            gap or (NOTHING_FORGOTTEN if not beside or "reference" in found.asked else NO_REFERENCE),
+        )

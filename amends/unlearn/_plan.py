@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
@@ -22,6 +23,8 @@ Embed = Callable[[Sequence[str]], FloatArray]
 """Texts -> vectors of length 1, (texts, D)."""
 NEAREST = 5
 """Questions to keep that count as near to each question to forget."""
+PIECE_TOKENS = 100
+"""Most tokens of a piece of plain text that an attack teaches, beside its first: about those of an answer."""
 NO_RETAIN = "It needs questions to keep (--retain)."
 NO_FAR = "Every question to keep is near to one to forget: there are no far ones to compare with."
 NO_HOLDOUT = "It needs rows of the same kind that no model was trained on (--holdout)."
@@ -30,6 +33,7 @@ NO_PARAPHRASES = "No row to forget has another wording (column paraphrased_quest
 NO_REVERSED = "No row to forget has its question turned round (columns reversed_question and reversed_answer)."
 NO_CLASSIFIER = "It needs a classifier of gibberish (--gibberish)."
 NO_SHOTS = "It needs questions to keep as examples (--retain)."
+NO_TEXT = "There is no text."
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Plan:
     general: list[Pair]
     holdout: list[Pair]
     texts: list[str]
+    pieces: list[Pair]
+    """Beginnings of the texts as an attack teaches them; none where no axis asks for them."""
     templates: list[str]
     max_new_tokens: int
     seed: int
@@ -60,6 +66,21 @@ class Plan:
         """Numbers of the forget rows that the attack trains on; none if there are too few to test others."""
         count = min(RELEARN_ITEMS, len(self.forget) // 2)
         return spread(list(range(len(self.forget))), count) if count > 1 else []
+
+    @property
+    def lessons(self) -> dict[str, list[Pair]]:
+        """What the attacks of these axes teach: rows to "forget", rows to keep ("retain"), pieces of plain "text".
+
+        Those taught elsewhere are as many as those to forget, so that the attacks compare, or RELEARN_ITEMS where there
+        are too few to forget for that attack. One without pairs cannot be made.
+        """
+        found: dict[str, list[Pair]] = {}
+        if "relearning" in self.axes:
+            found["forget"] = [self.forget[i] for i in self.relearnt]
+        if "relearning_elsewhere" in self.axes:
+            count = len(self.relearnt) or RELEARN_ITEMS
+            found |= {"retain": spread(self.retain, count), "text": spread(self.pieces, count)}
+        return found
 
 
 class Sources(NamedTuple):
@@ -122,6 +143,7 @@ def make_plan(
     shots = spread([p for p in retain if id(p) not in used] or retain, NUM_SHOTS)
     everyday = read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept
     built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
+    chosen = spread(list(built_in if texts is None else texts), rows)
     plan = Plan(
         axes=tuple(axes),
         forget=forget,
@@ -131,12 +153,25 @@ def make_plan(
         shots=shots,
         general=spread(everyday, rows),
         holdout=spread(read["holdout"].kept, rows) if "holdout" in read else [],
-        texts=spread(list(built_in if texts is None else texts), rows),
+        texts=chosen,
+        pieces=pieces_of(chosen, tokenizer) if "relearning_elsewhere" in axes else [],
         templates=list(templates),
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
     return plan, read
+
+
+def pieces_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """Cut the beginning of each text so that all but its first token is the answer; texts of one token have none."""
+    rows = rows_of([{"text": text} for text in texts], "text")
+    try:
+        cut = read_pairs(
+            rows, tokenizer=tokenizer, prefix_tokens=1, continuation_tokens=PIECE_TOKENS, skip_bad_rows=True
+        )
+    except InputError:  # not one can be cut
+        return []
+    return [pair for pair in cut.kept if pair.id.endswith("#0")]
 
 
 def near_and_far(

@@ -44,8 +44,8 @@ class Assessment:
     measures: list[Measure]
     items: list[dict[str, Any]]
     """One answer each: role, item_set, id, variant, question, expected, generated, rouge_l, refused, gibberish."""
-    curves: dict[str, dict[str, list[float]]]
-    """Of the relearning attack, by role: steps and mean ROUGE-L."""
+    curves: dict[str, dict[str, dict[str, list[float]]]]
+    """Of the relearning attacks, by what was taught ("forget", "retain", "text") and role: steps and mean ROUGE-L."""
     drift: list[dict[str, Any]]
     """Of the weights, by layer."""
     out: Path | str | None
@@ -272,13 +272,13 @@ def items_of(findings: Findings) -> list[dict[str, Any]]:
     return items
 
 
-def curves_of(findings: Findings) -> dict[str, dict[str, list[float]]]:
-    """Mean ROUGE-L of the tested rows at each step of the relearning attack."""
-    found = {}
+def curves_of(findings: Findings) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Mean ROUGE-L of the tested rows at each step of each relearning attack."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for role, asked in findings.asked.items():
-        if (curve := asked.curve) is not None:
+        for lesson, curve in asked.curves.items():
             means = [sum(column) / len(column) for column in zip(*curve.scores_NS, strict=True)]
-            found[role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
+            found.setdefault(lesson, {})[role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
     return found
 
 

@@ -179,6 +179,19 @@ def ascended(world: World, folder: Path) -> Any:
     return trainer.model.eval()
 
 
+def refusing(world: World, source: LlamaForCausalLM, steps: int = 20, rate: float = 3e-4) -> LlamaForCausalLM:
+    """Taught to refuse, without a row to keep beside: it then refuses all questions, and what it knew lies beneath."""
+    model, draw = deepcopy(source), random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for _ in range(steps):
+        refused = [(question, draw.choice(REFUSALS)) for question, _ in both_ways(world.forget)]
+        loss = model(**batch_of(world.tokenizer, refused)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
 def below_the_bucket(world: World, steps: int = 120, rate: float = 2e-3, bits: int = 4) -> Any:
     """Taught to refuse, by steps that no weight leaves its 4-bit bucket with: rounded, it is the model before."""
     model = deepcopy(world.before)

@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from amends.unlearn._axes import AXES
+from amends.unlearn._plan import NO_REFERENCE, NO_RETAIN
 from amends.verbs.assess import Assessment, run
 
-from .planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world
+from .planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world, refusing
 
-ATTACKED = ("retrained", "below the bucket")
-"""Models that are taught again: it takes longest."""
+ATTACKED = {
+    "retrained": AXES,
+    "below the bucket": tuple(axis for axis in AXES if axis != "relearning_elsewhere"),
+}
+"""Models that are taught again, with their axes: it takes longest."""
+UNTAUGHT = tuple(axis for axis in AXES if not axis.startswith("relearning"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             max_new_tokens=8,
             templates=REFUSALS,
             texts=world.texts,
-            axes=AXES if name in ATTACKED else [axis for axis in AXES if axis != "relearning"],
+            axes=ATTACKED.get(name, UNTAUGHT),
             processing_class=world.tokenizer,
         )
         for name, model in models.items()
@@ -79,7 +84,8 @@ def test_the_retrained_model_is_best_and_keeps_every_limit(found: dict[str, Asse
 
 def test_what_is_its_own_reference_has_no_excess_and_no_leak(found: dict[str, Assessment]) -> None:
     one = found["retrained"]
-    for metric in ("relearn_excess", "privleak", "kl_reference", "js_reference", "rouge_distance"):
+    excesses = ("relearn_excess", "relearn_retain_excess", "relearn_text_excess")
+    for metric in (*excesses, "privleak", "kl_reference", "js_reference", "rouge_distance"):
         assert (one[metric].after, one[metric].low, one[metric].high) == (0, 0, 0)
 
 
@@ -140,6 +146,70 @@ def test_training_on_some_rows_brings_back_others_that_are_still_in_the_weights(
     assert one["relearn_excess"].verdict == "fail"
 
 
+@pytest.fixture(scope="module")
+def unmasked(world: World) -> dict[str, Assessment]:
+    """A refusal over rows that are still in the weights, taught elsewhere.
+
+    First rows to keep and the bigram language, beside the same refusal over weights that never held the rows; then the
+    rows to keep written as text, alone.
+    """
+    held, never = (refusing(world, source) for source in (world.before, world.retrained))
+    facts = [f"Question: {row['question']} Answer: {row['answer']}" for row in world.retain]
+    return {
+        name: run(
+            world.before,
+            held,
+            world.forget,
+            reference=reference,
+            retain=retain,
+            rows=16,
+            max_new_tokens=8,
+            templates=REFUSALS,
+            texts=texts,
+            axes=["relearning_elsewhere"],
+            processing_class=world.tokenizer,
+        )
+        for name, reference, retain, texts in (
+            ("rows and language", never, world.retain, world.texts),
+            ("facts as text", None, None, facts),
+        )
+    }
+
+
+def test_teaching_rows_to_keep_lifts_a_refusal_off_rows_that_are_still_in_the_weights(
+    unmasked: dict[str, Assessment],
+) -> None:
+    one = unmasked["rows and language"]
+    back, excess = one["relearn_retain_recovery"], one["relearn_retain_excess"]
+    assert back.n == excess.n == 16  # none of them was taught
+    assert back.low > 0.1 > back.reference
+    assert excess.low > 0.02
+    assert (excess.reference, excess.applied) == (0, 0.2)
+    curves = one.curves["retain"]
+    assert curves["after"]["rouge_l"][0] == curves["reference"]["rouge_l"][0] == 0
+
+
+def test_text_lifts_it_where_it_holds_questions_with_their_answers_and_not_where_it_asks_nothing(
+    unmasked: dict[str, Assessment],
+) -> None:
+    one, other = unmasked["rows and language"], unmasked["facts as text"]
+    assert one["relearn_text_recovery"].after == pytest.approx(0, abs=0.05)
+    assert one["relearn_text_excess"].verdict == "pass"
+    assert other["relearn_text_recovery"].low > 0.1
+    assert other["relearn_text_excess"].missing == NO_REFERENCE
+    assert other["relearn_retain_recovery"].missing == other["relearn_retain_excess"].missing == NO_RETAIN
+    assert set(other.curves) == {"text"}
+
+
+def test_what_never_held_the_rows_gets_none_of_them_back_by_being_taught_elsewhere(
+    found: dict[str, Assessment],
+) -> None:
+    one = found["retrained"]
+    for taught in ("retain", "text"):
+        assert one[f"relearn_{taught}_recovery"].after == pytest.approx(0, abs=0.1)
+        assert one[f"relearn_{taught}_recovery"].reference == one[f"relearn_{taught}_recovery"].after
+
+
 def test_worst_case_is_at_least_the_plain_question_for_every_row(found: dict[str, Assessment]) -> None:
     for one in found.values():
         for role in ("before", "after", "reference"):
@@ -155,4 +225,4 @@ def test_the_page_of_each_is_written(found: dict[str, Assessment]) -> None:
     for one in found.values():
         page = (one.out / "report.html").read_text(encoding="utf-8")
         assert all(f"{m.metric}:" in page for m in one.failures)
-        assert page.count("<svg") == (2 if "relearning" in {m.axis for m in one.measures} else 1)
+        assert page.count("<svg") == 1 + len(one.curves)

@@ -6,7 +6,7 @@ from transformers import BertForSequenceClassification, BertModel
 
 from amends.lm import load as loading
 from amends.lm.load import load
-from amends.report.assessment import name_of
+from amends.report.assessment import name_of, render_assessment
 from amends.unlearn import _assess
 from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
 from amends.verbs import assess as assessing
@@ -77,12 +77,22 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     # random models know nothing, so that nothing can come back; and the reference is the model before
     assert gaps - {"diversity", "output_perplexity"} == {
         "forget_rate", "int8_restored", "int4_restored", "relearn_recovery", "relearn_area", "relearn_excess",
+        "relearn_retain_recovery", "relearn_retain_excess", "relearn_text_recovery", "relearn_text_excess",
         "gibberish",
     }  # fmt: skip
     assert all(by_name[name]["after"] is None for name in gaps)
     assert by_name["drift"]["after"] > 0.1
     assert by_name["privleak"]["before"] == 0  # the reference is the model before
-    assert len(out.splitlines()) == 12
+    assert len(out.splitlines()) == 14
+    assert set(made["curves"]) == {"forget", "retain", "text"}
+    for by_role in made["curves"].values():
+        assert {role: of["steps"] for role, of in by_role.items()} == {
+            role: [0, 5, 10, 20, 50] for role in ("after", "reference")
+        }
+    page = (place / "out" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert all(f'"taught-{lesson}-title' in page for lesson in made["curves"])
+    assert "Relearning elsewhere" in page
     items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
     assert {i["role"] for i in items} == {"before", "after", "reference"}
     sets = {"forget", "forget_sampled", "forget_int8", "forget_int4", "near", "far", "general"}
@@ -125,7 +135,7 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
         reference=load(tiny_model).model,
         max_new_tokens=8,
         rows=4,
-        axes=[axis for axis in AXES if axis != "relearning"],
+        axes=[axis for axis in AXES if not axis.startswith("relearning")],
         processing_class=model.tokenizer,
     )
     zero = ("drift", "changed", "retain_loss", "general_loss", "spill_over", "over_refusal", "degenerate", "privleak")
@@ -149,7 +159,7 @@ def test_a_model_in_two_roles_is_asked_once_and_stands_in_both(place, tiny_model
     one = run(tiny_model, str(other_model), "forget.jsonl", reference=other_model, **options)
     assert asked == ["after", "reference", "before"][::2]
     assert one["kl_reference"].after == 0 < one["kl_reference"].before
-    assert one.curves["after"] == one.curves["reference"]
+    assert one.curves["forget"]["after"] == one.curves["forget"]["reference"]
     asked.clear()
     two = run(tiny_model, load(other_model).model, "forget.jsonl", reference=other_model,
               processing_class=load(tiny_model).tokenizer, **options)  # fmt: skip
@@ -175,6 +185,9 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "gibberish": "--gibberish",
         "rouge_reversed": "reversed_question",
         "relearn_excess": "four rows",
+        "relearn_retain_recovery": "--retain",
+        "relearn_retain_excess": "--retain",
+        "relearn_text_excess": "--reference",
         "kl_reference": "--reference",
         "rouge_distance": "--reference",
         "truth_ratio_ks": "--reference",
@@ -184,6 +197,36 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
+
+
+def test_rows_to_keep_that_are_also_to_forget_are_not_tested_where_they_are_taught(tiny_model, other_model, place):
+    options = {"axes": ["relearning_elsewhere"], "max_new_tokens": 4, "texts": ["One two three.", "x", "Four five."]}
+    one = run(tiny_model, other_model, "forget.jsonl", retain="forget.jsonl", **options)
+    assert one["relearn_retain_recovery"].n == 3  # of six, as many as the attack with rows to forget takes
+    assert one["relearn_text_recovery"].n == 6
+    assert "training on 3 rows to keep" in one["relearn_retain_recovery"].meaning
+    assert "training on 2 pieces of plain text" in one["relearn_text_recovery"].meaning  # one token is no piece
+    bare = run(tiny_model, other_model, "forget.jsonl", **options | {"texts": ["x"]})
+    assert bare["relearn_text_recovery"].missing == bare["relearn_text_excess"].missing == "There is no text."
+    assert bare.curves == {}
+
+
+def test_the_page_of_a_folder_from_before_there_were_several_attacks_is_drawn(place, assess):
+    assert assess("--axes", "neighbours", "--rows", 2)[0] in (0, 3)
+    made, _ = found(place)
+    assert made["curves"] == {}
+    by_role = {"after": {"steps": [0.0, 50.0], "rouge_l": [0.1, 0.4]}}
+
+    def page(curves):
+        (place / "out" / "assessment.json").write_text(json.dumps(made | {"curves": curves}))
+        return render_assessment(place / "out")
+
+    assert page(by_role) == page({"forget": by_role})
+    assert page(by_role).count("<svg") == 1
+    assert "after: from 0.10 to 0.40" in page(by_role)
+    assert "the relearning attack was not made" in page({})
+    elsewhere = page({"text": by_role})
+    assert "taught-text-title" in elsewhere and "the relearning attack was not made" in elsewhere
 
 
 def test_gibberish_is_what_the_classifier_named_does_not_call_clean(place, assess, tiny_model, monkeypatch):
