@@ -224,7 +224,7 @@ def teach_again(loaded: Loaded, plan: Plan, asked: Asked, plain: Sequence[Ask], 
     """Teach the model each lesson in turn, and ask the rows to forget that are not in it; the one before needs none."""
     model, tokenizer, role = loaded.model, loaded.tokenizer, asked.role
     for name, items in plan.lessons.items():
-        taught = {(pair.question, pair.answer) for pair in items}  # rows to keep may be among those to forget, too
+        taught = {(pair.question, pair.answer) for pair in items}
         tested = [ask for ask in plain if (ask.shown, ask.expected) not in taught]
         if not items or not tested:
             found.gaps[f"taught {name}"] = NO_LESSON[name] if not items else NOTHING_ASKED

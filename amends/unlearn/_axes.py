@@ -69,6 +69,8 @@ AXIS_OF = {
     "int8_restored": "quantisation",
     "int4_restored": "quantisation",
     "relearn_excess": "relearning",
+    "relearn_retain_excess": "relearning_elsewhere",
+    "relearn_text_excess": "relearning_elsewhere",
     "privleak": "membership",
 }
 """Where each limit's measure is taken."""

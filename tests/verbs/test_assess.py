@@ -199,11 +199,10 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
 
 
-def test_rows_to_keep_that_are_also_to_forget_are_not_tested_where_they_are_taught(tiny_model, other_model, place):
+def test_as_many_rows_to_keep_and_pieces_of_text_are_taught_as_rows_to_forget(tiny_model, other_model, place):
     options = {"axes": ["relearning_elsewhere"], "max_new_tokens": 4, "texts": ["One two three.", "x", "Four five."]}
-    one = run(tiny_model, other_model, "forget.jsonl", retain="forget.jsonl", **options)
-    assert one["relearn_retain_recovery"].n == 3  # of six, as many as the attack with rows to forget takes
-    assert one["relearn_text_recovery"].n == 6
+    one = run(tiny_model, other_model, "forget.jsonl", retain="retain.jsonl", **options)
+    assert one["relearn_retain_recovery"].n == one["relearn_text_recovery"].n == 6
     assert "training on 3 rows to keep" in one["relearn_retain_recovery"].meaning
     assert "training on 2 pieces of plain text" in one["relearn_text_recovery"].meaning  # one token is no piece
     bare = run(tiny_model, other_model, "forget.jsonl", **options | {"texts": ["x"]})
