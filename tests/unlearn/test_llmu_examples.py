@@ -23,13 +23,14 @@ ROW = {"prompt": "How do I get in?", "response_0": "Break it.", "response_1": "A
 SAFETY = {"is_response_0_safe": False, "is_response_1_safe": True}
 
 
-@pytest.mark.parametrize("name", ["copyright", "hallucination", "harmful"])
-def test_a_recipe_names_options_that_there_are_and_data_that_can_be_read(name: str, tiny_model: Path) -> None:
-    recipe: dict[str, Any] = yaml.safe_load((EXAMPLES / name / "llmu.yaml").read_text())
+@pytest.mark.parametrize("file", ["copyright/llmu", "hallucination/llmu", "harmful/llmu", "harmful/pku"])
+def test_a_recipe_names_options_that_there_are_and_data_that_can_be_read(file: str, tiny_model: Path) -> None:
+    recipe: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{file}.yaml").read_text())
+    name = file.partition("/")[0]
     options = {word.replace("-", "_"): value for word, value in recipe.items()}
     assert options.keys() <= {"model"} | {f.name for kind in (Request, LLMUConfig) for f in fields(kind)}
     there = {key: ROOT / value for key, value in options.items() if str(value).startswith("examples/")}
-    assert name == "harmful" or there.keys() == {"forget", "forget_eval", "retain", "retain_eval"}
+    assert file == "harmful/pku" or there.keys() == {"forget", "forget_eval", "retain", "retain_eval"}
     tokenizer = load(tiny_model).tokenizer
     for key, path in there.items():
         pairs = read_pairs(read_rows(path), tokenizer=tokenizer).kept
@@ -37,9 +38,17 @@ def test_a_recipe_names_options_that_there_are_and_data_that_can_be_read(name: s
         assert name != "hallucination" or (pairs[0].right is not None) == key.startswith("forget")
 
 
-def run_script(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / "harmful/unsafe.py"), *map(str, words)]
+def run_script(*words: object, script: str = "unsafe") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / f"harmful/{script}.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_the_insults_are_those_that_the_script_makes(tmp_path: Path) -> None:
+    done = run_script(tmp_path / "made", script="insults")
+    assert done.returncode == 0, done.stderr
+    for file in (tmp_path / "made").iterdir():
+        assert file.read_bytes() == (EXAMPLES / "harmful/data" / file.name).read_bytes()
+    assert len(list((tmp_path / "made").iterdir())) == 2
 
 
 def test_unsafe_answers_become_rows_to_forget(tmp_path: Path) -> None:
