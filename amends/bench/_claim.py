@@ -8,7 +8,8 @@ from amends.bench._world import World, check_tuning
 from amends.io.atomic import check_new, lock, sha256_json, write_json
 from amends.io.errors import InputError
 from amends.io.tables import read_json
-from amends.lm.load import check_model, layer_numbers, precision
+from amends.lm.find import check_model
+from amends.lm.load import layer_numbers, precision
 
 CLAIM = "bench.json"
 OTHERS = ("run.json", "config.json", "adapter_config.json")

@@ -13,7 +13,8 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
-from amends.lm.load import Loaded, check_model, load, shares_base
+from amends.lm.find import check_model
+from amends.lm.load import Loaded, load, shares_base
 from amends.unlearn._read import model_for
 
 Found = TypeVar("Found")

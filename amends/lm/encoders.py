@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
-from amends.lm.load import autocast, device, first_line, plain_source, quiet
+from amends.lm.find import first_line, plain_source
+from amends.lm.load import autocast, device, quiet
 
 TEXTS_AT_ONCE = 32
 

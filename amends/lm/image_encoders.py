@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
 from amends.io.errors import InputError
-from amends.lm.load import autocast, device, first_line, plain_source, quiet
+from amends.lm.find import first_line, plain_source
+from amends.lm.load import autocast, device, quiet
 
 PICTURES_AT_ONCE = 32
 

@@ -1,9 +1,7 @@
 """Load a causal language model from wherever people keep them, safely: safetensors and GGUF only, no remote code."""
 
 import hashlib
-import importlib.util
 import io
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,21 +10,27 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
+from amends.lm.find import (
+    base_of,
+    check_file,
+    check_model,
+    checked_folder,
+    first_line,
+    resolve,
+    settings,
+)
 
 Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
 """File beside an adapter of ours: which base weights it was trained on."""
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5")
 
 
 class Loaded(NamedTuple):
@@ -71,167 +75,21 @@ def shares_base(loaded: Loaded, name: str | Path) -> bool:
     if not isinstance(loaded.model, PeftModel) or not file.exists() or (file.parent / "tokenizer_config.json").exists():
         return False
     try:
-        return bool(_settings(file).get("base_model_name_or_path") == loaded.base)
+        return bool(settings(file).get("base_model_name_or_path") == loaded.base)
     except InputError:
         return False  # `load` says it too
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
-    path = _resolve(name)
+    path = resolve(name)
     if path is None:
         return _load_plain(name, name, tokenizer_folder)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return _load_adapter(name, path, trainable)
     if path.is_dir():
-        return _load_plain(name, str(_checked_folder(name, path)), tokenizer_folder)
-    _check_file(name, path)
+        return _load_plain(name, str(checked_folder(name, path)), tokenizer_folder)
+    check_file(name, path)
     return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
-
-
-def check_model(source: str | Path) -> None:
-    """Check, before long work, that `load` finds a model: its files, an adapter's base; no weights are read.
-
-    Nothing is asked of the network, so a hub id is refused only if it can be none, or if the Hub is switched off and
-    the cache does not have it.
-
-    Raises
-    ------
-    InputError : nothing there, pickled weights, code in the model folder, an adapter whose base is not there.
-    """
-    name = str(source)
-    path = _resolve(name)
-    if path is None:
-        _check_hub_id(name)
-    elif path.is_dir() and (path / "adapter_config.json").exists():
-        check_model(_base_of(name, path))
-    elif path.is_dir():
-        _checked_folder(name, path)
-    else:
-        _check_file(name, path)
-
-
-def _check_hub_id(name: str) -> None:
-    try:
-        cached = [try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")]
-    except HFValidationError:
-        raise InputError(f"{name}: no such file or folder, and no id that the Hub could have.") from None
-    if is_offline_mode() and not any(isinstance(file, str) for file in cached):
-        raise InputError(
-            f"{name}: no such file or folder, and the cache of the Hub, which is switched off (HF_HUB_OFFLINE), does "
-            "not have it. Give a folder, or fetch it first."
-        )
-
-
-def _check_file(name: str, file: Path) -> None:
-    if file.suffix in _PICKLES:
-        raise InputError(
-            f"{name}: a pickle can run code when it is opened, so it was not. Convert it to safetensors "
-            "(model.save_pretrained does) and give the folder."
-        )
-    if file.suffix != ".gguf":
-        raise InputError(
-            f"{name}: not a model. Give a hub id, a model or adapter folder with safetensors, or a .gguf file."
-        )
-
-
-def plain_source(name: str) -> str:
-    """Where transformers reads a model that is no adapter and no single file from: a safe folder, or a hub id.
-
-    Raises
-    ------
-    InputError : nothing there, a file, an adapter, pickled weights, code in the folder.
-    """
-    path = _resolve(name)
-    if path is None:
-        return name
-    if not path.is_dir() or (path / "adapter_config.json").exists():
-        raise InputError(f"{name}: not a model folder. Give a hub id, or a folder with config.json and safetensors.")
-    return str(_checked_folder(name, path))
-
-
-def _resolve(name: str) -> Path | None:
-    """Local path of a model, or None for a hub id."""
-    if name.startswith("package:"):
-        package, _, file = name.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(package) if package.isidentifier() else None
-        if found is None or found.origin is None:
-            raise InputError(
-                f"{name}: the Python package {package!r} is not installed. Install it: pip install {package}"
-            )
-        path = (Path(found.origin).parent / file).resolve()
-        if not path.is_relative_to(Path(found.origin).parent.resolve()) or not path.exists():
-            raise InputError(f"{name}: the package {package!r} has no file {file!r}.")
-        return path
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix in (".gguf", *_PICKLES)
-    if looks_local and not (name.count("/") == 0 and path.suffix == ""):
-        raise InputError(f"{name}: no such file or folder.")
-    return None
-
-
-def _checked_folder(name: str, folder: Path) -> Path:
-    """Refuse a model folder with code of its own, pickles, or an index that names anything else."""
-    config = folder / "config.json"
-    if not config.exists():
-        raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.")
-    if "auto_map" in _settings(config):
-        raise InputError(
-            f"{name}: this model brings its own code (auto_map in config.json), which amends does not run."
-        )
-    _refuse_pickles(name, folder, "model*.safetensors")
-    index = folder / "model.safetensors.index.json"
-    shards = _settings(index).get("weight_map") if index.exists() else {}
-    if not isinstance(shards, dict):
-        raise InputError(f"{index}: has no weight_map. Save the model again with save_pretrained.")
-    for shard in {str(shard) for shard in shards.values()}:
-        if not shard.endswith(".safetensors") or Path(shard).name != shard or not (folder / shard).is_file():
-            raise InputError(f"{index}: names {shard[:200]!r}, which is no safetensors file of this folder.")
-        check_safetensors(folder / shard)
-    return folder
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """Read a JSON file of a model folder; Infinity is allowed there."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON, so it cannot be read ({first_line(error)}).") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: not an object of settings. Save the model again with save_pretrained.")
-    return found
-
-
-def _refuse_pickles(name: str, folder: Path, wanted: str) -> None:
-    """Refuse a folder without real safetensors: with pickles only, or with a pickle under that name."""
-    found = sorted(folder.glob(wanted))
-    if not found:
-        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
-        there = f" It holds {pickles[0]}, a pickle, which can run code when it is opened." if pickles else ""
-        raise InputError(
-            f"{name}: no safetensors weights here.{there} Save the model with save_pretrained (safetensors)."
-        )
-    for file in found:
-        check_safetensors(file)
-
-
-def check_safetensors(file: Path) -> None:
-    """Read the header of a safetensors file and nothing else.
-
-    Raises
-    ------
-    InputError : not a safetensors file (a pickle, a cut download).
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        start = stream.read(1)
-    if length > size - 8 or start != b"{":
-        raise InputError(
-            f"{file}: not a safetensors file (its header does not fit its {size} bytes); a pickle or a cut download. "
-            "It was not opened further."
-        )
 
 
 def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: str) -> Loaded:
@@ -273,12 +131,12 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 
 def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
-    base_name = _base_of(name, folder)
+    base_name = base_of(name, folder)
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
     base = base or _load(base_name, False, own_tokenizer)
     provenance = folder / PROVENANCE
     if provenance.exists():
-        expected = _settings(provenance).get("base_sha256")
+        expected = settings(provenance).get("base_sha256")
         if expected != weights_sha256(base.model):
             raise InputError(
                 f"{name}: this adapter was made for other weights than {base.name} holds now (SHA-256 differs). "
@@ -296,19 +154,6 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
             "It was made for another model."
         ) from None
     return Loaded(model.to(device()).eval(), base.tokenizer, name, base.name)
-
-
-def _base_of(name: str, folder: Path) -> str:
-    """Name of the model below an adapter."""
-    _refuse_pickles(name, folder, "adapter_model*.safetensors")
-    base_name = _settings(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not base_name or not isinstance(base_name, str):
-        raise InputError(f"{name}: adapter_config.json does not name its base model (base_model_name_or_path).")
-    if Path(base_name, "adapter_config.json").exists():
-        raise InputError(
-            f"{name}: its base model {base_name} is an adapter too. Merge that one into its own base first."
-        )
-    return base_name
 
 
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
@@ -337,9 +182,9 @@ def count_layers(source: str | Path) -> int:
     """
     name = str(source)
     check_model(name)
-    path = _resolve(name)
+    path = resolve(name)
     if path is not None and (path / "adapter_config.json").exists():
-        return count_layers(_base_of(name, path))
+        return count_layers(base_of(name, path))
     whole = path is None or path.is_dir()
     where = {} if whole else {"gguf_file": path.name}  # type: ignore[union-attr]
     try:
@@ -448,11 +293,6 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error's text, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class quiet:

@@ -20,7 +20,7 @@ from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
-from amends.lm.load import check_model
+from amends.lm.find import check_model
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits

@@ -16,7 +16,8 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
-from amends.lm.load import Loaded, check_model, load, shares_base, weights_sha256
+from amends.lm.find import check_model
+from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long

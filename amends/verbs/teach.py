@@ -20,7 +20,8 @@ from amends.io.console import say
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import Row, read_rows
 from amends.lm.callbacks import Bar
-from amends.lm.load import check_model, load, prepare, save_model, weights_sha256
+from amends.lm.find import check_model
+from amends.lm.load import load, prepare, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import SAME, Dropped, Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments

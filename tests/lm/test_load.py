@@ -12,11 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.errors import InputError
+from amends.lm.find import check_model, check_safetensors
 from amends.lm.load import (
     add_lora,
     base_sha256,
-    check_model,
-    check_safetensors,
     count_layers,
     load,
     quiet,

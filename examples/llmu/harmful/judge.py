@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 from amends.io.atomic import new_folder
 from amends.io.tables import read_rows
-from amends.lm.load import plain_source, quiet
+from amends.lm.find import plain_source
+from amends.lm.load import quiet
 
 HERE = Path(__file__).parent
 LABELS = ["civil", "insult"]
