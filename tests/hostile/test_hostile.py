@@ -281,10 +281,13 @@ def evaluated(tmp_path_factory, tiny_model):
 
     def run(texts, name):
         folder = tmp_path_factory.mktemp("evaluated")
-        rows = [json.dumps({"id": text, "question": f"{text} q", "answer": f"{text} a"}) + "\n" for text in texts]
+        rows, kept = (
+            [json.dumps({"id": text, "question": f"{text} {kind}", "answer": f"{text} a"}) + "\n" for text in texts]
+            for kind in ("q", "r")
+        )
         forget, retain = folder / f"{name}.jsonl", folder / f"{name} retain.jsonl"
         forget.write_text("".join([*rows, *(json.dumps({"id": text, "question": text}) + "\n" for text in texts[:3])]))
-        retain.write_text("".join(rows))
+        retain.write_text("".join(kept))
         model = shutil.copytree(tiny_model, folder / name)
         given = ["--forget", forget, "--model", model, "--out", folder / "run", "--retain-eval", retain]
         given += ["--eval-rows", 2, "--epochs", 1, "--lora-rank", 2, "--skip-bad-rows"]

@@ -192,7 +192,7 @@ def test_what_is_no_model_is_known_before_it_is_loaded(
 
 
 def test_a_hub_id_is_left_to_the_loader_where_the_hub_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amends.lm.load.is_offline_mode", lambda: False)
+    monkeypatch.setattr("amends.lm.find.is_offline_mode", lambda: False)
     check_model("no-model/of-this-name")
 
 
