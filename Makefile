@@ -45,8 +45,9 @@ demo: $(STAMP)  ## Make a taught model forget invented authors, and write a repo
 	@n=1; while [ -e "runs/demo-$$n" ]; do n=$$((n + 1)); done; mkdir -p runs; \
 	echo "== amends unlearn flat --config examples/tofu/flat.yaml --out runs/demo-$$n"; \
 	$(BIN)/amends unlearn flat --config examples/tofu/flat.yaml --out "runs/demo-$$n" && \
-	echo "== amends report runs/demo-$$n, beside the recorded runs of flat_retain.yaml and ga.yaml" && \
-	$(BIN)/amends report "runs/demo-$$n" --beside examples/tofu/runs/flat_retain --beside examples/tofu/runs/ga
+	echo "== amends report runs/demo-$$n, beside the recorded runs of flat_neighbours.yaml, flat_retain.yaml and ga.yaml" && \
+	$(BIN)/amends report "runs/demo-$$n" --beside examples/tofu/runs/flat_neighbours \
+	  --beside examples/tofu/runs/flat_retain --beside examples/tofu/runs/ga
 
 lint: $(STAMP)  ## Style, types and the direction of imports
 	@echo "== ruff check: mistakes and style"
