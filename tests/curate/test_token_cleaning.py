@@ -183,7 +183,7 @@ def test_self_evolving_is_what_its_description_says_step_by_step(tiny_model):
 def files(tmp_path_factory, tiny_model):
     """A pool with faults, and the run folder of a self-evolving run on it."""
     folder = tmp_path_factory.mktemp("tokens")
-    faults = [ROWS[0], {"question": "Empty?", "answer": " "}, {"question": "Long?", "answer": "x" * 600}, {"q": 1}]
+    faults = [ROWS[0], {"question": "Empty?", "answer": " "}, {"question": "Long?", "answer": "x" * 3000}, {"q": 1}]
     rows = [row | {"source": f"s{i % 2}"} for i, row in enumerate([*ROWS, *faults])]
     rows[9]["answer"] = "<script>alert(1)</script> \u202e " + rows[9]["answer"]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
