@@ -29,6 +29,8 @@ ENTRIES = (
     ),
     Entry("llmu", RETAIN),
 )
+KEEPS_NOTHING = "task_vector"
+"""It turns all that it learns round, rows to keep as well."""
 # Rows to keep that the model writes, and the floor that goes with them: docs/unlearn/flat.md.
 WITH_NEIGHBOURS = {"neighbours": 80, "floor_v_f": 0.8}
 
@@ -55,6 +57,8 @@ def parse(text: str) -> Entry:
         raise InputError(f"--methods {text}: no such method. There are: {', '.join(map(str, ENTRIES))}.")
     if plus and keep not in (RETAIN, NEIGHBOURS):
         raise InputError(f"--methods {text}: after + stands {RETAIN} or {NEIGHBOURS}.")
+    if plus and method == KEEPS_NOTHING:
+        raise InputError(f"--methods {text}: this method takes no rows to keep. Write {method}.")
     entry = Entry(method, keep or None)
     if keep != RETAIN and Entry(method, RETAIN) in ENTRIES and Entry(method) not in ENTRIES:
         raise InputError(f"--methods {text}: write {method}+{RETAIN}, as its source runs it.")

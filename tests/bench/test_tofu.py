@@ -295,6 +295,8 @@ def test_a_method_for_deeper_models_comes_to_nothing_and_the_page_says_why(amend
         (["--epochs", "inf"], "epochs"),
         (["--teach-rate", "nan"], "teach-rate"),
         (["--methods", "flatt"], "--methods flatt: no such method."),
+        (["--methods", "npo"], "--methods npo: write npo+retain, as its source runs it."),
+        (["--methods", "task_vector+retain"], "--methods task_vector+retain: this method takes no rows to keep."),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_made(amends, world, tiny_model, tmp_path, more, message):
