@@ -166,7 +166,7 @@ def finetune(
         prepare(loaded, how.lora_rank), args, rows, masks, loaded.tokenizer, callbacks=[Bar(label, "nll")]
     )
     trainer.train()
-    return loaded._replace(model=trainer.accelerator.unwrap_model(trainer.model).eval())
+    return loaded._replace(model=trainer.trained_model())
 
 
 # Stages -----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from amends.lm.checkpoint import (
 )
 from amends.lm.load import device, precision, quiet
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_said
+from amends.lm.shards import gathered, without_weights
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -143,6 +144,11 @@ class AnswerTrainer(Trainer):
         collate.by_line = args.device.type == "cpu" and args.world_size == 1 and not self.couples_samples
         self.model_accepts_loss_kwargs = False
         self.add_callback(TellEpoch(rows))
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise InputError(
+                "FSDP: amends trains with its second version alone. Set fsdp_version: 2 (examples/launch/fsdp2.yaml)."
+            )
+        self._empty = without_weights(self.accelerator.unwrap_model(self.model)) if self.is_fsdp_enabled else None
         self._state = SHARDED if self.is_fsdp_enabled else WHOLE
         self.add_callback(StopOnNonFinite(self._state))
         self._stop = StopOnSignal(self)
@@ -240,6 +246,11 @@ class AnswerTrainer(Trainer):
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; {what}.", self._stop.signal
             )
         return done
+
+    def trained_model(self) -> Any:
+        """Give the model as it is, in evaluation mode, whole in every process; under FSDP that is a copy."""
+        model = self.accelerator.unwrap_model(self.model)
+        return (gathered(model, self._empty) if self._empty is not None else model).eval()
 
     def check_finite(self) -> None:
         """Refuse trained weights that are not numbers: losses show it a step later than it happens.

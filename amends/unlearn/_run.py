@@ -143,11 +143,6 @@ def run_unlearning(
             neighbours=own_answers,
             callbacks=[Bar("forgetting", "v_f")],
         )
-        if trainer.is_fsdp_enabled:
-            raise InputError(
-                "FSDP: weights that are sharded over processes would be saved in part. Launch with DDP "
-                "(examples/launch/ddp.yaml), or use the trainer in a script of your own."
-            )
         config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None}
         config |= dict(own or {}) | dict(recorded or {})
         trainer.request = asked(config, data) | {
@@ -160,7 +155,7 @@ def run_unlearning(
         told = train(trainer, resume)
         say(f"stopped: {trainer.stopped}")
         seconds = {"until trained": round(time.time() - started, 1)}
-        model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
+        model_after = trainer.trained_model()
         failure: BaseException | None = None
         if suite is not None and start is not None:
             try:

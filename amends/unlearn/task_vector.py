@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.shards import like
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
 
@@ -64,7 +65,8 @@ class TaskVectorTrainer(ForgetTrainer):
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
                 if name in start:
-                    weight.copy_(start[name] - self.args.scale * (weight - start[name]))
+                    began = like(start[name], weight)
+                    weight.copy_(began - self.args.scale * (weight - began))
         self.check_finite()
         return done
 

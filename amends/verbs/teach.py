@@ -94,7 +94,7 @@ def command(
         trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
     say(f"teaching {len(pairs)} pairs")
     trainer.train()
-    taught = trainer.accelerator.unwrap_model(trainer.model).eval()
+    taught = trainer.trained_model()
     trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
     dtypes = [parameter.dtype for parameter in trained]
     if save_dtype == "bfloat16":
