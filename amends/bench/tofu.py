@@ -14,7 +14,7 @@ import typer
 
 from amends.bench._cells import Bench, Cell, Plan, fill
 from amends.bench._claim import check_folder, check_needs, check_references, claim_folder
-from amends.bench._entries import ENTRIES, Entry, Settings, parse
+from amends.bench._entries import Entry, Settings, entries, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
 from amends.io.atomic import write_text
@@ -131,7 +131,7 @@ def by_split(given: Sequence[str]) -> dict[str, str]:
 
 
 def cells_of(
-    world: World, splits: Sequence[str], entries: Sequence[Entry], settings: Sequence[str], seeds: int
+    world: World, splits: Sequence[str], lines: Sequence[Entry], settings: Sequence[str], seeds: int
 ) -> list[Cell]:
     """All cells of the table, those of the first seed first; what is named twice stands there once.
 
@@ -152,7 +152,7 @@ def cells_of(
         for seed in range(seeds)
         for split in dict.fromkeys(splits or world.splits)
         for kind in kinds
-        for entry in dict.fromkeys(entries or ENTRIES)
+        for entry in dict.fromkeys(lines or entries())
     ]
 
 

@@ -19,12 +19,11 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, packed_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
-from amends.lm.rows import encode_rows
+from amends.lm.rows import context_of, encode_rows
 from amends.unlearn._attacks import (
     EASY,
     Ask,
     Curve,
-    context_of,
     fitting,
     relearn,
 )

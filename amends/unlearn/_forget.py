@@ -4,8 +4,8 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from amends.io.bounds import check_value
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.load import autocast, load, quiet
@@ -45,13 +46,22 @@ class ForgetConfig(TrainingArguments):
     """Settings that every forgetting method has, beside those of `TrainingArguments`."""
 
     stop_v_f: float | None = field(
-        default=None, metadata={"help": "Stop when the mean probability of the forget answers' tokens is at most this."}
+        default=None,
+        metadata={
+            "help": "Stop when the mean probability of the forget answers' tokens is at most this.",
+            "min": 0,
+            "max": 1,
+        },
     )
-    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget."})
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep."})
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget.", "min": 0})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep.", "min": 0})
     floor_v_f: float | None = field(
         default=None,
-        metadata={"help": "A row is not pushed further while the mean probability of its answer is at most this."},
+        metadata={
+            "help": "A row is not pushed further while the mean probability of its answer is at most this.",
+            "min": 0,
+            "max": 1,
+        },
     )
     retain_loss: Literal["nll", "kl"] = field(
         default="nll",
@@ -60,24 +70,17 @@ class ForgetConfig(TrainingArguments):
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
     )
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
+    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer.", "min": 2})
     logging_steps: float = field(default=1, metadata={"help": "As in TrainingArguments, where the default is 500."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
 
     def __post_init__(self) -> None:
-        """Check the settings of ours, then those of transformers."""
+        """Check what transformers does not: that every value is within the bounds that its field names."""
         super().__post_init__()
-        if self.stop_v_f is not None and not 0 <= self.stop_v_f <= 1:
-            raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
-        if self.floor_v_f is not None and not 0 <= self.floor_v_f <= 1:
-            raise InputError(f"floor_v_f={self.floor_v_f}: a probability between 0 and 1 is needed (or none).")
-        for name in ("forget_weight", "retain_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: must not be negative.")
-        if self.retain_loss not in ("nll", "kl"):
-            raise InputError(f"retain_loss={self.retain_loss!r}: choose nll or kl.")
-        if self.optimizer not in ("adamw", "muon"):
-            raise InputError(f"optimizer={self.optimizer!r}: choose adamw or muon.")
+        hints, known = get_type_hints(type(self)), {own.name for own in fields(TrainingArguments)}
+        for own in fields(self):
+            if own.name not in known:
+                check_value(own.name, getattr(self, own.name), hints[own.name], own.metadata)
 
 
 class ForgetTrainer(AnswerTrainer):
@@ -115,11 +118,14 @@ class ForgetTrainer(AnswerTrainer):
     title: ClassVar[str]
     """Name of the method in reports."""
     takes_templates: ClassVar[bool] = False
-    needs_retain: ClassVar[bool] = False
+    keeps: ClassVar[Literal["needed", "usual", "possible", "none"]] = "possible"
+    """Rows to keep: whether there must be some, the source has some, there may be some, or there can be none."""
     holds_retain: ClassVar[bool] = False
     """Whether all rows to keep are held to the reference, whatever `retain_loss` says."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of the options that all methods have, those that begin with another value here."""
+    sees_probabilities: ClassVar[bool] = True
+    """Whether v_f is among what `forget_losses` logs, as a floor needs it."""
     reads_logs: ClassVar[bool] = False
     """Whether a rule of the method looks at what is logged, which must then be every step."""
     reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
@@ -187,8 +193,12 @@ class ForgetTrainer(AnswerTrainer):
         ------
         InputError
         """
-        if cls.needs_retain and not keeps:
+        if cls.keeps == "needed" and not keeps:
             raise InputError(f"{cls.title} needs rows to keep. Give --retain, or --neighbours.")
+        if cls.keeps == "none" and keeps:
+            raise InputError(f"{cls.title} takes no rows to keep. Leave --retain and --neighbours out.")
+        if not cls.sees_probabilities and args.floor_v_f is not None:
+            raise InputError(f"--floor-v-f: {cls.title} does not see the answers' probabilities. Leave it out.")
         if cls.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):
             raise InputError(f"logging_steps: {cls.title} looks at the log of every step. Leave it at 1.")
 
@@ -230,7 +240,10 @@ class ForgetTrainer(AnswerTrainer):
         return self._forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each forget row (S,), and what to log, among it v_f where the answers' logits are computed anyway."""
+        """Loss of each row to forget (S,), to be lowered, and values to log, (S,) each.
+
+        v_f (`probabilities`) is to be among them, unless the class says that it sees none.
+        """
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
     def probabilities(self, out: AnswerLogprobs) -> dict[str, Tensor]:

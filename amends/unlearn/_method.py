@@ -6,10 +6,12 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+import amends.unlearn
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
@@ -41,20 +43,18 @@ InputError : anything the caller can mend; nothing is left behind.
 """
 
 
-def method(
-    trainer: type[ForgetTrainer], config: type[ForgetConfig]
-) -> tuple[Callable[..., Result], Callable[..., None]]:
+def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callable[..., None]]:
     """Make `run` and `command` of a method.
 
-    Its options are the fields that `config` adds to `ForgetConfig` (metadata: help, min, max), --templates where the
-    trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
+    Its options are the fields that the class of `args` adds to `ForgetConfig` (metadata: help, min, max), --templates
+    where the trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
 
     Parameters
     ----------
     trainer : subclass of ForgetTrainer
-        Its module's name is the method's, its module's docstring the help.
-    config : subclass of ForgetConfig
+        Its module's name is the method's, its module's docstring the help, the type of its `args` its settings.
     """
+    config = config_of(trainer)
     name = trainer.__module__.rpartition(".")[2]
     summary = (import_module(trainer.__module__).__doc__ or "").partition("\n")[0]
     own = [f for f in fields(config) if f.name not in {g.name for g in fields(ForgetConfig)}]
@@ -86,6 +86,24 @@ def method(
     _show(command, _own(own, config, trainer, True), trainer, name, run=False)
     command.__doc__ = summary
     return run, command
+
+
+def method_names() -> list[str]:
+    """Names of all methods on the command line: those of their files."""
+    return sorted(found.name for found in iter_modules(amends.unlearn.__path__) if not found.name.startswith("_"))
+
+
+def trainer_named(name: str) -> type[ForgetTrainer]:
+    """Give the trainer of a method, by the method's name on the command line."""
+    module = import_module(f"amends.unlearn.{name}")
+    classes = (found for found in vars(module).values() if isinstance(found, type))
+    return next(c for c in classes if issubclass(c, ForgetTrainer) and c.__module__ == module.__name__)
+
+
+def config_of(trainer: type[ForgetTrainer]) -> type[ForgetConfig]:
+    """Give the class of a trainer's settings."""
+    found: type[ForgetConfig] = get_type_hints(trainer)["args"]
+    return found
 
 
 def _own(

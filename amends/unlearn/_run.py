@@ -26,7 +26,6 @@ from amends.lm.load import precision, prepare, save_model, train_only, weights_s
 from amends.lm.pairs import Pair, Pairs
 from amends.report.card import model_card
 from amends.report.html import render_report
-from amends.unlearn._attacks import context_of
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
@@ -34,7 +33,7 @@ from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, start_warnings
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import about, check_unseen, model_for, read_request, read_sets, record_sha256
+from amends.unlearn._read import about, model_for, read_request, record_sha256
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 
@@ -114,15 +113,12 @@ def run_unlearning(
         judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
         known = refusals() if templates is None else templates
-        for row in rows.forget.dropped:
+        for row in (row for pairs in rows.given().values() for row in pairs.dropped):
             say(f"left out {row.where}: {row.reason}")
         suite: Suite | None = None
         evaluations: dict[str, dict[str, Any]] = {}
         if request.eval_rows:
-            sets = read_sets(request, tokenizer, context_of(loaded.model))
-            if "retain" in sets:
-                check_unseen(sets["retain"], forget, "--retain-eval")
-            suite = suite_of(request, rows.forget, known, sets, earlier.questions, rows.holdout, rows.forget_eval)
+            suite = suite_of(request, rows, known, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         data = rows.about(request)
         own_answers: list[Pair] = []

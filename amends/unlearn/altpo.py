@@ -114,4 +114,4 @@ class AltPOTrainer(DPOTrainer):
             model.train(was_training)
 
 
-run, command = method(AltPOTrainer, DPOConfig)
+run, command = method(AltPOTrainer)

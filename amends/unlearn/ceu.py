@@ -40,4 +40,4 @@ class CEUTrainer(ForgetTrainer):
         return masked_mean(out.score(ceu_cross_entropy, later_BA), later_BA), self.probabilities(out)
 
 
-run, command = method(CEUTrainer, ForgetConfig)
+run, command = method(CEUTrainer)

@@ -42,6 +42,7 @@ class DPOTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by DPO; the reference's log-probabilities are noted once."""
 
     title = "DPO (IdkDPO)"
+    keeps = "usual"
     takes_templates = True
     args: DPOConfig
 
@@ -82,4 +83,4 @@ class DPOTrainer(ForgetTrainer):
         return dpo_loss(win_S, lose_S, self.args.beta), self.probabilities(out)
 
 
-run, command = method(DPOTrainer, DPOConfig)
+run, command = method(DPOTrainer)

@@ -36,6 +36,7 @@ class JensUnTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by JensUn."""
 
     title = "JensUn"
+    keeps = "usual"
     takes_templates = True
     holds_retain = True
     args: ForgetConfig
@@ -54,4 +55,4 @@ class JensUnTrainer(ForgetTrainer):
         return {"retain_js": masked_mean(js_BA, first_BA)}
 
 
-run, command = method(JensUnTrainer, ForgetConfig)
+run, command = method(JensUnTrainer)

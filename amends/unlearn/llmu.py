@@ -44,7 +44,7 @@ class LLMUTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by LLMU. Unrelated answers are those of the rows to keep."""
 
     title = "LLMU"
-    needs_retain = True
+    keeps = "needed"
     holds_retain = True
     reads_logs = True
     defaults: ClassVar = {"learning_rate": 2e-6}
@@ -98,4 +98,4 @@ class LLMUTrainer(ForgetTrainer):
             self.control.should_training_stop = True
 
 
-run, command = method(LLMUTrainer, LLMUConfig)
+run, command = method(LLMUTrainer)

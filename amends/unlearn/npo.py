@@ -32,6 +32,7 @@ class NPOTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by NPO; the reference's log-probabilities are noted once."""
 
     title = "NPO"
+    keeps = "usual"
     reference = "log-probabilities"
     args: NPOConfig
 
@@ -43,4 +44,4 @@ class NPOTrainer(ForgetTrainer):
         return npo_loss(logp_S, reference_S, self.args.beta), self.probabilities(out)
 
 
-run, command = method(NPOTrainer, NPOConfig)
+run, command = method(NPOTrainer)

@@ -33,11 +33,12 @@ class TaskVectorTrainer(ForgetTrainer):
     """
 
     title = "Task vector"
+    keeps = "none"  # it would turn them round, too
     args: TaskVectorConfig
 
     @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
-        """Refuse stop rules, and rows to keep."""
+        """Refuse stop rules."""
         super().check(args, keeps=keeps)
         for option in ("stop_v_f", "floor_v_f"):
             if getattr(args, option) is not None:
@@ -45,8 +46,6 @@ class TaskVectorTrainer(ForgetTrainer):
                     f"--{option.replace('_', '-')}: the probability rises in the training. Leave it out, and choose "
                     "--scale."
                 )
-        if keeps:
-            raise InputError("Task vector turns all that it learns round, rows to keep as well. Give none.")
 
     def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
@@ -71,4 +70,4 @@ class TaskVectorTrainer(ForgetTrainer):
         return done
 
 
-run, command = method(TaskVectorTrainer, TaskVectorConfig)
+run, command = method(TaskVectorTrainer)

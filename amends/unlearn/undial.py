@@ -45,4 +45,4 @@ class UNDIALTrainer(ForgetTrainer):
         return masked_mean(out.score(score, first_BA, out.said_BAK), first_BA), self.probabilities(out)
 
 
-run, command = method(UNDIALTrainer, UNDIALConfig)
+run, command = method(UNDIALTrainer)
