@@ -32,7 +32,7 @@ from amends.lm.pairs import read_pairs
 from amends.lm.rows import encode_rows
 from amends.lm.trainer import TrainRow, training_arguments
 from amends.unlearn._forget import ForgetTrainer
-from amends.unlearn._method import config_of, trainer_named
+from amends.unlearn._method import trainer_named
 
 METHODS = (
     *("ga", "graddiff", "kl", "npo", "simnpo", "po", "dpo", "rmu", "undial", "wga", "satimp", "ceu", "pdu", "jensun"),
@@ -201,7 +201,7 @@ class Upstream:
 def trainer_of(method: str, model: Any, tokenizer: Any, forget: Any, keep: Any) -> ForgetTrainer:
     """Give the trainer of a method with its own defaults."""
     trainer = trainer_named(method)
-    args = training_arguments(config_of(trainer), "unused", disable_tqdm=True)
+    args = training_arguments(trainer.config_class(), "unused", disable_tqdm=True)
     return trainer(
         model, args, forget, tokenizer, retain_dataset=keep if trainer.keeps in ("needed", "usual") else None
     )

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from amends.io.bounds import check_value
 from amends.io.errors import InputError
@@ -32,10 +31,9 @@ from amends.lm.pairs import Pair, encode, read_pairs
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
+from amends.unlearn._stop import StopWhenForgotten, start_warnings
 
 ALL_STEPS = "all steps done"
-TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
-"""A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 START_ROWS = 16
 MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
 """Steps as long as those that AdamW takes at a fifth of the rate."""
@@ -183,6 +181,17 @@ class ForgetTrainer(AnswerTrainer):
             self.add_callback(self.stop_rule(args.stop_v_f))
 
     @classmethod
+    def method_name(cls) -> str:
+        """Give the name of the method on the command line: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def config_class(cls) -> type[ForgetConfig]:
+        """Give the class of its settings: the type of `args`."""
+        found: type[ForgetConfig] = get_type_hints(cls)["args"]
+        return found
+
+    @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
         """Refuse settings that the method has no use for; nothing needs to be loaded for it.
 
@@ -217,7 +226,7 @@ class ForgetTrainer(AnswerTrainer):
                 f"{self.limit} that fit (--max-length and the model's context). Shorten them."
             )
 
-    def stop_rule(self, limit: float) -> "StopWhenForgotten":
+    def stop_rule(self, limit: float) -> StopWhenForgotten:
         """Give what stops the training at `args.stop_v_f`."""
         return StopWhenForgotten(self, limit)
 
@@ -343,66 +352,6 @@ class ForgetTrainer(AnswerTrainer):
         """Save nothing where the stop rule ended the training: resumed from there, it would go on."""
         if self.stopped == ALL_STEPS:
             super()._save_checkpoint(model, trial)
-
-
-class StopWhenForgotten(TrainerCallback, ExportableState):
-    """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is.
-
-    patience : float, default 1
-        Go on to this many times the steps after which that was first so.
-    """
-
-    def __init__(self, trainer: ForgetTrainer, limit: float, patience: float = 1.0) -> None:
-        self.trainer, self.limit, self.patience = trainer, limit, patience
-        self.reached: tuple[int, float] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Say what a checkpoint keeps of it."""
-        return {"args": {"reached": self.reached}, "attributes": {}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from a checkpoint's state."""
-        if (kept := state.stateful_callbacks.get(type(self).__name__)) and kept["args"]["reached"]:
-            self.reached = tuple(kept["args"]["reached"])
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the batch before."""
-        self.trainer.v_f_of_step.clear()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the batch first, which is free, then at all rows."""
-        if self.reached is None:
-            batch = self.trainer.v_f_of_step
-            if batch and self.trainer.accelerator.reduce(torch.cat(batch).mean(), "mean").item() > self.limit:
-                return
-            v_f = self.trainer.forget_means(templates=False)["v_f"]
-            if v_f > self.limit:
-                return
-            self.reached = state.global_step, v_f
-        step, v_f = self.reached
-        if state.global_step >= self.patience * step:
-            later = f", and {state.global_step - step} steps more" if state.global_step > step else ""
-            self.trainer.stopped = (
-                f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {step}{later}"
-            )
-            control.should_training_stop = True
-
-
-def start_warnings(start: Mapping[str, float]) -> list[str]:
-    """Say where the start leaves the loss next to no gradient."""
-    texts = []
-    if start["v_f"] > FORGET_TOO_HIGH:
-        texts.append(
-            f"v_f starts at {start['v_f']:.4f}: the forget answers are known so surely that their gradient nearly "
-            "vanishes and nothing may move for many steps. Raise the learning rate."
-        )
-    if start.get("v_e", 1.0) < TEMPLATE_TOO_LOW:
-        texts.append(
-            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will "
-            "hardly move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its "
-            "own words."
-        )
-    return texts
 
 
 def states(out: AnswerLogprobs) -> Tensor:

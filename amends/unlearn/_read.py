@@ -14,6 +14,7 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded, load
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
 QUESTIONS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
@@ -113,6 +114,24 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = str(inner.config.name_or_path or type(inner).__name__)
     return Loaded(model, tokenizer, name, name)
+
+
+def read_templates(source: Data | Sequence[str] | None) -> list[str]:
+    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
+    if source is None:
+        return refusals()
+    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
+        (row,) = read_rows(source)
+        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    if isinstance(source, str | Path):
+        found = []
+        for row in read_rows(source):
+            text = row.data.get("answer", row.data.get("text"))
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
+            found.append(text.strip())
+        return found
+    return [str(text) for text in source]
 
 
 def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout") -> None:

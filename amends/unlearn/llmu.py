@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.trainer import TrainRow
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StopWhenForgotten, as_pairs
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, as_pairs
 from amends.unlearn._method import method
+from amends.unlearn._stop import StopWhenForgotten
 
 
 @dataclass

@@ -21,8 +21,7 @@ from amends.unlearn._compare import suite_of
 from amends.unlearn._earlier import ledger_of, read_earlier
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
-from amends.unlearn._method import read_templates
-from amends.unlearn._read import Rows, read_asked, read_data, record_sha256
+from amends.unlearn._read import Rows, read_asked, read_data, read_templates, record_sha256
 from amends.unlearn._request import Request
 from amends.unlearn._said import SAID_NAMES
 from amends.unlearn._summary import LATER_NAMES

@@ -14,7 +14,7 @@ from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
 from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetTrainer
-from amends.unlearn._method import config_of, method_names, trainer_named
+from amends.unlearn._method import method_names, trainer_named
 
 from .conftest import KEEP, PAIRS, history
 
@@ -67,7 +67,7 @@ def trainer_of(method: str, model: Path, out: Path, **settings: Any) -> ForgetTr
     """The trainer of a method with the settings of these tests."""
     trainer = trainer_named(method)
     base = {"use_cpu": True, "disable_tqdm": True, "bf16": False, "learning_rate": 1e-2}
-    args = training_arguments(config_of(trainer), str(out), **(base | settings | OWN.get(method, {})))
+    args = training_arguments(trainer.config_class(), str(out), **(base | settings | OWN.get(method, {})))
     loaded = load(model)
     keep = None if trainer.keeps == "none" else KEEP
     return trainer(loaded.model.train(), args, PAIRS, loaded.tokenizer, retain_dataset=keep)
@@ -101,7 +101,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(method: str, tiny
 
 @pytest.mark.parametrize("method", METHODS)
 def test_values_beyond_the_bounds_of_an_option_are_refused_in_python_too(method: str) -> None:
-    config = config_of(trainer_named(method))
+    config = trainer_named(method).config_class()
     bounded = {own.name: own.metadata for own in fields(config) if {"min", "max"} & own.metadata.keys()}
     assert bounded.keys() > {"forget_weight", "retain_weight", "stop_v_f", "floor_v_f"}
     for name, bounds in bounded.items():
