@@ -206,6 +206,8 @@ class ForgetTrainer(AnswerTrainer):
             raise InputError(f"{cls.title} needs rows to keep. Give --retain, or --neighbours.")
         if cls.keeps == "none" and keeps:
             raise InputError(f"{cls.title} takes no rows to keep. Leave --retain and --neighbours out.")
+        if cls.holds_retain and args.retain_loss != "nll":
+            raise InputError(f"--retain-loss: {cls.title} has a cost of its own for rows to keep. Leave it out.")
         if not cls.sees_probabilities and args.floor_v_f is not None:
             raise InputError(f"--floor-v-f: {cls.title} does not see the answers' probabilities. Leave it out.")
         if cls.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):

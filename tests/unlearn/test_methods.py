@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -108,3 +109,16 @@ def test_values_beyond_the_bounds_of_an_option_are_refused_in_python_too(method:
         beyond = bounds["min"] - 1 if "min" in bounds else bounds["max"] + 1
         with pytest.raises(InputError, match=f"{name}={beyond}"):
             config(output_dir=".", **{name: beyond})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_option_that_a_method_has_no_use_for_is_refused(method: str) -> None:
+    trainer = trainer_named(method)
+    config = trainer.config_class()
+    for name, value, is_used in (
+        ("retain_loss", "kl", not trainer.holds_retain),
+        ("floor_v_f", 0.5, trainer.sees_probabilities and method != "task_vector"),
+    ):
+        args = config(output_dir=".", **{name: value})
+        with nullcontext() if is_used else pytest.raises(InputError, match=f"--{name.replace('_', '-')}: "):
+            trainer.check(args, keeps=trainer.keeps != "none")
