@@ -296,7 +296,7 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 class quiet:
-    """No progress bars of the loader, no log lines, for the time of the block."""
+    """No progress bars of the loader, no log lines, while the block runs."""
 
     def __enter__(self) -> None:
         self.verbosity = transformers_logging.get_verbosity()
@@ -308,9 +308,9 @@ class quiet:
         self.stderr.__enter__()
         self.filters = warnings.catch_warnings()
         self.filters.__enter__()
-        # peft asks transformers by a name that is going to change; nothing that a user can mend.
         # peft sets this by itself for GPT-2's layers.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # peft asks transformers by a name that is going to change; nothing that a user can mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
     def __exit__(self, *_: object) -> None:

@@ -187,7 +187,8 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
 def lines_of(rows: Sequence[PackedRow]) -> list[list[int]]:
     """Say which rows `pack` puts into each line; packed by themselves, a line's rows are one line again."""
-    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))  # alphabetically between: all
+    # Every prompt sorts between these two, so it shares what they share.
+    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))
     return _lines([row.num_tokens - shared for row in rows], LINE_TOKENS - shared)
 
 

@@ -37,7 +37,7 @@ def curves(
     across, up : str
         What the axes are.
     title : str
-        For who does not see it; the description that goes with it tells each curve's ends.
+        Text alternative for readers who cannot see the chart; its description tells each curve's ends.
     name : str
         Of letters; stands before the ids inside, so that several charts fit one page.
     limits : (low, high), default (None, None)

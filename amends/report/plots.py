@@ -145,7 +145,7 @@ def histograms(
     shares : mapping
         Name of a set to what each bin holds, (bins,).
     names : of the axis across and of the one up
-    title, told : for who does not see it
+    title, told : text alternative for readers who cannot see the chart
 
     Returns
     -------

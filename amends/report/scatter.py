@@ -24,7 +24,7 @@ def scatter(
     points : mapping
         Name of a set to x (N,) and y (N,); at most six.
     names : of the axis across and of the one up
-    title, told : for who does not see it
+    title, told : text alternative for readers who cannot see the chart
 
     Returns
     -------
