@@ -29,8 +29,8 @@ from amends.lm.find import (
 Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
 """File beside an adapter of ours: which base weights it was trained on."""
-
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+"""The number of a layer in the name of a weight."""
 
 
 class Loaded(NamedTuple):
@@ -224,7 +224,7 @@ def train_only(model: Any, layers: str) -> None:
     """
     wanted = layer_numbers(layers)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
+    number = {name: int(found[1]) for name in trained if (found := LAYER.search(name))}
     there = sorted(set(number.values()))
     if not (wanted and there and there[0] <= wanted[0] and wanted[-1] <= there[-1]):
         says = f"the layers that can be trained are {there[0]} to {there[-1]}" if there else "no layers were found"
