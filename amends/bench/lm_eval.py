@@ -17,12 +17,12 @@ import typer
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import check_models
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest
+from amends.bench._models import check_models, write
+from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.plain import plain
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe
 from amends.lm.load import weights_sha256
 from amends.unlearn._read import model_for
 
@@ -144,7 +144,7 @@ def run(
     ]
     result = Result({name: _json(found[name]) for name in KEPT if name in found}, items, record)
     if out is not None:
-        write(result, Path(out))
+        write(Path(out), "lm_eval.json", result.found, result.items, result.record)
     return result
 
 
@@ -173,15 +173,6 @@ def _json(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def write(result: Result, out: Path) -> None:
-    """Write the folder in one move."""
-    with new_folder(out) as folder:
-        write_json(folder / "lm_eval.json", result.found)
-        write_jsonl(folder / "items.jsonl", result.items)
-        write_json(folder / "run.json", result.record)
-        write_manifest(folder)
 
 
 def show_tasks(asked: bool) -> None:

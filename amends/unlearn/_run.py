@@ -25,7 +25,7 @@ from amends.lm.checkpoint import remove
 from amends.lm.load import precision, prepare, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.report.card import model_card
-from amends.report.html import render_report
+from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
