@@ -63,9 +63,15 @@ class AnswerLogprobs:
     logits_of: Callable[[Tensor], Tensor]
     """(N, D) -> (N, V), float32."""
     vocab_size: int
-    said_BAK: Tensor | None = None
+    notes_BAK: Tensor | None = None
     """What was noted of it before (`note`); 0 where nothing was."""
-    has_said_B: Tensor | None = None
+    has_notes_B: Tensor | None = None
+
+    @property
+    def noted_BAK(self) -> Tensor:
+        """What was noted of each answer token, for what cannot do without."""
+        assert self.notes_BAK is not None, "nothing was noted: the trainer names no `reference`"
+        return self.notes_BAK
 
     @cached_property
     def logp_BA(self) -> Tensor:
@@ -239,7 +245,7 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
     ----------
     model : causal LM of transformers, plain, with a PEFT adapter, or wrapped for distributed training
     batch : dict
-        From `pack`, and `pack_said` where something was noted before, on the model's device.
+        From `pack`, and `pack_notes` where something was noted before, on the model's device.
     layer : int, optional
         Run no further than this layer (from 0) and give its output as `hidden_BAD`; there are no logits then.
 
@@ -267,8 +273,8 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
         hidden_LTD.flatten(0, 1)[batch["source"]],
         partial(head_logits, head, config),
         config.vocab_size,
-        batch.get("said"),
-        batch.get("has_said"),
+        batch.get("notes"),
+        batch.get("has_notes"),
     )
 
 
@@ -323,17 +329,17 @@ def note(
     return noted
 
 
-def pack_said(said: Sequence[Tensor | None], num_columns: int) -> dict[str, Tensor]:
-    """Collate what was noted of rows, for `answer_logprobs`: has_said (B,) and said (B, A, K), 0 where there is none.
+def pack_notes(notes: Sequence[Tensor | None], num_columns: int) -> dict[str, Tensor]:
+    """Collate what was noted of rows, for `answer_logprobs`: has_notes (B,) and notes (B, A, K), 0 where there is none.
 
     K is that of the row of which most was noted.
     """
-    width = max(said_AK.shape[1] for said_AK in said if said_AK is not None)
-    said_BAK = torch.zeros(len(said), num_columns, width)
-    for row, said_AK in enumerate(said):
-        if said_AK is not None:
-            said_BAK[row, : said_AK.shape[0], : said_AK.shape[1]] = said_AK
-    return {"has_said": torch.tensor([said_AK is not None for said_AK in said]), "said": said_BAK}
+    width = max(notes_AK.shape[1] for notes_AK in notes if notes_AK is not None)
+    notes_BAK = torch.zeros(len(notes), num_columns, width)
+    for row, notes_AK in enumerate(notes):
+        if notes_AK is not None:
+            notes_BAK[row, : notes_AK.shape[0], : notes_AK.shape[1]] = notes_AK
+    return {"has_notes": torch.tensor([notes_AK is not None for notes_AK in notes]), "notes": notes_BAK}
 
 
 def forward_kl(logits_NV: Tensor, before_NV: Tensor) -> Tensor:

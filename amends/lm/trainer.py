@@ -35,7 +35,7 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_said
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_notes
 from amends.lm.shards import gathered, without_weights
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -46,7 +46,7 @@ class TrainRow(NamedTuple):
 
     packed: PackedRow
     is_retain: bool = False
-    said: Tensor | None = None
+    notes: Tensor | None = None
     """What was noted of its answer tokens before the training (`amends.lm.logprobs.note`), (answer tokens, K)."""
 
 
@@ -80,7 +80,7 @@ class Collate:
         self.pad_id, self.by_line = pad_id, by_line
 
     def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Any]:
-        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_said` where there is such, of the first part.
+        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_notes` where there is such, of the first part.
 
         is_retain says whether it holds rows to keep; the other parts, if there are any, are a list under "more".
         """
@@ -98,8 +98,8 @@ class Collate:
     def part(self, rows: Sequence[TrainRow]) -> dict[str, Any]:
         """Tensors of some rows that go through the model together."""
         batch = pack([row.packed for row in rows], self.pad_id)
-        said = [row.said for row in rows]
-        noted = {} if all(s is None for s in said) else pack_said(said, batch["answer"].shape[1])
+        notes = [row.notes for row in rows]
+        noted = {} if all(n is None for n in notes) else pack_notes(notes, batch["answer"].shape[1])
         return batch | noted | {"is_retain": rows[0].is_retain}
 
 

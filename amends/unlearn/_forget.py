@@ -156,7 +156,7 @@ class ForgetTrainer(AnswerTrainer):
                 model = get_peft_model(model, peft_config)
         self.pairs = as_pairs(train_dataset, processing_class)
         limit = context_limit(model, args.max_length)
-        self._forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
+        self.forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
         keep = encode_rows(processing_class, [*retain, *neighbours], limit)
         self._retain_rows = [TrainRow(row, is_retain=True) for row in keep]
@@ -221,7 +221,7 @@ class ForgetTrainer(AnswerTrainer):
         InputError : that begins with `what` they are.
         """
         encoded = encode(self.processing_class, self.pairs[0].prompt, answers)
-        longest = max(len(row.packed.prompt) for row in self._forget_rows) + max(len(e.answer) for e in encoded)
+        longest = max(len(row.packed.prompt) for row in self.forget_rows) + max(len(e.answer) for e in encoded)
         if longest > self.limit:
             raise InputError(
                 f"{what}: the longest prompt with the longest of them behind it has {longest} tokens, more than the "
@@ -241,14 +241,14 @@ class ForgetTrainer(AnswerTrainer):
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Answer 0 is the one to forget; answer 1, with templates, is one of them."""
-        row = self._forget_rows[index]
+        row = self.forget_rows[index]
         return self.with_answers(index, random_.choice(self.templates)) if self.takes_templates else row
 
     def with_answers(self, index: int, *texts: str) -> TrainRow:
         """Put further answers behind the one to forget."""
-        prompt, answers = self._forget_rows[index].packed
+        prompt, answers = self.forget_rows[index].packed
         more = [encode(self.processing_class, self.pairs[index].prompt, [text])[0].answer for text in texts]
-        return self._forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
+        return self.forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each row to forget (S,), to be lowered, and values to log, (S,) each.
@@ -267,7 +267,7 @@ class ForgetTrainer(AnswerTrainer):
         """Cost of each row to keep, (S,), 0 where it has another of them; all processes log the same names."""
         costs = {}
         first = out.mask(0)
-        held_BA = torch.zeros_like(first) if out.has_said_B is None else first & out.has_said_B[:, None]
+        held_BA = torch.zeros_like(first) if out.has_notes_B is None else first & out.has_notes_B[:, None]
         if len(self._held_rows) < len(self._retain_rows):
             costs["retain_nll"] = -masked_mean(out.score(log_probability, first & ~held_BA), first)
         if self._held_rows:
@@ -276,9 +276,11 @@ class ForgetTrainer(AnswerTrainer):
 
     def kl(self, out: AnswerLogprobs, mask_BA: Tensor) -> Tensor:
         """Forward KL from the model at the start, whose states were noted, at some answer tokens (B, A)."""
-        if out.said_BAK is None:
+        if out.notes_BAK is None:
             return torch.zeros_like(mask_BA, dtype=torch.float32)
-        return out.score(lambda logits, _, said: forward_kl(logits, self.reference_logits(said)), mask_BA, out.said_BAK)
+        return out.score(
+            lambda logits, _, note: forward_kl(logits, self.reference_logits(note)), mask_BA, out.noted_BAK
+        )
 
     def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the method's loss; a row that is forgotten enough is not pushed further."""
@@ -306,12 +308,12 @@ class ForgetTrainer(AnswerTrainer):
 
         Over all forget rows, or over `most` of them, evenly spread.
         """
-        num_rows = len(self._forget_rows)
+        num_rows = len(self.forget_rows)
         chosen = range(0, num_rows, math.ceil(num_rows / (most or num_rows)))
         if templates:
             rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")).packed for i in chosen]
         else:
-            rows = [self._forget_rows[i].packed for i in chosen]
+            rows = [self.forget_rows[i].packed for i in chosen]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -341,14 +343,14 @@ class ForgetTrainer(AnswerTrainer):
         self._note(self._retain_rows, self._held_rows, states)
         if self.reference:
             of = states if self.reference == "states" else log_probabilities
-            self._note(self._forget_rows, range(len(self._forget_rows)), of)
+            self._note(self.forget_rows, range(len(self.forget_rows)), of)
 
     def _note(self, rows: list[TrainRow], which: Sequence[int], of: Callable[[AnswerLogprobs], Tensor]) -> None:
         """Put what is noted of some rows into them."""
         packed = [rows[i].packed for i in which]
-        said = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
-        for i, said_AK in zip(which, said, strict=True):
-            rows[i] = rows[i]._replace(said=said_AK)
+        notes = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
+        for i, notes_AK in zip(which, notes, strict=True):
+            rows[i] = rows[i]._replace(notes=notes_AK)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save nothing where the stop rule ended the training: resumed from there, it would go on."""

@@ -29,7 +29,7 @@ class CEUTrainer(ForgetTrainer):
 
     def __init__(self, *given: Any, **kwargs: Any) -> None:
         super().__init__(*given, **kwargs)
-        for pair, row in zip(self.pairs, self._forget_rows, strict=True):
+        for pair, row in zip(self.pairs, self.forget_rows, strict=True):
             if len(row.packed.answers[0]) < 2:
                 raise InputError(f"{pair.where}: the answer is one token, which CE-U leaves out. Leave the row out.")
 

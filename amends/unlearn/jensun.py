@@ -47,10 +47,9 @@ class JensUnTrainer(ForgetTrainer):
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
         """Divergence from what was said before."""
-        assert out.said_BAK is not None
         first_BA = out.mask(0)
         js_BA = out.score(
-            lambda logits, _, said: js_divergence(logits, self.reference_logits(said)), first_BA, out.said_BAK
+            lambda logits, _, said: js_divergence(logits, self.reference_logits(said)), first_BA, out.noted_BAK
         )
         return {"retain_js": masked_mean(js_BA, first_BA)}
 

@@ -51,8 +51,7 @@ class RMUTrainer(ForgetTrainer):
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
         """Mean squared distance from what the layer said at the start."""
-        assert out.said_BAK is not None
-        moved_BA = (out.hidden_BAD.float() - out.said_BAK).square().mean(-1)
+        moved_BA = (out.hidden_BAD.float() - out.noted_BAK).square().mean(-1)
         return {"retain_distance": masked_mean(moved_BA, out.mask(0))}
 
 
