@@ -21,6 +21,7 @@ from amends.bench._models import check_models, write
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.options import ModelOption, listed
 from amends.io.plain import plain
 from amends.io.run import describe
 from amends.lm.load import weights_sha256
@@ -96,7 +97,7 @@ def run(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    names = [name.strip() for text in tasks for name in text.split(",")]
+    names = listed(tasks)
     places = {"muse": muse, "tofu": tofu}
     metadata: dict[str, Any] = {name: str(place) for name, place in places.items() if place is not None}
     with _quieter():
@@ -183,9 +184,7 @@ def show_tasks(asked: bool) -> None:
 
 
 def command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     tasks: Annotated[list[str], typer.Option(help="Task of the harness, or of ours; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     muse: Annotated[Path | None, typer.Option(help="Folder of your copy of MUSE, for amends_muse_...")] = None,

@@ -20,6 +20,7 @@ from amends.bench._world import SHARES, World, read_world
 from amends.io.atomic import write_text
 from amends.io.console import say
 from amends.io.errors import InputError
+from amends.io.options import check_names, listed
 from amends.io.tables import read_json
 from amends.unlearn._evaluate import with_reference
 
@@ -92,11 +93,6 @@ def command(
     say(f"done: {file}")
 
 
-def listed(given: Sequence[str] | None) -> list[str]:
-    """Names of an option that may be repeated, or name several with commas between them."""
-    return [name.strip() for text in given or () for name in text.split(",")]
-
-
 def numbers(text: str) -> tuple[float, ...]:
     """Rates with commas between them.
 
@@ -139,9 +135,7 @@ def cells_of(
     ------
     InputError : a split or kind of settings that there is not.
     """
-    for name in splits:
-        if name not in world.splits:
-            raise InputError(f"--splits {name}: no such split. There are: {', '.join(world.splits)}.")
+    check_names(splits, world.splits, "--splits", "split")
     kinds: list[Settings] = []
     for name in dict.fromkeys(settings or ("searched",)):
         if name not in ("searched", "published"):

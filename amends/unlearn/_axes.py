@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amends.io.errors import InputError
+from amends.io.options import check_names
 from amends.unlearn import _memorised as memorised
 from amends.unlearn._intervals import RESAMPLES, Interval, interval_of, resampled_means
 
@@ -292,8 +293,7 @@ def read_limits(given: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, text in pairs:
         name = name.strip()
-        if name not in LIMITS:
-            raise InputError(f"--limit {name}: there is no such limit. Known: {', '.join(LIMITS)}.")
+        check_names([name], LIMITS, "--limit", "limit")
         try:
             value = float(str(text))
         except ValueError:

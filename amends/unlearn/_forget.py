@@ -279,7 +279,7 @@ class ForgetTrainer(AnswerTrainer):
         if out.notes_BAK is None:
             return torch.zeros_like(mask_BA, dtype=torch.float32)
         return out.score(
-            lambda logits, _, note: forward_kl(logits, self.reference_logits(note)), mask_BA, out.noted_BAK
+            lambda logits, _, noted: forward_kl(logits, self.reference_logits(noted)), mask_BA, out.noted_BAK
         )
 
     def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,8 +12,9 @@ import typer
 
 import amends.unlearn
 from amends.io.errors import InputError
+from amends.io.options import ModelOption
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
-from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request
+from amends.unlearn._request import Data, ForgetOption, OutOption, Request
 from amends.unlearn._run import Result, run_unlearning
 
 TEMPLATES = "Template answers, one a line; default: built-in refusals."

@@ -15,9 +15,6 @@ Config = TypeVar("Config", bound=ForgetConfig)
 Data = str | Path | Sequence[Mapping[str, Any]]
 
 # What every command is given first; the rest of its options are the fields of Request, and its own.
-ModelOption = Annotated[
-    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-]
 ForgetOption = Annotated[
     str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")
 ]

@@ -276,7 +276,7 @@ def test_a_method_for_deeper_models_comes_to_nothing_and_the_page_says_why(amend
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--splits", "forget01"], "--splits forget01: no such split. There are: forget."),
+        (["--splits", "forget01"], "--splits forget01: there is no such split. Known: forget."),
         (["--settings", "best"], "--settings best: searched or published is expected."),
         (["--rates", "fast"], "--rates fast: numbers between 0 and 1"),
         (["--rates", "0,1e-3"], "--rates 0,1e-3: numbers between 0 and 1"),
