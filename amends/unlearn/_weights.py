@@ -30,8 +30,9 @@ CHANGED = 1e-3
 
 
 def fake_quantised(weight_OI: Tensor, bits: int, inputs: int = -1) -> Tensor:
-    """Round a matrix, or one of each expert, to `bits` bits, symmetrically and to the nearest, with one scale for each output channel.
+    """Round a matrix, or one of each expert, to `bits` bits, symmetrically and to the nearest.
 
+    There is one scale for each output channel:
     Q(w) = s round(w / s), s = max|w| / (2^(bits - 1) - 1). Rounding what is rounded changes nothing.
 
     Parameters
@@ -62,7 +63,7 @@ def buckets(weight_OI: Tensor, bits: int, inputs: int = -1) -> tuple[Tensor, Ten
 class Linear(NamedTuple):
     """Weight of a linear layer, or of that layer in all experts of a mixture."""
 
-    weight: nn.Parameter
+    weight: Tensor
     inputs: int
     """Dimension of its inputs: the last, but in GPT-2's layers and in the experts of some families."""
 
@@ -159,7 +160,7 @@ def check_lora(model: PeftModel) -> None:
 
 
 class LowRank(NamedTuple):
-    """An adapter's share of a weight: scaling x B A, (O, I), turned where the layer keeps (I, O); of experts one each."""
+    """An adapter's share of a weight: scaling x B A, (O, I), turned where the layer keeps (I, O); of experts each."""
 
     a_rI: Tensor
     b_Or: Tensor
