@@ -4,6 +4,7 @@ The model before comes last: it says how fluent the others' answers are, and its
 with.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -268,7 +269,7 @@ def answers(
             "question": ask.shown,
             "expected": ask.expected,
             "generated": text,
-            "rouge_l": float(score),
+            "rouge_l": None if math.isnan(score) else float(score),
             "refused": bool(declined),
         }
         for ask, text, score, declined in zip(asks, texts, rouge, refused, strict=True)

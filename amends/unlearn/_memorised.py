@@ -71,8 +71,8 @@ def answer_scores(tokens_T4: FloatArray, answer: str) -> dict[str, float]:
 # Rows to forget against rows that no model saw
 
 
-def attack_auc(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
-    """Share of pairs in which the row to forget looks more like training data than the one of the holdout set.
+def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
+    """Share of rows to forget that are found by a threshold with at most FALSE_ALARMS in the holdout set.
 
     Parameters
     ----------
@@ -81,16 +81,7 @@ def attack_auc(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
 
     Returns
     -------
-    float, 1: forget looks like training data, 0.5: cannot be told apart; pairs of equal scores count one half.
-    """
-    forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
-    return float(_auc(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
-
-
-def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
-    """Share of rows to forget that are found by a threshold with at most FALSE_ALARMS in the holdout set.
-
-    Parameters and range as for `attack_auc`. With fewer than 100 holdout rows no false alarm is allowed.
+    float, 0 to 1. With fewer than 100 holdout rows no false alarm is allowed.
     """
     forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
     return float(_found(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
@@ -242,5 +233,5 @@ def _both(models: Sequence[Sets], score: str) -> _Both:
 
 
 def _sorted(items: Items) -> list[Mapping[str, Any]]:
-    """By id, so that rows of two models stand beside each other and an interval hangs on no order."""
+    """By id, so that rows of two models stand beside each other and an interval depends on no order."""
     return sorted(items, key=lambda item: str(item.get("id", "")))
