@@ -17,7 +17,7 @@ from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
-from amends.lm.logprobs import PackedRow, packed_row
+from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
 from amends.lm.rows import encode_rows
 from amends.unlearn._attacks import (
@@ -121,7 +121,8 @@ def ask_in_turn(
         assert loaded is not None
         plan = plan or plan_for(loaded.tokenizer)
         if twin is None:
-            found.asked[role] = ask_model(loaded, plan, role, found)
+            with naming(f"--{role} {loaded.name}"):
+                found.asked[role] = ask_model(loaded, plan, role, found)
         else:
             asked = deepcopy(found.asked[twin])
             found.asked[role] = replace(asked, role=role, curves={} if role == "before" else asked.curves)

@@ -86,12 +86,12 @@ def likeness(table: Table) -> Iterator[Measure]:
         no_reference,
     )
     ratios = {role: table.scores(role, "forget", "truth_ratio") for role in table.roles}
-    has_wrong = all((~np.isnan(ratio_N)).any() for ratio_N in ratios.values())
+    no_wrong = None if any(pair.wrong for pair in table.plan.forget) else NO_WRONG
     tests = {}
-    if no_reference is None and has_wrong:
+    if not (no_reference or no_wrong) and all((~np.isnan(ratio_N)).any() for ratio_N in ratios.values()):
         for role, ratio_N in ratios.items():
             tests[role] = forget_quality(ratio_N, ratios["reference"], rng_of(table.plan, "truth_ratio_ks"))
-    why = no_reference or NO_WRONG
+    why = no_reference or no_wrong
     after = tests.get("after")
     of_role = {role: tests.get(role) for role in ("before", "reference")}
     yield measure(
@@ -149,10 +149,11 @@ def membership(table: Table) -> Iterator[Measure]:
     """Measure whether answers to forget can be told from rows that were never seen, by what the model makes of them."""
     axis = "membership"
     missing = None if table.plan.holdout else NO_HOLDOUT
+    no_reference = None if "reference" in table.roles else NO_REFERENCE
     for metric, (score, by) in ATTACKS.items():
         values, _ = attack(table, score)
         meaning = f"{ALIKE}, {by}; .5: cannot be told; below: still known."
-        without = missing or (NO_REFERENCE if metric == "membership_reference" else None)
+        without = missing or (no_reference if score == BESIDE else None)
         yield line(axis, metric, meaning, values, without)
     meaning = "Share of rows to forget that Min-K% finds with at most 1 false alarm in 100 holdout rows."
     found = {r: true_positive_rate(*both) for r in table.roles if all(map(len, both := scores(table, r, "min_k_40")))}

@@ -18,6 +18,7 @@ from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.logprobs import naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
@@ -148,14 +149,16 @@ def run(
     say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
     digests = {"before": weights_sha256(loaded.model)}
     sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-    found = answer_scores(
-        loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
-    )
+    with naming(f"--model {loaded.name}"):
+        found = answer_scores(
+            loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
+        )
     found_reference = None
     if reference is not None:
         beside = reference_for(reference, loaded, tokenizer, takes_turns=isinstance(model, str | Path))
         digests["reference"] = weights_sha256(beside)
-        found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
+        with naming("--reference"):
+            found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
     numbers = Numbers(found, found_reference, [pair.answer for pair in pairs], share, answer_prefix)
     scores = {name: MEASURES[name].of(numbers) for name in chosen}
     lengths = num_tokens(found.logp_NA).tolist()
