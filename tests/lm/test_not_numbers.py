@@ -52,7 +52,7 @@ def test_what_is_no_number_is_refused_wherever_a_model_is_asked(ruined, of):
 
 def test_a_benchmark_says_which_model_it_is(ruined, tiny_model):
     models = {"before": tiny_model, "model": ruined}
-    with pytest.raises(NotNumbers, match="model, .*ruined: the model gives NaN"):
+    with pytest.raises(NotNumbers, match=r"model, .*ruined: the model gives NaN"):
         measure_each(models, lambda _, found: mean_logprobs(found.model, ROWS, 0), None)
 
 

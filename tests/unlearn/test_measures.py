@@ -1,0 +1,150 @@
+"""Every line of an assessment from answers and numbers written by hand, so that a sign that is turned round shows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from amends.lm.load import load
+from amends.lm.logprobs import packed_row
+from amends.lm.pairs import Pair, encode
+from amends.unlearn._assess import Asked, Findings, likeness
+from amends.unlearn._axes import AXES, Measure
+from amends.unlearn._measures import all_measures
+from amends.unlearn._memorised import attack_auc, summarise_privacy
+from amends.unlearn._plan import Plan
+
+ROLES = ("before", "after", "reference")
+SETS = {name: [f"{name}{i}" for i in range(2)] for name in ("forget", "near", "far", "general", "holdout")}
+ROUGE = {  # by role, of both rows of each set
+    "before": {"forget": (1, 0.8), "near": (1, 0.9), "far": (0.9, 0.7), "general": (0.5, 0.5)},
+    "after": {"forget": (0.4, 0.2), "near": (0.5, 0.4), "far": (0.8, 0.6), "general": (0.4, 0.3)},
+    "reference": {"forget": (0.1, 0.3), "near": (1, 1), "far": (0.9, 0.9), "general": (0.5, 0.6)},
+}
+REFUSED = {("after", "near0"), ("before", "far1")}
+NATS = {"before": (1.0, 2.0), "after": (1.5, 2.7), "reference": (1.0, 1.0)}
+SCORES = {  # higher: less like training data
+    "before": {"forget": (0.1, 0.2), "holdout": (0.5, 0.9)},
+    "after": {"forget": (0.1, 0.8), "holdout": (0.5, 0.9)},
+    "reference": {"forget": (0.6, 0.8), "holdout": (0.5, 0.9)},
+}
+
+
+def pairs(name: str) -> list[Pair]:
+    return [Pair(i, [{"role": "user", "content": i}], "an answer", f"{name}:{i}") for i in SETS[name]]
+
+
+def numbers(value: float) -> dict[str, float]:
+    """Numbers of one right answer: each of its own size, so that one in the place of another shows."""
+    return {
+        "nll": value,
+        "nll_per_zlib_byte": -value,
+        "min_k_40": value,
+        "min_k_20": 1 - value,
+        "min_k_plus_40": value**2,
+        "gradient_norm": -value,
+        "log_p": -5.0,
+        "kl": 2 * value,
+        "js": value / 2,
+    }
+
+
+def by_hand() -> dict[str, Measure]:
+    plan = Plan(
+        axes=tuple(axis for axis in AXES if axis in ("likeness", "utility", "neighbours", "quality", "membership")),
+        forget=pairs("forget"),
+        wordings={},
+        near=pairs("near"),
+        far=pairs("far"),
+        shots=[],
+        general=pairs("general"),
+        holdout=pairs("holdout"),
+        texts=["one", "two"],
+        pieces=[],
+        templates=[],
+        max_new_tokens=8,
+        seed=0,
+    )
+    found = Findings()
+    for role in ROLES:
+        found.asked[role] = Asked(
+            role,
+            role,
+            "",
+            answers=[
+                {
+                    "item_set": name,
+                    "id": id_,
+                    "variant": "question",
+                    "generated": "well said",
+                    "rouge_l": score,
+                    "refused": (role, id_) in REFUSED,
+                }
+                for name, scores in ROUGE[role].items()
+                for id_, score in zip(SETS[name], scores, strict=True)
+            ],
+            scores={name: [numbers(v) for v in values] for name, values in SCORES[role].items()},
+            nats={"text": list(NATS[role])},
+        )
+    return {m.metric: m for m in all_measures(plan, found)}
+
+
+def test_lines_are_those_of_their_definitions_and_signs():
+    found = by_hand()
+    after, before = ({name: getattr(m, role) for name, m in found.items()} for role in ("after", "before"))
+    # near fell by .5, far by .1
+    assert after["spill_over"] == pytest.approx(0.5 - 0.1)
+    assert after["over_refusal"] == pytest.approx(1 / 4 - 1 / 4)
+    assert found["over_refusal"].reference == pytest.approx(-1 / 4)
+    assert after["retain_loss"] == pytest.approx(0.875 - 0.575)
+    assert after["general_loss"] == pytest.approx(0.15)
+    assert after["perplexity_ratio"] == pytest.approx(math.exp(2.1 - 1.5))
+    assert found["perplexity_ratio"].reference == pytest.approx(math.exp(-0.5))
+    assert after["deviation_score"] == pytest.approx(100 * math.hypot(0.3, 1 - 0.575))
+    assert before["deviation_score"] == pytest.approx(100 * math.hypot(0.9, 1 - 0.875))
+    assert after["rouge_distance"] == pytest.approx(0.1)
+    assert (after["kl_reference"], after["js_reference"]) == pytest.approx((0.9, 0.225))
+    assert found["kl_reference"].reference == 0
+    # of the pairs (forget, holdout) three of four have the row to forget lower, so more like training data
+    assert after["mia_auc_min_k_40"] == 3 / 4 and found["mia_auc_min_k_40"].reference == 2 / 4
+    assert (after["mia_auc_loss"], after["mia_auc_zlib"], after["mia_auc_min_k_20"]) == (3 / 4, 1 / 4, 1 / 4)
+    assert (after["mia_auc_gradient"], after["mia_auc_min_k_plus_40"]) == (1 / 4, 3 / 4)
+    assert after["mia_auc_reference"] == 1 - 1 / 4  # -.5 and 0 against 0 and 0
+    assert before["mia_auc_min_k_40"] == before["mia_tpr_min_k_40"] == 1
+    assert after["mia_tpr_min_k_40"] == 1 / 2
+    assert after["privleak"] == pytest.approx(100 * (0.5 - 0.75) / 0.5)
+    assert (before["privleak"], found["privleak"].reference) == (-100, 0)
+
+
+def test_an_assessment_and_an_evaluation_say_the_same_of_the_same_scores():
+    found = by_hand()
+    sets = {
+        role: {name: [numbers(v) | {"id": k} for k, v in enumerate(values)] for name, values in of.items()}
+        for role, of in SCORES.items()
+    }
+    names = ("mia_auc_loss", "mia_auc_zlib", "mia_auc_min_k_40", "mia_auc_min_k_20", "mia_auc_min_k_plus_40",
+             "mia_tpr_min_k_40", "privleak")  # fmt: skip
+    streams = {name: np.random.default_rng(0) for name in names}
+    for role in ROLES:
+        summary = summarise_privacy(sets[role], sets["reference"], streams)
+        for name in names:
+            assert getattr(found[name], role) == pytest.approx(summary[name]["value"]), name
+    assert found["mia_auc_min_k_40"].after == attack_auc(SCORES["after"]["forget"], SCORES["after"]["holdout"])
+
+
+def test_likeness_is_the_divergence_of_the_model_from_the_reference_and_not_the_other_way(tiny_model, other_model):
+    reference, model = load(tiny_model), load(other_model)
+    reference.model.get_output_embeddings().weight.data.mul_(20)  # surer of itself
+    plan_of = Plan((), pairs("forget")[:1], {}, [], [], [], [], [], [], [], [], 8, 0)
+    found = Findings(asked={"after": Asked("after", "", "", scores={"forget": [{}]})})
+    beside = likeness(model, plan_of, "after", found, None)
+    likeness(reference, plan_of, "reference", found, beside)
+    (pair,) = plan_of.forget
+    row = packed_row(encode(model.tokenizer, pair.prompt, [pair.answer]))
+    with torch.no_grad():
+        ids, start = torch.tensor([row.prompt + row.answers[0]]), len(row.prompt) - 1
+        r, u = (m.model(input_ids=ids).logits[0, start:-1].log_softmax(-1) for m in (reference, model))
+    one, other = ((r.exp() * (r - u)).sum(-1).mean().item(), (u.exp() * (u - r)).sum(-1).mean().item())
+    assert found.asked["after"].scores["forget"][0]["kl"] == pytest.approx(one, rel=1e-3)
+    assert one != pytest.approx(other, rel=1e-2)
