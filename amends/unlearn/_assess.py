@@ -19,7 +19,7 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
-from amends.lm.rows import encode_rows
+from amends.lm.rows import context_limit, encode_rows
 from amends.unlearn._attacks import (
     EASY,
     Ask,
@@ -186,7 +186,8 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     model, tokenizer = loaded.model, loaded.tokenizer
     context = context_of(model)
     if context:
-        encode_rows(tokenizer, [*plan.forget, *plan.holdout], context)
+        encode_rows(tokenizer, plan.forget, context, alternatives=True)
+        encode_rows(tokenizer, plan.holdout, context)
     asks, left_out = fitting(everything := all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
     if context and not any(map(is_plain, asks)):
         room = context - min(len(ask.prompt) for ask in everything if is_plain(ask))
@@ -346,10 +347,11 @@ def right_answers(
 
 
 def texts(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[str, list[float]]:
-    """Nats per token of plain text."""
+    """Nats per token of plain text, of as much of each as fits the model."""
     if "utility" not in plan.axes:
         return {}
-    cut = [plain_ids(tokenizer, text)[: TEXT_TOKENS + 1] for text in plan.texts]
+    most = context_limit(model, TEXT_TOKENS + 1)
+    cut = [plain_ids(tokenizer, text)[:most] for text in plan.texts]
     rows = [packed_row([Encoded(ids[:1], ids[1:])]) for ids in cut if len(ids) > 1]
     return {"text": [-mean for (mean,) in mean_logprobs(model, rows, tokenizer.pad_token_id)]}
 
@@ -365,8 +367,13 @@ def add_gibberish(found: Findings, classifier: Encoder, clean: int) -> None:
 
 
 def fluency(before: Loaded, plan: Plan, asked: Asked) -> list[float]:
-    """Nats per token, to the model before, of each answer to a question to forget that is not empty."""
+    """Nats per token, to the model before, of each answer to a question to forget that is not empty.
+
+    Of an answer that another model had more room for, as much as fits.
+    """
     said = {a["id"]: a["generated"] for a in asked.answers if (a["item_set"], a["variant"]) == ("forget", EASY)}
     pairs = [(p, said[p.id]) for p in plan.forget if said.get(p.id, "").strip()]
+    context = context_of(before.model)
     rows = [packed_row(encode(before.tokenizer, pair.prompt, [text])) for pair, text in pairs]
+    rows = [PackedRow(r.prompt, [r.answers[0][: context and context - len(r.prompt)]]) for r in rows]
     return [-mean for (mean,) in mean_logprobs(before.model, rows, before.tokenizer.pad_token_id)]

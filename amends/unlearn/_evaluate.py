@@ -28,6 +28,7 @@ from amends.lm.logprobs import (
     token_statistics,
 )
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.lm.rows import context_limit
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio
@@ -347,8 +348,9 @@ def _texts(
     texts: Sequence[tuple[str, str]],
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Nats of each text from its second token on, at most TEXT_TOKENS of them."""
-    encoded = [Encoded(ids[:1], ids[1 : TEXT_TOKENS + 1]) for ids in (plain_ids(tokenizer, text) for _, text in texts)]
+    """Nats of each text from its second token on, at most TEXT_TOKENS of them, or as many as fit the model."""
+    most = context_limit(model, TEXT_TOKENS + 1)
+    encoded = [Encoded(ids[:1], ids[1:most]) for ids in (plain_ids(tokenizer, text) for _, text in texts)]
     rows = [packed_row([e]) for e in encoded]
     means = mean_logprobs(model, rows, tokenizer.pad_token_id, advance)
     return [

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Pair, encode
@@ -14,6 +16,9 @@ from amends.unlearn._axes import AXES, Measure
 from amends.unlearn._measures import all_measures
 from amends.unlearn._memorised import attack_auc, summarise_privacy
 from amends.unlearn._plan import Plan
+from amends.verbs.assess import run
+
+from ..conftest import save_tiny_model
 
 ROLES = ("before", "after", "reference")
 SETS = {name: [f"{name}{i}" for i in range(2)] for name in ("forget", "near", "far", "general", "holdout")}
@@ -148,3 +153,27 @@ def test_likeness_is_the_divergence_of_the_model_from_the_reference_and_not_the_
     one, other = ((r.exp() * (r - u)).sum(-1).mean().item(), (u.exp() * (u - r)).sum(-1).mean().item())
     assert found.asked["after"].scores["forget"][0]["kl"] == pytest.approx(one, rel=1e-3)
     assert one != pytest.approx(other, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A GPT-2 of 64 places, beyond which it has no embedding, with a tokenizer of bytes."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("narrow") / "model", context=64)
+    size = len(load(folder).tokenizer)
+    torch.manual_seed(0)
+    ids = {"eos_token_id": 2, "bos_token_id": None, "pad_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=64, **ids)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_what_does_not_fit_the_model_is_named_or_cut(narrow):
+    found = {"question": "Who?", "answer": "Al", "id": "a"}
+    asked = {"axes": ["utility", "quality"], "texts": ["a b c d e f g h " * 9], "rows": 1, "max_new_tokens": 2}
+    one = run(narrow, narrow, [found], **asked)
+    assert one["perplexity_ratio"].after == pytest.approx(1)
+    for name, wrong in (("perturbed_answer", ["x" * 60]), ("paraphrased_answer", "x" * 60)):
+        long = found | {"perturbed_answer": ["Bo"], "paraphrased_answer": "Al."} | {name: wrong}
+        with pytest.raises(InputError, match=rf"forget\[0\]: prompt and {name} have .* more than the 64 that fit"):
+            run(narrow, narrow, [long], **asked)
