@@ -4,6 +4,7 @@ The model before comes last: it says how fluent the others' answers are, and its
 with.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming, packed_row
+from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
 from amends.lm.rows import context_limit, encode_rows
 from amends.unlearn._attacks import (
@@ -57,8 +59,8 @@ class Asked:
     answers: list[dict[str, Any]] = field(default_factory=list)
     """item_set, id, variant, question, expected, generated, rouge_l, refused."""
     scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, log_p of all
-    its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
+    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, probability,
+    log_p of all its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
     nats: dict[str, list[float]] = field(default_factory=dict)
     """Of each "text" nats per token."""
     ranks: list[list[int]] = field(default_factory=list)
@@ -166,7 +168,7 @@ def keep_weights(loaded: Loaded, before: Any, found: Findings) -> Snapshot | Non
 
 def likeness(loaded: Loaded, plan: Plan, role: str, found: Findings, beside: States | None) -> States:
     """Compare the model after and the one before with the reference, which is asked between the two."""
-    rows = [packed_row(encode(loaded.tokenizer, p.prompt, [p.answer])) for p in plan.forget]
+    rows = [record_row(loaded.tokenizer, p.prompt, [p.answer]) for p in plan.forget]
     mine = states(loaded.model, rows, loaded.tokenizer.pad_token_id)
     if beside is None:
         return mine
@@ -317,9 +319,13 @@ def _generate(
 def right_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, role: str
 ) -> dict[str, list[dict[str, float]]]:
-    """Ask for the likelihoods of the right answers, and of the wrong ones that the data give beside them."""
+    """Ask for the likelihoods of the right answers, and of the wrong ones that the data give beside them.
+
+    The token that closes the turn counts in what an evaluation measures too (probability, truth ratio, what is known by
+    heart), and not where rows are told from each other, of which it says nothing: of a short answer it would be all.
+    """
     sets: dict[str, list[Pair]] = {}
-    if {"membership", "sampling", "likeness"} & set(plan.axes):
+    if {"elicitation", "membership", "sampling", "likeness"} & set(plan.axes):
         sets["forget"] = plan.forget
     if "membership" in plan.axes:
         sets["holdout"] = plan.holdout
@@ -330,17 +336,21 @@ def right_answers(
             packed_row(encode(tokenizer, p.prompt, [p.answer, *([p.paraphrase or p.answer, *w] if w else [])]))
             for p, w in zip(pairs, wrong, strict=True)
         ]
+        bare = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
         found[name] = []
-        for pair, (means, tokens_T4) in zip(pairs, likelihoods(model, rows, pad_id, tokens=True), strict=True):
-            closing = 0 if isinstance(pair.prompt, str) else len(turn_end(tokenizer))
-            scores = answer_scores(tokens_T4, pair.answer)
-            scores["log_p"] = float(tokens_T4[: len(tokens_T4) - closing, 0].sum())
+        for pair, row, (means, tokens_T4) in zip(
+            pairs, bare, likelihoods(model, rows, pad_id, tokens=True), strict=True
+        ):
+            own_T4 = tokens_T4[: len(row.answers[0])]
+            scores = answer_scores(own_T4, pair.answer)
+            by_heart = answer_scores(tokens_T4, pair.answer)
+            scores |= {which: by_heart[which] for which in ("extraction_strength", "exact_memorisation")}
+            scores |= {"probability": math.exp(means[0]), "log_p": float(own_T4[:, 0].sum())}
             if len(means) > 2:
                 scores["truth_ratio"] = float(truth_ratio([means[2:]], [means[1]])[0])
             found[name].append(scores)
         if "membership" in plan.axes and plan.holdout:
-            right = [PackedRow(row.prompt, row.answers[:1]) for row in rows]
-            norms = gradient_norms(model, right, pad_id, f"{role}: gradients, {name}")
+            norms = gradient_norms(model, bare, pad_id, f"{role}: gradients, {name}")
             for scores, norm in zip(found[name], norms, strict=True):
                 scores["gradient_norm"] = norm
     return found

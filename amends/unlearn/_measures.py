@@ -34,7 +34,7 @@ from amends.unlearn._plan import (
     NO_TEXT,
     Plan,
 )
-from amends.unlearn._readings import inside, likeness, locality, membership, sampling
+from amends.unlearn._readings import inside, known, likeness, locality, membership, sampling
 from amends.unlearn._table import Table, apart, combined, difference, mean_of, rng_of
 
 NOTHING_FORGOTTEN = (
@@ -95,6 +95,7 @@ def elicitation(table: Table) -> Iterator[Measure]:
         "The model before says no more of the answers to forget than the reference.",
         shares=True,
     )
+    yield from known(table, axis)
     scores = {role: [columns[role]] for role in table.roles}
     there = [name for name in table.variants() if name != EASY]
     for name in there:

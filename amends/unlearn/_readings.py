@@ -26,14 +26,30 @@ from amends.unlearn._memorised import (
     auc_of,
     found_of,
 )
-from amends.unlearn._metrics import forget_quality
+from amends.unlearn._metrics import forget_quality, truth_scores
 from amends.unlearn._plan import NO_HOLDOUT, NO_REFERENCE
 from amends.unlearn._table import ONE_ROW, Table, combined, mean_of, rng_of
 
 QUERIES = 1000
 """Samples that an answer may come up in."""
+KNOWN = {
+    "probability": "Probability of the answers to forget, length-normalised.",
+    "extraction_strength": "Share of an answer to forget, from its end, that is said without a miss given the rest.",
+    "exact_memorisation": "Share of the tokens of answers to forget that are the first choice given those before.",
+}
 NO_WRONG = "No row to forget has wrong answers to compare with (column perturbed_answer)."
 NO_TOKEN = "In no row to forget do the tokens end where the last name or number begins."
+
+
+def known(table: Table, axis: str) -> Iterator[Measure]:
+    """Measure what is known of the answers to forget, whatever comes out: as an evaluation of a run does."""
+    for score, meaning in KNOWN.items():
+        columns = {role: table.scores(role, "forget", score) for role in table.roles}
+        yield mean_of(table, axis, f"forget_{score}", "lower", meaning, columns)
+    ratios = {role: truth_scores(table.scores(role, "forget", "truth_ratio"), "forget") for role in table.roles}
+    meaning = "Mean of min(R, 1/R), R = probability of wrong answers to the right one's; 1: cannot tell them apart."
+    no_wrong = None if any(pair.wrong for pair in table.plan.forget) else NO_WRONG
+    yield mean_of(table, axis, "forget_truth_ratio", "higher", meaning, ratios, no_wrong)
 
 
 def sampling(table: Table) -> Iterator[Measure]:

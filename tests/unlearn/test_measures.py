@@ -11,17 +11,18 @@ from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Pair, encode
-from amends.unlearn._assess import Asked, Findings, likeness
+from amends.unlearn._assess import Asked, Findings, likeness, right_answers
 from amends.unlearn._axes import AXES, Measure
 from amends.unlearn._measures import all_measures
 from amends.unlearn._memorised import attack_auc, summarise_privacy
-from amends.unlearn._plan import Plan
-from amends.verbs.assess import run
+from amends.unlearn._plan import Plan, Sources, make_plan
+from amends.verbs.assess import run, warnings_of
 
 from ..conftest import save_tiny_model
 
 ROLES = ("before", "after", "reference")
 SETS = {name: [f"{name}{i}" for i in range(2)] for name in ("forget", "near", "far", "general", "holdout")}
+MEASURED = ("elicitation", "likeness", "utility", "neighbours", "quality", "membership")
 ROUGE = {  # by role, of both rows of each set
     "before": {"forget": (1, 0.8), "near": (1, 0.9), "far": (0.9, 0.7), "general": (0.5, 0.5)},
     "after": {"forget": (0.4, 0.2), "near": (0.5, 0.4), "far": (0.8, 0.6), "general": (0.4, 0.3)},
@@ -37,7 +38,7 @@ SCORES = {  # higher: less like training data
 
 
 def pairs(name: str) -> list[Pair]:
-    return [Pair(i, [{"role": "user", "content": i}], "an answer", f"{name}:{i}") for i in SETS[name]]
+    return [Pair(i, [{"role": "user", "content": i}], "an answer", f"{name}:{i}", wrong=("no",)) for i in SETS[name]]
 
 
 def numbers(value: float) -> dict[str, float]:
@@ -50,6 +51,10 @@ def numbers(value: float) -> dict[str, float]:
         "min_k_plus_40": value**2,
         "gradient_norm": -value,
         "log_p": -5.0,
+        "probability": value,
+        "extraction_strength": value / 4,
+        "exact_memorisation": value / 3,
+        "truth_ratio": 2 + value,
         "kl": 2 * value,
         "js": value / 2,
     }
@@ -57,7 +62,7 @@ def numbers(value: float) -> dict[str, float]:
 
 def by_hand() -> dict[str, Measure]:
     plan = Plan(
-        axes=tuple(axis for axis in AXES if axis in ("likeness", "utility", "neighbours", "quality", "membership")),
+        axes=tuple(axis for axis in AXES if axis in MEASURED),
         forget=pairs("forget"),
         wordings={},
         near=pairs("near"),
@@ -106,6 +111,13 @@ def test_lines_are_those_of_their_definitions_and_signs():
     assert after["general_loss"] == pytest.approx(0.15)
     assert after["perplexity_ratio"] == pytest.approx(math.exp(2.1 - 1.5))
     assert found["perplexity_ratio"].reference == pytest.approx(math.exp(-0.5))
+    assert after["forget_rate"] == pytest.approx((0.9 - 0.3) / (0.9 - 0.2))
+    assert (after["worst_case_rouge"], after["generalisation_gap"]) == pytest.approx((0.3, 0))
+    assert after["forget_probability"] == pytest.approx(0.45)
+    assert after["forget_extraction_strength"] == pytest.approx(0.45 / 4)
+    assert after["forget_exact_memorisation"] == pytest.approx(0.45 / 3)
+    assert after["forget_truth_ratio"] == pytest.approx((1 / 2.1 + 1 / 2.8) / 2)
+    assert {found[f"forget_{name}"].better for name in ("probability", "extraction_strength")} == {"lower"}
     assert after["deviation_score"] == pytest.approx(100 * math.hypot(0.3, 1 - 0.575))
     assert before["deviation_score"] == pytest.approx(100 * math.hypot(0.9, 1 - 0.875))
     assert after["rouge_distance"] == pytest.approx(0.1)
@@ -138,6 +150,39 @@ def test_an_assessment_and_an_evaluation_say_the_same_of_the_same_scores():
     assert found["mia_auc_min_k_40"].after == attack_auc(SCORES["after"]["forget"], SCORES["after"]["holdout"])
 
 
+def test_the_token_that_closes_the_turn_tells_no_row_from_another(tiny_model):
+    loaded = load(tiny_model)
+    one = Pair("a", [{"role": "user", "content": "Who?"}], "A", "f:1")  # one token, and the closing one
+    plan = Plan(("elicitation", "membership"), [one], {}, [], [], [], [], [one], [], [], [], 8, 0)
+    ((scores,), _) = right_answers(loaded.model, loaded.tokenizer, plan, "after").values()
+    row = packed_row(encode(loaded.tokenizer, one.prompt, [one.answer]))
+    with torch.no_grad():
+        logits = loaded.model(input_ids=torch.tensor([row.prompt + row.answers[0]])).logits[0].log_softmax(-1)
+    own, closing = (logits[len(row.prompt) - 1 + k, row.answers[0][k]].item() for k in (0, 1))
+    assert scores["min_k_40"] == scores["nll"] == pytest.approx(-own, rel=1e-4)
+    assert scores["log_p"] == pytest.approx(own, rel=1e-4)
+    assert scores["probability"] == pytest.approx(math.exp((own + closing) / 2), rel=1e-4)
+
+
+def test_plain_text_may_be_said_to_its_end_and_what_cannot_be_is_told(tiny_model, other_model):
+    text = [{"text": "".join(f"line {i}, " for i in range(30))}]  # its tokens are bytes: 100 to continue
+    tokenizer = load(tiny_model).tokenizer
+    how = {"rows": 1, "seed": 0, "templates": [], "texts": []}
+    made = {n: make_plan(Sources(text), tokenizer, (), max_new_tokens=n, **how)[0] for n in (None, 64)}
+    assert [(plan.max_new_tokens, plan.cut_short) for plan in made.values()] == [(100, 0), (64, 1)]
+    asked = [{"question": "Who?", "answer": "Al" * 40}]
+    plan, _ = make_plan(Sources(asked), tokenizer, (), max_new_tokens=None, **how)
+    assert (plan.max_new_tokens, plan.cut_short) == (64, 1)
+    assert "1 of 1 answers to forget have more than 64 tokens" in warnings_of(plan, Findings())[0]
+
+
+def test_a_holdout_of_another_kind_is_told_by_its_words():
+    kinds = {name: [Pair(str(i), f"{name} word{i}", "it is", "f:1") for i in range(12)] for name in ("one", "other")}
+    for name, there in (("one", False), ("other", True)):
+        plan = Plan(("membership",), kinds["one"], {}, [], [], [], [], kinds[name], [], [], [], 8, 0)
+        assert bool([text for text in warnings_of(plan, Findings()) if "Words alone" in text]) == there
+
+
 def test_likeness_is_the_divergence_of_the_model_from_the_reference_and_not_the_other_way(tiny_model, other_model):
     reference, model = load(tiny_model), load(other_model)
     reference.model.get_output_embeddings().weight.data.mul_(20)  # surer of itself
@@ -149,7 +194,7 @@ def test_likeness_is_the_divergence_of_the_model_from_the_reference_and_not_the_
     row = packed_row(encode(model.tokenizer, pair.prompt, [pair.answer]))
     with torch.no_grad():
         ids, start = torch.tensor([row.prompt + row.answers[0]]), len(row.prompt) - 1
-        r, u = (m.model(input_ids=ids).logits[0, start:-1].log_softmax(-1) for m in (reference, model))
+        r, u = (m.model(input_ids=ids).logits[0, start:-2].log_softmax(-1) for m in (reference, model))  # without the closing token
     one, other = ((r.exp() * (r - u)).sum(-1).mean().item(), (u.exp() * (u - r)).sum(-1).mean().item())
     assert found.asked["after"].scores["forget"][0]["kl"] == pytest.approx(one, rel=1e-3)
     assert one != pytest.approx(other, rel=1e-2)
