@@ -194,7 +194,10 @@ def test_likeness_is_the_divergence_of_the_model_from_the_reference_and_not_the_
     row = packed_row(encode(model.tokenizer, pair.prompt, [pair.answer]))
     with torch.no_grad():
         ids, start = torch.tensor([row.prompt + row.answers[0]]), len(row.prompt) - 1
-        r, u = (m.model(input_ids=ids).logits[0, start:-2].log_softmax(-1) for m in (reference, model))  # without the closing token
+        r, u = (
+            m.model(input_ids=ids).logits[0, start:-2].log_softmax(-1) for m in (reference, model)
+        )  # without the closing token
+    # the closing token is left out
     one, other = ((r.exp() * (r - u)).sum(-1).mean().item(), (u.exp() * (u - r)).sum(-1).mean().item())
     assert found.asked["after"].scores["forget"][0]["kl"] == pytest.approx(one, rel=1e-3)
     assert one != pytest.approx(other, rel=1e-2)
@@ -222,3 +225,29 @@ def test_what_does_not_fit_the_model_is_named_or_cut(narrow):
         long = found | {"perturbed_answer": ["Bo"], "paraphrased_answer": "Al."} | {name: wrong}
         with pytest.raises(InputError, match=rf"forget\[0\]: prompt and {name} have .* more than the 64 that fit"):
             run(narrow, narrow, [long], **asked)
+
+
+def test_rows_that_a_model_knows_by_heart_look_like_training_data(tiny_model):
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnop"), (8, 8))
+    rows = [{"question": "".join(a[:4]), "answer": "".join(a[4:])} for a in letters]
+    before, taught = load(tiny_model), load(tiny_model)
+    pairs_ = [Pair(str(i), [{"role": "user", "content": r["question"]}], r["answer"], "f") for i, r in enumerate(rows)]
+    packed = [packed_row(encode(taught.tokenizer, p.prompt, [p.answer])) for p in pairs_[:4]]
+    ids_BT = torch.tensor([row.prompt + row.answers[0] for row in packed])
+    labels_BT = ids_BT.clone()
+    labels_BT[:, : len(packed[0].prompt)] = -100
+    optimizer = torch.optim.Adam(taught.model.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = taught.model(input_ids=ids_BT, labels=labels_BT).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    taught.model.eval()
+    how = {"axes": ["membership"], "max_new_tokens": 1, "processing_class": before.tokenizer}
+    one = run(before.model, taught.model, rows[:4], reference=before.model, holdout=rows[4:], **how)
+    attacks = [m for m in one.measures if m.metric.startswith("mia_auc_")]
+    assert len(attacks) == 7
+    assert all(m.after > 0.9 for m in attacks), {m.metric: m.after for m in attacks}
+    assert one["mia_tpr_min_k_40"].after == 1
+    assert one["privleak"].after < -90
+    assert one["privleak"].verdict == "fail"
