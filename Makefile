@@ -61,7 +61,7 @@ lint: $(STAMP)  ## Style, types and the direction of imports
 
 test: lint  ## What must pass before a change is taken: lint, then all tests
 	@echo "== pytest: all tests, in two processes of one thread each"
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)  ## One benchmark: make bench NAME=...  (without NAME: their names)
 	@if [ -z "$(NAME)" ]; then echo "make bench NAME=... with one of:"; \

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from amends.lm.logprobs import PackedRow, masked_mean
 from amends.lm.pairs import read_pairs
 from amends.lm.rows import encode_rows
 from amends.lm.trainer import TrainRow, training_arguments
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetTrainer
+from amends.unlearn._method import trainer_named
 
 METHODS = (
     *("ga", "graddiff", "kl", "npo", "simnpo", "po", "dpo", "rmu", "undial", "wga", "satimp", "ceu", "pdu", "jensun"),
@@ -200,14 +200,11 @@ class Upstream:
 
 def trainer_of(method: str, model: Any, tokenizer: Any, forget: Any, keep: Any) -> ForgetTrainer:
     """Give the trainer of a method with its own defaults."""
-    module = import_module(f"amends.unlearn.{method}")
-    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    trainer = next(c for c in classes if issubclass(c, ForgetTrainer))
-    config = next((c for c in classes if issubclass(c, ForgetConfig)), ForgetConfig)
-    args = training_arguments(config, "unused", disable_tqdm=True)
-    without_keep = method in ("ga", "undial", "ceu")
-    made: ForgetTrainer = trainer(model, args, forget, tokenizer, retain_dataset=None if without_keep else keep)
-    return made
+    trainer = trainer_named(method)
+    args = training_arguments(trainer.config_class(), "unused", disable_tqdm=True)
+    return trainer(
+        model, args, forget, tokenizer, retain_dataset=keep if trainer.keeps in ("needed", "usual") else None
+    )
 
 
 def main() -> None:

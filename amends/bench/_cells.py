@@ -18,13 +18,13 @@ from amends.io.atomic import lock, write_json
 from amends.io.console import say
 from amends.io.errors import Held, NoResult
 from amends.io.run import versions, write_jsonl
-from amends.io.tables import read_json, read_rows, rows_of
+from amends.io.tables import read_json, rows_of
 from amends.lm.load import count_layers, layer_numbers, load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
 from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
 from amends.unlearn._metrics import rouge_l_recall
-from amends.unlearn._read import read_sets
+from amends.unlearn._read import read_asked
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._run import Result
@@ -252,9 +252,8 @@ class Bench:
             if not file.exists():
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
-                forget = read_pairs(read_rows(request.forget))  # type: ignore[arg-type]
-                suite = suite_of(request, forget, refusals(), read_sets(request))
                 loaded = load(model)
+                suite = suite_of(request, read_asked(request, loaded), refusals())
                 write_json(file, evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name))
             found[role] = read_json(file)
         return {role: with_reference(e, found["reference"])["summary"] for role, e in found.items()}

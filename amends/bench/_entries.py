@@ -1,9 +1,10 @@
 """What stands in a line of the table: a method, what it is given to keep, and its settings."""
 
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
-import amends.unlearn
 from amends.io.errors import InputError
+from amends.unlearn._method import method_names, trainer_named
 
 Settings = Literal["searched", "published"]
 RETAIN, NEIGHBOURS = "retain", "neighbours"
@@ -19,18 +20,15 @@ class Entry(NamedTuple):
         return f"{self.method}+{self.keep}" if self.keep else self.method
 
 
-# With retain data where the method's source runs it so (unlearning_rivals, OpenUnlearning's trainers).
-ENTRIES = (
-    *(Entry("flat", keep) for keep in (None, NEIGHBOURS, RETAIN)),
-    *(Entry(name) for name in ("ga", "ceu", "undial", "task_vector")),
-    *(
-        Entry(name, RETAIN)
-        for name in ("graddiff", "kl", "npo", "simnpo", "po", "dpo", "altpo", "rmu", "wga", "satimp", "pdu", "jensun")
-    ),
-    Entry("llmu", RETAIN),
-)
-KEEPS_NOTHING = "task_vector"
-"""It turns all that it learns round, rows to keep as well."""
+@cache
+def entries() -> tuple[Entry, ...]:
+    """All lines: FLAT with all kinds of rows to keep and without; the others as their source runs them."""
+    with_retain = {name: trainer_named(name).keeps in ("needed", "usual") for name in method_names() if name != "flat"}
+    others = [Entry(name, RETAIN if keeps else None) for name, keeps in with_retain.items()]
+    flat = [Entry("flat", keep) for keep in (None, NEIGHBOURS, RETAIN)]
+    return (*flat, *sorted(others, key=lambda entry: (entry.keep is not None, entry.method)))
+
+
 # Rows to keep that the model writes, and the floor that goes with them: docs/unlearn/flat.md.
 WITH_NEIGHBOURS = {"neighbours": 80, "floor_v_f": 0.8}
 
@@ -52,15 +50,14 @@ def parse(text: str) -> Entry:
     InputError : no such method, or nothing of the kind to keep.
     """
     method, plus, keep = text.partition("+")
-    methods = [name for name in dir(amends.unlearn) if name.islower() and not name.startswith("_")]
-    if method not in {entry.method for entry in ENTRIES}.intersection(methods):
-        raise InputError(f"--methods {text}: no such method. There are: {', '.join(map(str, ENTRIES))}.")
+    if method not in {entry.method for entry in entries()}:
+        raise InputError(f"--methods {text}: no such method. There are: {', '.join(map(str, entries()))}.")
     if plus and keep not in (RETAIN, NEIGHBOURS):
-        raise InputError(f"--methods {text}: after + stands {RETAIN} or {NEIGHBOURS}.")
-    if plus and method == KEEPS_NOTHING:
+        raise InputError(f"--methods {text}: write {RETAIN} or {NEIGHBOURS} after the +.")
+    if plus and trainer_named(method).keeps == "none":
         raise InputError(f"--methods {text}: this method takes no rows to keep. Write {method}.")
     entry = Entry(method, keep or None)
-    if keep != RETAIN and Entry(method, RETAIN) in ENTRIES and Entry(method) not in ENTRIES:
+    if keep != RETAIN and Entry(method, RETAIN) in entries() and Entry(method) not in entries():
         raise InputError(f"--methods {text}: write {method}+{RETAIN}, as its source runs it.")
     return entry
 

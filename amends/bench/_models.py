@@ -16,10 +16,10 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base
 from amends.lm.logprobs import naming
+from amends.report._text import DIRECTIONS
 from amends.unlearn._read import model_for
 
 Found = TypeVar("Found")
-BETTER = {"higher": "higher is better", "lower": "lower is better", "half": "0.5 is best", "zero": "0 is best"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def table(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     lines = [["", *summaries, ""]]
     for name, entry in first.items():
         values = [_shown(summary[name]) for summary in summaries.values()]
-        lines.append([name, *values, BETTER[entry["better"]]])
+        lines.append([name, *values, DIRECTIONS[entry["better"]]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -14,7 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, read_split, taken, text_of, told
-from amends.io.errors import InputError
+from amends.io.options import check_names
 from amends.io.tables import Row
 from amends.lm.pairs import plain_ids
 
@@ -82,9 +82,7 @@ def read_muse(folder: str | Path, parts: Sequence[str] = PARTS, rows: int = 100)
     ------
     InputError : a part that is none, a file that is missing, a faulty row.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise InputError(f"--parts {part}: there is no such part. Known: {', '.join(PARTS)}.")
+    check_names(parts, PARTS, "--parts", "part")
     found: dict[str, dict[str, Any]] = {}
 
     def note(name: str, split: Split, items: list[Any]) -> list[Any]:

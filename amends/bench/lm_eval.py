@@ -17,12 +17,13 @@ import typer
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import check_models
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest
+from amends.bench._models import check_models, write
+from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.options import ModelOption, listed
 from amends.io.plain import plain
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe
 from amends.lm.load import weights_sha256
 from amends.unlearn._read import model_for
 
@@ -96,7 +97,7 @@ def run(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    names = [name.strip() for text in tasks for name in text.split(",")]
+    names = listed(tasks)
     places = {"muse": muse, "tofu": tofu}
     metadata: dict[str, Any] = {name: str(place) for name, place in places.items() if place is not None}
     with _quieter():
@@ -144,7 +145,7 @@ def run(
     ]
     result = Result({name: _json(found[name]) for name in KEPT if name in found}, items, record)
     if out is not None:
-        write(result, Path(out))
+        write(Path(out), "lm_eval.json", result.found, result.items, result.record)
     return result
 
 
@@ -175,15 +176,6 @@ def _json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def write(result: Result, out: Path) -> None:
-    """Write the folder in one move."""
-    with new_folder(out) as folder:
-        write_json(folder / "lm_eval.json", result.found)
-        write_jsonl(folder / "items.jsonl", result.items)
-        write_json(folder / "run.json", result.record)
-        write_manifest(folder)
-
-
 def show_tasks(asked: bool) -> None:
     """Print the folder of our tasks and stop, if asked to."""
     if asked:
@@ -192,9 +184,7 @@ def show_tasks(asked: bool) -> None:
 
 
 def command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     tasks: Annotated[list[str], typer.Option(help="Task of the harness, or of ours; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     muse: Annotated[Path | None, typer.Option(help="Folder of your copy of MUSE, for amends_muse_...")] = None,

@@ -33,6 +33,7 @@ from amends.bench._muse import (
 from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError
+from amends.io.options import ModelOption, listed
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -281,9 +282,7 @@ def summarise(
 
 
 def command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     data: Annotated[Path, typer.Option(help="Folder of your copy of MUSE-News or MUSE-Books.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     before: Annotated[str | None, typer.Option(help="The model before it forgot, to stand beside.")] = None,
@@ -296,7 +295,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure MODEL on the copy of MUSE in DATA."""
-    names = [name.strip() for text in parts or PARTS for name in text.split(",")]
+    names = listed(parts or PARTS)
     result = run(
         model,
         data,

@@ -14,12 +14,13 @@ import typer
 
 from amends.bench._cells import Bench, Cell, Plan, fill
 from amends.bench._claim import check_folder, check_needs, check_references, claim_folder
-from amends.bench._entries import ENTRIES, Entry, Settings, parse
+from amends.bench._entries import Entry, Settings, entries, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
 from amends.io.atomic import write_text
 from amends.io.console import say
 from amends.io.errors import InputError
+from amends.io.options import check_names, listed
 from amends.io.tables import read_json
 from amends.unlearn._evaluate import with_reference
 
@@ -92,11 +93,6 @@ def command(
     say(f"done: {file}")
 
 
-def listed(given: Sequence[str] | None) -> list[str]:
-    """Names of an option that may be repeated, or name several with commas between them."""
-    return [name.strip() for text in given or () for name in text.split(",")]
-
-
 def numbers(text: str) -> tuple[float, ...]:
     """Rates with commas between them.
 
@@ -131,7 +127,7 @@ def by_split(given: Sequence[str]) -> dict[str, str]:
 
 
 def cells_of(
-    world: World, splits: Sequence[str], entries: Sequence[Entry], settings: Sequence[str], seeds: int
+    world: World, splits: Sequence[str], lines: Sequence[Entry], settings: Sequence[str], seeds: int
 ) -> list[Cell]:
     """All cells of the table, those of the first seed first; what is named twice stands there once.
 
@@ -139,9 +135,7 @@ def cells_of(
     ------
     InputError : a split or kind of settings that there is not.
     """
-    for name in splits:
-        if name not in world.splits:
-            raise InputError(f"--splits {name}: no such split. There are: {', '.join(world.splits)}.")
+    check_names(splits, world.splits, "--splits", "split")
     kinds: list[Settings] = []
     for name in dict.fromkeys(settings or ("searched",)):
         if name not in ("searched", "published"):
@@ -152,7 +146,7 @@ def cells_of(
         for seed in range(seeds)
         for split in dict.fromkeys(splits or world.splits)
         for kind in kinds
-        for entry in dict.fromkeys(entries or ENTRIES)
+        for entry in dict.fromkeys(lines or entries())
     ]
 
 

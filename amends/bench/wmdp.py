@@ -22,6 +22,7 @@ from amends.bench._models import Answers, check_models, items_of, measure_each, 
 from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError
+from amends.io.options import ModelOption, check_names, listed
 from amends.io.tables import Row, read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -124,9 +125,7 @@ def read_wmdp(
     ------
     InputError : a subject that is none, a file that is missing, a faulty row.
     """
-    for name in subjects:
-        if name not in SUBJECTS:
-            raise InputError(f"--subjects {name}: there is no such subject. Known: {', '.join(SUBJECTS)}.")
+    check_names(subjects, SUBJECTS, "--subjects", "subject")
     splits: dict[str, Split] = {}
     if Path(data).is_file():
         stem = Path(data).name.lower()
@@ -232,9 +231,7 @@ def summarise(items: Mapping[str, Items], chance: Mapping[str, float], seed: int
 
 
 def command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     data: Annotated[Path, typer.Option(help="Folder of your copy, or one table: question, choices, answer.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     before: Annotated[str | None, typer.Option(help="The model before it forgot, to stand beside.")] = None,
@@ -247,8 +244,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure how many questions in DATA MODEL answers right."""
-    names = [name.strip() for text in subjects or () for name in text.split(",")]
-    result = run(model, data, out=out, before=before, subjects=names, rows=rows, max_length=max_length, seed=seed)
+    result = run(
+        model, data, out=out, before=before, subjects=listed(subjects), rows=rows, max_length=max_length, seed=seed
+    )
     typer.echo(table(result.summaries))
     typer.echo("by guessing: " + ", ".join(f"{name} {value:.3g}" for name, value in result.chance.items()))
     say(f"done: {out / 'wmdp.json'}")

@@ -112,7 +112,7 @@ class ChosenTokensTrainer(AnswerTrainer):
         **kwargs: Any,
     ):
         self._rows = [
-            TrainRow(row, said=torch.tensor(mask, dtype=torch.float32)[:, None])
+            TrainRow(row, notes=torch.tensor(mask, dtype=torch.float32)[:, None])
             for row, mask in zip(rows, masks, strict=True)
             if mask.any()
         ]
@@ -126,14 +126,13 @@ class ChosenTokensTrainer(AnswerTrainer):
 
     def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the chosen tokens' NLL, nats; only they reach the output layer."""
-        assert out.said_BAK is not None
-        chosen_BA = out.said_BAK[..., 0] > 0
+        chosen_BA = out.noted_BAK[..., 0] > 0
         sum_B = -out.score(log_probability, chosen_BA).sum(-1)
         return sum_B, {"nll": sum_B / chosen_BA.sum(-1)}
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the chosen tokens in all micro-batches of one optimizer step, on all processes."""
-        count = torch.stack([batch["said"].sum() for batch in batch_samples]).sum().to(device)
+        count = torch.stack([batch["notes"].sum() for batch in batch_samples]).sum().to(device)
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered
 
@@ -166,7 +165,7 @@ def finetune(
         prepare(loaded, how.lora_rank), args, rows, masks, loaded.tokenizer, callbacks=[Bar(label, "nll")]
     )
     trainer.train()
-    return loaded._replace(model=trainer.accelerator.unwrap_model(trainer.model).eval())
+    return loaded._replace(model=trainer.trained_model())
 
 
 # Stages -----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from amends.curate._tokens import Floats, Level, Mask, check_choice, needed_redu
 from amends.io.atomic import check_new, lock, new_file, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError
+from amends.io.options import ModelOption
 from amends.io.run import describe
 from amends.io.write import kind_of
 from amends.lm.load import Loaded, load, save_model, shares_base, weights_sha256
@@ -306,9 +307,7 @@ def command(
     ctx: typer.Context,
     data: Annotated[list[str], typer.Argument(help="Rows with a prompt and an answer; several files are one pool.")],
     out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
-    base: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    base: ModelOption,
     reference: Annotated[str | None, typer.Option(help="The base, fine-tuned on rows like these.")] = None,
     warmup_rows: Annotated[
         int, typer.Option(help="Make the reference of this many rows at the beginning, which keep all tokens.", min=0)

@@ -23,6 +23,7 @@ from amends.io.retry import retry_after_s
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.pairs import Message, encode, plain_ids, turn_end
+from amends.lm.rows import context_of
 
 MOST_BYTES = 20_000_000  # of one reply of a server
 MOST_WAIT_S = 300.0  # that a server may ask for between two tries
@@ -84,7 +85,7 @@ class LocalModel:
     ) -> Iterator[tuple[int, Answer]]:
         """Answer them in batches; one that is longer than the model's context gets no answer."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        context = getattr(model.config, "max_position_embeddings", None)
+        context = context_of(model)
         order = sorted(range(len(conversations)), key=lambda i: sum(len(m["content"]) for m in conversations[i]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]

@@ -29,8 +29,8 @@ from amends.lm.find import (
 Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
 """File beside an adapter of ours: which base weights it was trained on."""
-
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+"""The number of a layer in the name of a weight."""
 
 
 class Loaded(NamedTuple):
@@ -224,7 +224,7 @@ def train_only(model: Any, layers: str) -> None:
     """
     wanted = layer_numbers(layers)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    number = {name: int(found[1]) for name in trained if (found := _LAYER.search(name))}
+    number = {name: int(found[1]) for name in trained if (found := LAYER.search(name))}
     there = sorted(set(number.values()))
     if not (wanted and there and there[0] <= wanted[0] and wanted[-1] <= there[-1]):
         says = f"the layers that can be trained are {there[0]} to {there[-1]}" if there else "no layers were found"
@@ -296,7 +296,7 @@ def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 class quiet:
-    """No progress bars of the loader, no log lines, for the time of the block."""
+    """No progress bars of the loader, no log lines, while the block runs."""
 
     def __enter__(self) -> None:
         self.verbosity = transformers_logging.get_verbosity()
@@ -308,9 +308,9 @@ class quiet:
         self.stderr.__enter__()
         self.filters = warnings.catch_warnings()
         self.filters.__enter__()
-        # peft asks transformers by a name that is going to change; nothing that a user can mend.
         # peft sets this by itself for GPT-2's layers.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        # peft asks transformers by a name that is going to change; nothing that a user can mend.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
     def __exit__(self, *_: object) -> None:

@@ -17,23 +17,21 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from amends.io.errors import InputError, NoResult
+from amends.io.errors import NoResult
+from amends.lm._families import attention_masks, check_head, head_logits, hidden_states
+from amends.lm._families import layer_list as layer_list  # offered here too
 from amends.lm.load import autocast
 from amends.lm.pairs import Encoded
 
 PADDING = -2
 LINE_TENSORS, ANSWER_TENSORS = ("input_ids", "position_ids", "end"), ("answer", "target", "source")
-FULL, SLIDING = "full_attention", "sliding_attention"
 LINE_TOKENS = 384
 """Most tokens of a line that has more than one row: longer ones repeat less and spend more on attention."""
 LOGITS_AT_ONCE = 2**25
@@ -41,7 +39,6 @@ LOGITS_AT_ONCE = 2**25
 NOTED_AT_ONCE = 16
 LEAST_LOG = -1e4
 """A log-probability below which a probability is 0 in single precision, so that it adds nothing to a mean."""
-_checked_heads: WeakSet[nn.Module] = WeakSet()
 
 
 class NotNumbers(NoResult):
@@ -96,9 +93,15 @@ class AnswerLogprobs:
     logits_of: Callable[[Tensor], Tensor]
     """(N, D) -> (N, V), float32."""
     vocab_size: int
-    said_BAK: Tensor | None = None
+    notes_BAK: Tensor | None = None
     """What was noted of it before (`note`); 0 where nothing was."""
-    has_said_B: Tensor | None = None
+    has_notes_B: Tensor | None = None
+
+    @property
+    def noted_BAK(self) -> Tensor:
+        """What was noted of each answer token, for what cannot do without."""
+        assert self.notes_BAK is not None, "nothing was noted: the trainer names no `reference`"
+        return self.notes_BAK
 
     @cached_property
     def logp_BA(self) -> Tensor:
@@ -217,7 +220,8 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
 
 def lines_of(rows: Sequence[PackedRow]) -> list[list[int]]:
     """Say which rows `pack` puts into each line; packed by themselves, a line's rows are one line again."""
-    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))  # alphabetically between: all
+    # Every prompt sorts between these two, so it shares what they share.
+    shared = _num_alike(min(row.prompt for row in rows), max(row.prompt for row in rows))
     return _lines([row.num_tokens - shared for row in rows], LINE_TOKENS - shared)
 
 
@@ -272,7 +276,7 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
     ----------
     model : causal LM of transformers, plain, with a PEFT adapter, or wrapped for distributed training
     batch : dict
-        From `pack`, and `pack_said` where something was noted before, on the model's device.
+        From `pack`, and `pack_notes` where something was noted before, on the model's device.
     layer : int, optional
         Run no further than this layer (from 0) and give its output as `hidden_BAD`; there are no logits then.
 
@@ -284,24 +288,24 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
     config = inner.config.get_text_config()
     head = inner.get_output_embeddings()
     allowed_L1TT = block_mask(batch["end"])
-    with _hidden_states(inner, layer) as caught:
+    with hidden_states(inner, layer) as caught:
         logits_L1V = model(
             input_ids=batch["input_ids"],
-            attention_mask=_attention_masks(inner, config, allowed_L1TT, batch["position_ids"]),
+            attention_mask=attention_masks(inner, config, allowed_L1TT, batch["position_ids"]),
             position_ids=batch["position_ids"],
             use_cache=False,
         ).logits
     (hidden_LTD,) = caught
-    if layer is None and head not in _checked_heads:
-        _check_head(head, config, hidden_LTD[:, -1:].detach(), logits_L1V.detach())
+    if layer is None:
+        check_head(head, config, hidden_LTD[:, -1:].detach(), logits_L1V.detach())
     return AnswerLogprobs(
         batch["answer"],
         batch["target"],
         hidden_LTD.flatten(0, 1)[batch["source"]],
-        partial(_logits, head, config),
+        partial(head_logits, head, config),
         config.vocab_size,
-        batch.get("said"),
-        batch.get("has_said"),
+        batch.get("notes"),
+        batch.get("has_notes"),
     )
 
 
@@ -311,7 +315,7 @@ def output_layer(model: nn.Module) -> Callable[[Tensor], Tensor]:
     head, config, dtype = inner.get_output_embeddings(), inner.config.get_text_config(), inner.dtype
     if any(weight.requires_grad for weight in head.parameters()):
         head = deepcopy(head).requires_grad_(False)
-    return lambda hidden_ND: _logits(head, config, hidden_ND.to(dtype))
+    return lambda hidden_ND: head_logits(head, config, hidden_ND.to(dtype))
 
 
 def note(
@@ -356,17 +360,17 @@ def note(
     return noted
 
 
-def pack_said(said: Sequence[Tensor | None], num_columns: int) -> dict[str, Tensor]:
-    """Collate what was noted of rows, for `answer_logprobs`: has_said (B,) and said (B, A, K), 0 where there is none.
+def pack_notes(notes: Sequence[Tensor | None], num_columns: int) -> dict[str, Tensor]:
+    """Collate what was noted of rows, for `answer_logprobs`: has_notes (B,) and notes (B, A, K), 0 where there is none.
 
     K is that of the row of which most was noted.
     """
-    width = max(said_AK.shape[1] for said_AK in said if said_AK is not None)
-    said_BAK = torch.zeros(len(said), num_columns, width)
-    for row, said_AK in enumerate(said):
-        if said_AK is not None:
-            said_BAK[row, : said_AK.shape[0], : said_AK.shape[1]] = said_AK
-    return {"has_said": torch.tensor([said_AK is not None for said_AK in said]), "said": said_BAK}
+    width = max(notes_AK.shape[1] for notes_AK in notes if notes_AK is not None)
+    notes_BAK = torch.zeros(len(notes), num_columns, width)
+    for row, notes_AK in enumerate(notes):
+        if notes_AK is not None:
+            notes_BAK[row, : notes_AK.shape[0], : notes_AK.shape[1]] = notes_AK
+    return {"has_notes": torch.tensor([notes_AK is not None for notes_AK in notes]), "notes": notes_BAK}
 
 
 def forward_kl(logits_NV: Tensor, before_NV: Tensor) -> Tensor:
@@ -381,125 +385,6 @@ def _in_parts(of: Callable[..., Tensor], num_logits: int, *tensors: Tensor) -> T
     if torch.is_grad_enabled() and len(tensors[0]) > size:
         of = partial(checkpoint, of, use_reentrant=False)
     return torch.cat([of(*part) for part in zip(*(torch.split(t, size) for t in tensors), strict=True)])
-
-
-@contextmanager
-def _hidden_states(inner: Any, layer: int | None) -> Iterator[list[Tensor]]:
-    """Catch what the model hands to its output layer, and let through the last column only; or a layer's output."""
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        if layer is None:
-            caught.append(inputs[0])
-        return (inputs[0][:, -1:],)
-
-    def catch_output(_: nn.Module, __: Any, output: Any) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [inner.get_output_embeddings().register_forward_pre_hook(catch)]
-    try:
-        if layer is None:
-            yield caught
-            return
-        with _first_layers(inner, layer + 1) as last:
-            hooks.append(last.register_forward_hook(catch_output))
-            yield caught
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _first_layers(inner: Any, count: int) -> Iterator[nn.Module]:
-    """Leave the other layers out of the model while this lasts; gives the last that is in it."""
-    owner, name = layer_list(inner)
-    layers = getattr(owner, name)
-    setattr(owner, name, layers[:count])
-    try:
-        yield layers[count - 1]
-    finally:
-        setattr(owner, name, layers)
-
-
-def layer_list(model: nn.Module) -> tuple[nn.Module, str]:
-    """Where a model keeps its list of layers: the module and the name of its attribute.
-
-    Raises
-    ------
-    InputError : there is none of the length that the configuration says.
-    """
-    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers:
-                return owner, name
-    raise InputError(f"{config.model_type}: amends did not find the list of this model's layers.")
-
-
-def _logits(head: nn.Module, config: Any, hidden: Tensor) -> Tensor:
-    """Logits in float32, with what some families do to them after the output layer."""
-    if isinstance(head, FSDPModule):  # its hooks, passed by here, count one call in a pass, with the layers it shares
-        head.unshard()
-    logits: Tensor = head.forward(hidden).float()
-    if factor := getattr(config, "logit_scale", None):
-        logits = logits * factor
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def _check_head(head: nn.Module, config: Any, hidden: Tensor, logits: Tensor) -> None:
-    """See once, on one column, that `_logits` gives the model's own logits (where they are numbers)."""
-    if not torch.isfinite(logits).all():
-        return
-    with torch.no_grad():
-        ours, tolerance = _logits(head, config, hidden), 1e-3 if logits.dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, logits.float(), atol=tolerance, rtol=tolerance):
-        raise InputError(
-            f"{config.model_type}: this model changes what its output layer gives in a way that amends does not know. "
-            "Please report it with the name of the model."
-        )
-    _checked_heads.add(head)
-
-
-def _attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: Tensor) -> Any:
-    """Make what a model takes as `attention_mask`: one mask, or one for each kind of its layers.
-
-    Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
-    is given in full takes the place of the model's own, window and all.
-    """
-    window: int = getattr(config, "sliding_window", None) or 0
-    kinds = set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
-    if unknown := kinds - {FULL, SLIDING}:
-        raise InputError(
-            f"{config.model_type}: its layers of the kind {', '.join(sorted(unknown))} carry more from token to token "
-            "than an attention mask can part. Choose a model with full or sliding attention."
-        )
-    masks = {FULL: allowed_L1TT}
-    if SLIDING in kinds:
-        distance_LTT = position_LT[:, :, None] - position_LT[:, None, :]
-        masks[SLIDING] = allowed_L1TT & (distance_LTT < window)[:, None]
-    if config._attn_implementation == "flex_attention":
-        masks = {kind: _for_flex(mask) for kind, mask in masks.items()}
-    elif config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
-        zero = torch.zeros((), dtype=inner.dtype, device=allowed_L1TT.device)
-        masks = {kind: torch.where(mask, zero, torch.finfo(inner.dtype).min) for kind, mask in masks.items()}
-    return (
-        {kind: masks[kind] for kind in kinds}
-        if getattr(config, "layer_types", None) and SLIDING in kinds
-        else masks[kinds.pop()]
-    )
-
-
-def _for_flex(allowed_L1TT: Tensor) -> Any:
-    """Make the mask of FlexAttention, which leaves out whole blocks where nothing sees anything."""
-
-    def sees(line: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return allowed_L1TT[line, 0, query, key]
-
-    num_lines, _, num_tokens, _ = allowed_L1TT.shape
-    return create_block_mask(sees, num_lines, None, num_tokens, num_tokens, device=allowed_L1TT.device.type)
 
 
 def masked_mean(values_BA: Tensor, mask_BA: Tensor) -> Tensor:

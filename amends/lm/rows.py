@@ -10,9 +10,15 @@ from amends.lm.logprobs import PackedRow, packed_row
 from amends.lm.pairs import OR_SKIP, Dropped, Pair, Pairs, encode
 
 
+def context_of(model: Any) -> int | None:
+    """Most tokens that a model takes, if its configuration says so."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
 def context_limit(model: Any, max_length: int) -> int:
     """Most tokens a row may have: what was asked, or the model's context where that is shorter."""
-    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    return min(max_length, context_of(model) or max_length)
 
 
 def encode_rows(

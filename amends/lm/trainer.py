@@ -35,7 +35,8 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision, quiet
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_said
+from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_notes
+from amends.lm.shards import gathered, without_weights
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -45,7 +46,7 @@ class TrainRow(NamedTuple):
 
     packed: PackedRow
     is_retain: bool = False
-    said: Tensor | None = None
+    notes: Tensor | None = None
     """What was noted of its answer tokens before the training (`amends.lm.logprobs.note`), (answer tokens, K)."""
 
 
@@ -79,7 +80,7 @@ class Collate:
         self.pad_id, self.by_line = pad_id, by_line
 
     def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Any]:
-        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_said` where there is such, of the first part.
+        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_notes` where there is such, of the first part.
 
         is_retain says whether it holds rows to keep; the other parts, if there are any, are a list under "more".
         """
@@ -97,8 +98,8 @@ class Collate:
     def part(self, rows: Sequence[TrainRow]) -> dict[str, Any]:
         """Tensors of some rows that go through the model together."""
         batch = pack([row.packed for row in rows], self.pad_id)
-        said = [row.said for row in rows]
-        noted = {} if all(s is None for s in said) else pack_said(said, batch["answer"].shape[1])
+        notes = [row.notes for row in rows]
+        noted = {} if all(n is None for n in notes) else pack_notes(notes, batch["answer"].shape[1])
         return batch | noted | {"is_retain": rows[0].is_retain}
 
 
@@ -143,6 +144,11 @@ class AnswerTrainer(Trainer):
         collate.by_line = args.device.type == "cpu" and args.world_size == 1 and not self.couples_samples
         self.model_accepts_loss_kwargs = False
         self.add_callback(TellEpoch(rows))
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise InputError(
+                "FSDP: amends trains with its second version alone. Set fsdp_version: 2 (examples/launch/fsdp2.yaml)."
+            )
+        self._empty = without_weights(self.accelerator.unwrap_model(self.model)) if self.is_fsdp_enabled else None
         self._state = SHARDED if self.is_fsdp_enabled else WHOLE
         self.add_callback(StopOnNonFinite(self._state))
         self._stop = StopOnSignal(self)
@@ -240,6 +246,11 @@ class AnswerTrainer(Trainer):
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}; {what}.", self._stop.signal
             )
         return done
+
+    def trained_model(self) -> Any:
+        """Give the model as it is, in evaluation mode, whole in every process; under FSDP that is a copy."""
+        model = self.accelerator.unwrap_model(self.model)
+        return (gathered(model, self._empty) if self._empty is not None else model).eval()
 
     def check_finite(self) -> None:
         """Refuse trained weights that are not numbers: losses show it a step later than it happens.

@@ -1,4 +1,4 @@
-"""Texts that others wrote, made safe to look at, and numbers as people read them."""
+"""Texts that others wrote, made safe to look at, and numbers, and which of them is better, as people read them."""
 
 import math
 import re
@@ -6,6 +6,14 @@ import unicodedata
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
+DIRECTIONS = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "half": "near 0.5 is better",
+    "zero": "near 0 is better",
+}
+"""Which value of a measure is better."""
+WITH_ARROWS = DIRECTIONS | {name: f"{DIRECTIONS[name]} {sign}" for name, sign in (("higher", "↑"), ("lower", "↓"))}
 
 
 def visible(value: object, lines: bool = False) -> str:

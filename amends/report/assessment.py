@@ -9,8 +9,8 @@ from markupsafe import Markup
 from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
-from amends.report._text import last_part, number, visible
-from amends.report.html import MOST_ANSWERS, OPEN_ANSWERS, dataset, environment
+from amends.report._page import MOST_ANSWERS, OPEN_ANSWERS, dataset, environment
+from amends.report._text import WITH_ARROWS, last_part, number, visible
 from amends.report.plots import relearning, scores_by_variant
 from amends.report.verdict import is_number
 
@@ -29,9 +29,7 @@ AXES = {
     "locality": "Locality: how far did the weights move?",
     "membership": "Membership: can the forgotten rows be told?",
 }
-DIRECTIONS = {
-    "higher": "higher is better ↑",
-    "lower": "lower is better ↓",
+DIRECTIONS = WITH_ARROWS | {
     "half": "near the reference, or 0.5, is better",
     "zero": "near 0, the reference's, is better",
 }

@@ -5,8 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from amends.report._page import environment
 from amends.report._text import number
-from amends.report.html import environment
 from amends.report.plots import rank_histogram
 
 OPEN_RECORDS = 20  # shown in full

@@ -6,8 +6,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 
+from amends.report._draw import COLOURS, DASHES, FAINT, MARKERS, STYLE, legend, new_figure, svg
 from amends.report._text import visible
-from amends.report.plots import COLOURS, DASHES, FAINT, MARKERS, STYLE, _figure, _legend, _svg
 
 MOST_MARKED = 40
 """Points of a curve above which they are not marked one by one."""
@@ -37,7 +37,7 @@ def curves(
     across, up : str
         What the axes are.
     title : str
-        For who does not see it; the description that goes with it tells each curve's ends.
+        Text alternative for readers who cannot see the chart; its description tells each curve's ends.
     name : str
         Of letters; stands before the ids inside, so that several charts fit one page.
     limits : (low, high), default (None, None)
@@ -57,7 +57,7 @@ def curves(
     """
     told = []
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 3.8, len(of))
+        figure, (axes,) = new_figure(1, 3.8, len(of))
         for k, (curve, values) in enumerate(of.items()):
             x, *ys = _checked(curve, values, log)
             colour, marker = COLOURS[k % 6], MARKERS[k % 6] if len(x) <= MOST_MARKED else ""
@@ -67,7 +67,7 @@ def curves(
             if len(ys) == 3:
                 axes.fill_between(x, ys[1], ys[2], color=colour, alpha=BAND, linewidth=0)
             told.append(f"{curve}: {_ends(x, ys[0], across)}")
-        _legend(axes, list(of))
+        legend(axes, list(of))
         for what, value in (levels or {}).items():
             axes.axhline(value, color=FAINT, linewidth=1, linestyle=":")
             told.append(f"dotted across: {what}, {value:.3g}")
@@ -81,7 +81,7 @@ def curves(
         axes.set_ylim(*limits)
         for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
             write(visible(label), parse_math=False)
-        return _svg(figure, name, title, f"{'; '.join(told)}.")
+        return svg(figure, name, title, f"{'; '.join(told)}.")
 
 
 def pairs(
@@ -105,7 +105,7 @@ def pairs(
     """
     told, ends = [], []
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 3.8, len(of))
+        figure, (axes,) = new_figure(1, 3.8, len(of))
         for k, (label, values) in enumerate(of.items()):
             x, y = _checked(label, values, log=False)
             axes.plot(
@@ -115,12 +115,12 @@ def pairs(
             ends += [*x[there], *y[there]]
             furthest = f", at most {np.abs(x - y)[there].max():.2g} apart" if there.any() else ""
             told.append(f"{label}: {int(there.sum())} pairs{furthest}")
-        _legend(axes, list(of))
+        legend(axes, list(of))
         if ends:
             axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, linewidth=1, linestyle=":")
         for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
             write(visible(label), parse_math=False)
-        return _svg(figure, name, title, f"{'; '.join(told)}. On the dotted line both are equal.")
+        return svg(figure, name, title, f"{'; '.join(told)}. On the dotted line both are equal.")
 
 
 def _checked(name: str, values: Sequence[ArrayLike], log: bool) -> list[np.ndarray]:

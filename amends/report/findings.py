@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from amends.report._page import environment
 from amends.report._text import number
-from amends.report.html import environment
 
 MOST_SHOWN = 600  # characters of a text in an example
 Cell = str | float | int | None

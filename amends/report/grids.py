@@ -6,8 +6,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from amends.report._draw import COLOURS, STYLE, TEXT, legend, new_figure, svg
 from amends.report._text import visible
-from amends.report.plots import COLOURS, STYLE, TEXT, _figure, _legend, _svg
 
 DEEPEST = 0.6
 """Opacity of the largest entry: the number in it stands out on a white page and on a dark one."""
@@ -43,7 +43,7 @@ def matrix(
     """
     table = np.asarray(values, dtype=float)
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 1.1 + 0.42 * len(rows))
+        figure, (axes,) = new_figure(1, 1.1 + 0.42 * len(rows))
         axes.grid(False)
         for (i, j), value in np.ndenumerate(table):
             if not np.isfinite(value):
@@ -66,7 +66,7 @@ def matrix(
             f"{rows[i]}: " + ", ".join(f"{columns[j]} {table[i, j]:.{digits}f}" for j in range(len(columns)))
             for i in range(len(rows))
         )
-        return _svg(figure, name, title, f"Rows are {down}, columns {across}. {told}.")
+        return svg(figure, name, title, f"Rows are {down}, columns {across}. {told}.")
 
 
 def shares(
@@ -92,7 +92,7 @@ def shares(
     str : one svg element.
     """
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 3.4, len(of))
+        figure, (axes,) = new_figure(1, 3.4, len(of))
         width = 0.8 / len(of)
         for k, values in enumerate(of.values()):
             axes.bar(np.arange(len(labels)) + (k - (len(of) - 1) / 2) * width, values, width, color=COLOURS[k % 6])
@@ -105,9 +105,9 @@ def shares(
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("right")
         axes.set_ylabel(up)
-        _legend(axes, list(of))
+        legend(axes, list(of))
         told = "; ".join(
             f"{one}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, values, strict=True))
             for one, values in of.items()
         )
-        return _svg(figure, name, title, f"{told}.")
+        return svg(figure, name, title, f"{told}.")

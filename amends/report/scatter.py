@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amends.report.plots import COLOURS, FAINT, MARKERS, STYLE, _figure, _legend, _svg
+from amends.report._draw import COLOURS, FAINT, MARKERS, STYLE, legend, new_figure, svg
 
 MOST_DRAWN = 1500
 """Points of a set that are drawn; of more, every so many-th, so that the page stays small."""
@@ -24,14 +24,14 @@ def scatter(
     points : mapping
         Name of a set to x (N,) and y (N,); at most six.
     names : of the axis across and of the one up
-    title, told : for who does not see it
+    title, told : text alternative for readers who cannot see the chart
 
     Returns
     -------
     str : one svg element.
     """
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1, 4.3, len(points))
+        figure, (axes,) = new_figure(1, 4.3, len(points))
         for k, (x, y) in enumerate(points.values()):
             x_N, y_N = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
             step = -(-len(x_N) // MOST_DRAWN) or 1
@@ -42,5 +42,5 @@ def scatter(
         axes.locator_params(nbins=5)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
-        _legend(axes, list(points))
-        return _svg(figure, prefix, title, told)
+        legend(axes, list(points))
+        return svg(figure, prefix, title, told)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from amends.report._page import environment
 from amends.report._text import number, visible
-from amends.report.html import environment
 from amends.report.plots import histograms
 
 BINS = 40

@@ -21,12 +21,11 @@ from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
-from amends.lm.rows import context_limit, encode_rows
+from amends.lm.rows import context_limit, context_of, encode_rows
 from amends.unlearn._attacks import (
     EASY,
     Ask,
     Curve,
-    context_of,
     fitting,
     relearn,
 )

@@ -336,12 +336,6 @@ def fresh_adapter(model: Any, rank: int) -> Iterator[PeftModel]:
             weight.grad = None
 
 
-def context_of(model: Any) -> int | None:
-    """Most tokens that a model takes, if it says so."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
-
-
 def fitting(asks: Sequence[Ask], most: int | None) -> tuple[list[Ask], Mapping[str, int]]:
     """Leave out prompts of more than `most` tokens; how many of each variant."""
     left_out: dict[str, int] = {}

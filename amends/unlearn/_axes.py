@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amends.io.errors import InputError
+from amends.io.options import check_names
 from amends.unlearn._intervals import (
     LEAST_ROWS,
     NOWHERE,
@@ -300,8 +301,7 @@ def read_limits(given: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, text in pairs:
         name = name.strip()
-        if name not in LIMITS:
-            raise InputError(f"--limit {name}: there is no such limit. Known: {', '.join(LIMITS)}.")
+        check_names([name], LIMITS, "--limit", "limit")
         try:
             value = float(str(text))
         except ValueError:

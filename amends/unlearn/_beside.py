@@ -114,7 +114,7 @@ class Start:
 
     @contextmanager
     def again(self, model: torch.nn.Module) -> Iterator[None]:
-        """Give the model these weights for the time of the block."""
+        """Give the model these weights while the block runs."""
         now = {name: p for name, p in model.named_parameters() if name in self._kept}
         self._swap(now)
         try:

@@ -10,15 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.load import Loaded, load, precision, shares_base, weights_sha256
-from amends.lm.pairs import Pair, Pairs
+from amends.lm.pairs import Pair
 from amends.unlearn._beside import Judge, Start, with_others
 from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
+from amends.unlearn._read import QUESTIONS, Rows
 from amends.unlearn._request import Request
 
-ASKED_WITH = (
-    *("reference", "evaluations", "judge"),
-    *("retain_eval", "forget_eval", "real_authors", "world_facts", "holdout"),
-)
+ASKED_WITH = ("reference", "evaluations", "judge", "forget_eval", "holdout", *QUESTIONS.values())
 """Options that an evaluation alone has a use for."""
 
 
@@ -35,23 +33,18 @@ def check_evaluation(request: Request) -> None:
 
 
 def suite_of(
-    request: Request,
-    forget: Pairs,
-    templates: Sequence[str],
-    sets: Mapping[str, Pairs],
-    earlier: Mapping[str, Sequence[Pair]] | None = None,
-    holdout: Pairs | None = None,
-    forget_eval: Pairs | None = None,
+    request: Request, rows: Rows, templates: Sequence[str], earlier: Mapping[str, Sequence[Pair]] | None = None
 ) -> Suite:
-    """Build what the models of this run are asked; `sets` are those of `read_sets`."""
+    """Build what the models of a run are asked: its rows, and those of `earlier` requests on the same model."""
+    given = {option: pairs.kept for option, pairs in rows.given().items()}
     return build_suite(
-        forget.kept,
-        {name: pairs.kept for name, pairs in sets.items()},
+        rows.forget.kept,
+        {name: given[option] for name, option in QUESTIONS.items() if option in given},
         templates,
         rows=request.eval_rows,
         earlier=earlier,
-        holdout=holdout.kept if holdout else [],
-        forget_eval=forget_eval.kept if forget_eval else [],
+        holdout=given.get("holdout", ()),
+        forget_eval=given.get("forget_eval", ()),
     )
 
 

@@ -9,7 +9,6 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs
-from amends.lm.rows import context_limit
 from amends.unlearn._ledger import READING, Entry, entry_of, parse, set_name
 from amends.unlearn._read import about, read_data
 from amends.unlearn._request import Request
@@ -64,7 +63,7 @@ def read_earlier(entry: Entry, loaded: Loaded) -> Pairs:
         raise InputError(f"{path}: no such file or folder any more.")
     options = {name: entry.forget[name] for name in READING}
     request = Request(forget=path, **options)
-    pairs = read_data(path, request, loaded.tokenizer, context_limit(loaded.model, request.max_length))
+    pairs = read_data("forget", request, loaded)
     if about(path, pairs)["sha256"] != digest:
         raise InputError(f"{path}: other rows than those that were forgotten (SHA-256 differs).")
     return pairs

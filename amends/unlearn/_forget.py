@@ -4,15 +4,15 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from amends.io.bounds import check_value
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.load import autocast, load, quiet
@@ -31,10 +31,9 @@ from amends.lm.pairs import Pair, encode, read_pairs
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
+from amends.unlearn._stop import StopWhenForgotten, start_warnings
 
 ALL_STEPS = "all steps done"
-TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
-"""A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 START_ROWS = 16
 MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
 """Steps as long as those that AdamW takes at a fifth of the rate."""
@@ -45,13 +44,22 @@ class ForgetConfig(TrainingArguments):
     """Settings that every forgetting method has, beside those of `TrainingArguments`."""
 
     stop_v_f: float | None = field(
-        default=None, metadata={"help": "Stop when the mean probability of the forget answers' tokens is at most this."}
+        default=None,
+        metadata={
+            "help": "Stop when the mean probability of the forget answers' tokens is at most this.",
+            "min": 0,
+            "max": 1,
+        },
     )
-    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget."})
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep."})
+    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget.", "min": 0})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep.", "min": 0})
     floor_v_f: float | None = field(
         default=None,
-        metadata={"help": "A row is not pushed further while the mean probability of its answer is at most this."},
+        metadata={
+            "help": "A row is not pushed further while the mean probability of its answer is at most this.",
+            "min": 0,
+            "max": 1,
+        },
     )
     retain_loss: Literal["nll", "kl"] = field(
         default="nll",
@@ -60,24 +68,17 @@ class ForgetConfig(TrainingArguments):
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
     )
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer."})
+    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer.", "min": 2})
     logging_steps: float = field(default=1, metadata={"help": "As in TrainingArguments, where the default is 500."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
 
     def __post_init__(self) -> None:
-        """Check the settings of ours, then those of transformers."""
+        """Check what transformers does not: that every value is within the bounds that its field names."""
         super().__post_init__()
-        if self.stop_v_f is not None and not 0 <= self.stop_v_f <= 1:
-            raise InputError(f"stop_v_f={self.stop_v_f}: a probability between 0 and 1 is needed (or none).")
-        if self.floor_v_f is not None and not 0 <= self.floor_v_f <= 1:
-            raise InputError(f"floor_v_f={self.floor_v_f}: a probability between 0 and 1 is needed (or none).")
-        for name in ("forget_weight", "retain_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: must not be negative.")
-        if self.retain_loss not in ("nll", "kl"):
-            raise InputError(f"retain_loss={self.retain_loss!r}: choose nll or kl.")
-        if self.optimizer not in ("adamw", "muon"):
-            raise InputError(f"optimizer={self.optimizer!r}: choose adamw or muon.")
+        hints, known = get_type_hints(type(self)), {own.name for own in fields(TrainingArguments)}
+        for own in fields(self):
+            if own.name not in known:
+                check_value(own.name, getattr(self, own.name), hints[own.name], own.metadata)
 
 
 class ForgetTrainer(AnswerTrainer):
@@ -115,11 +116,14 @@ class ForgetTrainer(AnswerTrainer):
     title: ClassVar[str]
     """Name of the method in reports."""
     takes_templates: ClassVar[bool] = False
-    needs_retain: ClassVar[bool] = False
+    keeps: ClassVar[Literal["needed", "usual", "possible", "none"]] = "possible"
+    """Rows to keep: whether there must be some, the source has some, there may be some, or there can be none."""
     holds_retain: ClassVar[bool] = False
     """Whether all rows to keep are held to the reference, whatever `retain_loss` says."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of the options that all methods have, those that begin with another value here."""
+    sees_probabilities: ClassVar[bool] = True
+    """Whether v_f is among what `forget_losses` logs, as a floor needs it."""
     reads_logs: ClassVar[bool] = False
     """Whether a rule of the method looks at what is logged, which must then be every step."""
     reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
@@ -152,7 +156,7 @@ class ForgetTrainer(AnswerTrainer):
                 model = get_peft_model(model, peft_config)
         self.pairs = as_pairs(train_dataset, processing_class)
         limit = context_limit(model, args.max_length)
-        self._forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
+        self.forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
         keep = encode_rows(processing_class, [*retain, *neighbours], limit)
         self._retain_rows = [TrainRow(row, is_retain=True) for row in keep]
@@ -177,6 +181,17 @@ class ForgetTrainer(AnswerTrainer):
             self.add_callback(self.stop_rule(args.stop_v_f))
 
     @classmethod
+    def method_name(cls) -> str:
+        """Give the name of the method on the command line: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def config_class(cls) -> type[ForgetConfig]:
+        """Give the class of its settings: the type of `args`."""
+        found: type[ForgetConfig] = get_type_hints(cls)["args"]
+        return found
+
+    @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
         """Refuse settings that the method has no use for; nothing needs to be loaded for it.
 
@@ -187,8 +202,14 @@ class ForgetTrainer(AnswerTrainer):
         ------
         InputError
         """
-        if cls.needs_retain and not keeps:
+        if cls.keeps == "needed" and not keeps:
             raise InputError(f"{cls.title} needs rows to keep. Give --retain, or --neighbours.")
+        if cls.keeps == "none" and keeps:
+            raise InputError(f"{cls.title} takes no rows to keep. Leave --retain and --neighbours out.")
+        if cls.holds_retain and args.retain_loss != "nll":
+            raise InputError(f"--retain-loss: {cls.title} has a cost of its own for rows to keep. Leave it out.")
+        if not cls.sees_probabilities and args.floor_v_f is not None:
+            raise InputError(f"--floor-v-f: {cls.title} does not see the answers' probabilities. Leave it out.")
         if cls.reads_logs and (args.logging_strategy != "steps" or args.logging_steps != 1):
             raise InputError(f"logging_steps: {cls.title} looks at the log of every step. Leave it at 1.")
 
@@ -200,14 +221,14 @@ class ForgetTrainer(AnswerTrainer):
         InputError : that begins with `what` they are.
         """
         encoded = encode(self.processing_class, self.pairs[0].prompt, answers)
-        longest = max(len(row.packed.prompt) for row in self._forget_rows) + max(len(e.answer) for e in encoded)
+        longest = max(len(row.packed.prompt) for row in self.forget_rows) + max(len(e.answer) for e in encoded)
         if longest > self.limit:
             raise InputError(
                 f"{what}: the longest prompt with the longest of them behind it has {longest} tokens, more than the "
                 f"{self.limit} that fit (--max-length and the model's context). Shorten them."
             )
 
-    def stop_rule(self, limit: float) -> "StopWhenForgotten":
+    def stop_rule(self, limit: float) -> StopWhenForgotten:
         """Give what stops the training at `args.stop_v_f`."""
         return StopWhenForgotten(self, limit)
 
@@ -220,17 +241,20 @@ class ForgetTrainer(AnswerTrainer):
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Answer 0 is the one to forget; answer 1, with templates, is one of them."""
-        row = self._forget_rows[index]
+        row = self.forget_rows[index]
         return self.with_answers(index, random_.choice(self.templates)) if self.takes_templates else row
 
     def with_answers(self, index: int, *texts: str) -> TrainRow:
         """Put further answers behind the one to forget."""
-        prompt, answers = self._forget_rows[index].packed
+        prompt, answers = self.forget_rows[index].packed
         more = [encode(self.processing_class, self.pairs[index].prompt, [text])[0].answer for text in texts]
-        return self._forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
+        return self.forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each forget row (S,), and what to log, among it v_f where the answers' logits are computed anyway."""
+        """Loss of each row to forget (S,), to be lowered, and values to log, (S,) each.
+
+        v_f (`probabilities`) is to be among them, unless the class says that it sees none.
+        """
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
     def probabilities(self, out: AnswerLogprobs) -> dict[str, Tensor]:
@@ -243,7 +267,7 @@ class ForgetTrainer(AnswerTrainer):
         """Cost of each row to keep, (S,), 0 where it has another of them; all processes log the same names."""
         costs = {}
         first = out.mask(0)
-        held_BA = torch.zeros_like(first) if out.has_said_B is None else first & out.has_said_B[:, None]
+        held_BA = torch.zeros_like(first) if out.has_notes_B is None else first & out.has_notes_B[:, None]
         if len(self._held_rows) < len(self._retain_rows):
             costs["retain_nll"] = -masked_mean(out.score(log_probability, first & ~held_BA), first)
         if self._held_rows:
@@ -252,9 +276,11 @@ class ForgetTrainer(AnswerTrainer):
 
     def kl(self, out: AnswerLogprobs, mask_BA: Tensor) -> Tensor:
         """Forward KL from the model at the start, whose states were noted, at some answer tokens (B, A)."""
-        if out.said_BAK is None:
+        if out.notes_BAK is None:
             return torch.zeros_like(mask_BA, dtype=torch.float32)
-        return out.score(lambda logits, _, said: forward_kl(logits, self.reference_logits(said)), mask_BA, out.said_BAK)
+        return out.score(
+            lambda logits, _, noted: forward_kl(logits, self.reference_logits(noted)), mask_BA, out.noted_BAK
+        )
 
     def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the method's loss; a row that is forgotten enough is not pushed further."""
@@ -282,12 +308,12 @@ class ForgetTrainer(AnswerTrainer):
 
         Over all forget rows, or over `most` of them, evenly spread.
         """
-        num_rows = len(self._forget_rows)
+        num_rows = len(self.forget_rows)
         chosen = range(0, num_rows, math.ceil(num_rows / (most or num_rows)))
         if templates:
             rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")).packed for i in chosen]
         else:
-            rows = [self._forget_rows[i].packed for i in chosen]
+            rows = [self.forget_rows[i].packed for i in chosen]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -317,79 +343,19 @@ class ForgetTrainer(AnswerTrainer):
         self._note(self._retain_rows, self._held_rows, states)
         if self.reference:
             of = states if self.reference == "states" else log_probabilities
-            self._note(self._forget_rows, range(len(self._forget_rows)), of)
+            self._note(self.forget_rows, range(len(self.forget_rows)), of)
 
     def _note(self, rows: list[TrainRow], which: Sequence[int], of: Callable[[AnswerLogprobs], Tensor]) -> None:
         """Put what is noted of some rows into them."""
         packed = [rows[i].packed for i in which]
-        said = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
-        for i, said_AK in zip(which, said, strict=True):
-            rows[i] = rows[i]._replace(said=said_AK)
+        notes = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
+        for i, notes_AK in zip(which, notes, strict=True):
+            rows[i] = rows[i]._replace(notes=notes_AK)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save nothing where the stop rule ended the training: resumed from there, it would go on."""
         if self.stopped == ALL_STEPS:
             super()._save_checkpoint(model, trial)
-
-
-class StopWhenForgotten(TrainerCallback, ExportableState):
-    """Stop when v_f over all forget rows is at most the limit; looked at whenever a batch is.
-
-    patience : float, default 1
-        Go on to this many times the steps after which that was first so.
-    """
-
-    def __init__(self, trainer: ForgetTrainer, limit: float, patience: float = 1.0) -> None:
-        self.trainer, self.limit, self.patience = trainer, limit, patience
-        self.reached: tuple[int, float] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Say what a checkpoint keeps of it."""
-        return {"args": {"reached": self.reached}, "attributes": {}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from a checkpoint's state."""
-        if (kept := state.stateful_callbacks.get(type(self).__name__)) and kept["args"]["reached"]:
-            self.reached = tuple(kept["args"]["reached"])
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the batch before."""
-        self.trainer.v_f_of_step.clear()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the batch first, which is free, then at all rows."""
-        if self.reached is None:
-            batch = self.trainer.v_f_of_step
-            if batch and self.trainer.accelerator.reduce(torch.cat(batch).mean(), "mean").item() > self.limit:
-                return
-            v_f = self.trainer.forget_means(templates=False)["v_f"]
-            if v_f > self.limit:
-                return
-            self.reached = state.global_step, v_f
-        step, v_f = self.reached
-        if state.global_step >= self.patience * step:
-            later = f", and {state.global_step - step} steps more" if state.global_step > step else ""
-            self.trainer.stopped = (
-                f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {step}{later}"
-            )
-            control.should_training_stop = True
-
-
-def start_warnings(start: Mapping[str, float]) -> list[str]:
-    """Say where the start leaves the loss next to no gradient."""
-    texts = []
-    if start["v_f"] > FORGET_TOO_HIGH:
-        texts.append(
-            f"v_f starts at {start['v_f']:.4f}: the forget answers are known so surely that their gradient nearly "
-            "vanishes and nothing may move for many steps. Raise the learning rate."
-        )
-    if start.get("v_e", 1.0) < TEMPLATE_TOO_LOW:
-        texts.append(
-            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will "
-            "hardly move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its "
-            "own words."
-        )
-    return texts
 
 
 def states(out: AnswerLogprobs) -> Tensor:

@@ -3,18 +3,18 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
-from functools import partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+import amends.unlearn
 from amends.io.errors import InputError
-from amends.io.tables import read_rows
+from amends.io.options import ModelOption
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
-from amends.unlearn._refusals import refusals
-from amends.unlearn._request import Data, ForgetOption, ModelOption, OutOption, Request
+from amends.unlearn._request import Data, ForgetOption, OutOption, Request
 from amends.unlearn._run import Result, run_unlearning
 
 TEMPLATES = "Template answers, one a line; default: built-in refusals."
@@ -41,41 +41,35 @@ InputError : anything the caller can mend; nothing is left behind.
 """
 
 
-def method(
-    trainer: type[ForgetTrainer], config: type[ForgetConfig]
-) -> tuple[Callable[..., Result], Callable[..., None]]:
+def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callable[..., None]]:
     """Make `run` and `command` of a method.
 
-    Its options are the fields that `config` adds to `ForgetConfig` (metadata: help, min, max), --templates where the
-    trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
+    Its options are the fields that the class of `args` adds to `ForgetConfig` (metadata: help, min, max), --templates
+    where the trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
 
     Parameters
     ----------
     trainer : subclass of ForgetTrainer
-        Its module's name is the method's, its module's docstring the help.
-    config : subclass of ForgetConfig
+        Its module's name is the method's, its module's docstring the help, the type of its `args` its settings.
     """
-    name = trainer.__module__.rpartition(".")[2]
+    config, name = trainer.config_class(), trainer.method_name()
     summary = (import_module(trainer.__module__).__doc__ or "").partition("\n")[0]
     own = [f for f in fields(config) if f.name not in {g.name for g in fields(ForgetConfig)}]
 
     def run(
         model: str | Path | Any, forget: Data, *, processing_class: Any = None, templates: Any = None, **options: Any
     ) -> Result:
-        pool = read_templates(templates) if trainer.takes_templates else None
+        if templates is not None and not trainer.takes_templates:
+            raise InputError(f"templates: {trainer.title} has none. Leave them out.")
         settings = {f.name: options.pop(f.name) for f in own if f.name in options}
+        request = Request(forget=forget, **{**trainer.defaults, **options})
         return run_unlearning(
-            name,
+            trainer,
             model,
-            Request(forget=forget, **{**trainer.defaults, **options}),
-            partial(trainer, templates=pool) if pool else trainer,
-            config,
+            request,
             {f.name: f.default for f in own} | settings,
-            templates=pool,
+            templates=templates,
             processing_class=processing_class,
-            recorded={"templates": str(templates) if isinstance(templates, str | Path) else templates}
-            if pool
-            else None,
         )
 
     def command(model: str, forget: str, out: Path, **options: Any) -> None:
@@ -86,6 +80,18 @@ def method(
     _show(command, _own(own, config, trainer, True), trainer, name, run=False)
     command.__doc__ = summary
     return run, command
+
+
+def method_names() -> list[str]:
+    """Names of all methods on the command line: those of their files."""
+    return sorted(found.name for found in iter_modules(amends.unlearn.__path__) if not found.name.startswith("_"))
+
+
+def trainer_named(name: str) -> type[ForgetTrainer]:
+    """Give the trainer of a method, by the method's name on the command line."""
+    module = import_module(f"amends.unlearn.{name}")
+    classes = (found for found in vars(module).values() if isinstance(found, type))
+    return next(c for c in classes if issubclass(c, ForgetTrainer) and c.__module__ == module.__name__)
 
 
 def _own(
@@ -130,21 +136,3 @@ def _show(
     function.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": returns}
     function.__module__, function.__qualname__ = trainer.__module__, function.__name__
-
-
-def read_templates(source: Data | Sequence[str] | None) -> list[str]:
-    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
-    if source is None:
-        return refusals()
-    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
-        (row,) = read_rows(source)
-        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
-    if isinstance(source, str | Path):
-        found = []
-        for row in read_rows(source):
-            text = row.data.get("answer", row.data.get("text"))
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
-            found.append(text.strip())
-        return found
-    return [str(text) for text in source]

@@ -1,5 +1,6 @@
 """What a run reads: the model, and the rows of its request."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,22 +14,31 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded, load
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
+from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
+
+QUESTIONS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
+"""Sets of questions that a run asks, and the options that name them."""
 
 
 class Rows(NamedTuple):
-    """The rows of a request by what they are for; None where it names none."""
+    """The rows of a request by the option that names them; None where there are none."""
 
     forget: Pairs
-    retain: Pairs | None
-    holdout: Pairs | None
-    forget_eval: Pairs | None
+    retain: Pairs | None = None
+    holdout: Pairs | None = None
+    forget_eval: Pairs | None = None
+    retain_eval: Pairs | None = None
+    real_authors: Pairs | None = None
+    world_facts: Pairs | None = None
+
+    def given(self) -> dict[str, Pairs]:
+        """Give those that there are."""
+        return {option: pairs for option, pairs in self._asdict().items() if pairs is not None}
 
     def about(self, request: Request) -> dict[str, Any]:
         """Describe them for run.json."""
-        return {
-            name: about(getattr(request, name), pairs) for name, pairs in self._asdict().items() if pairs is not None
-        }
+        return {option: about(getattr(request, option), pairs) for option, pairs in self.given().items()}
 
 
 def read_request(request: Request, loaded: Loaded) -> Rows:
@@ -38,21 +48,60 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     ------
     InputError : rows that cannot be read or are too long, rows to measure with that are trained on.
     """
-    limit = context_limit(loaded.model, request.max_length)
-    given = [getattr(request, name) for name in Rows._fields]
-    forget, *others = (
-        None if source is None else read_data(source, request, loaded.tokenizer, limit) for source in given
-    )
-    assert forget is not None  # no default
-    rows = Rows(forget, *others)
-    encode_rows(loaded.tokenizer, [pair for pairs in rows if pairs for pair in pairs.kept], limit)
-    if rows.retain:
-        check_unseen(rows.retain, rows.forget.kept, "--retain")
-    trained = [pair for pairs in (rows.forget, rows.retain) if pairs for pair in pairs.kept]
+    rows = read_asked(request, loaded)
+    forget = rows.forget.kept
+    if request.retain is not None:
+        retain = read_data("retain", request, loaded)
+        check_unseen(retain, forget, "--retain")
+        rows = rows._replace(retain=retain)
+    if rows.retain_eval:
+        check_unseen(rows.retain_eval, forget, "--retain-eval")
+    trained = [*forget, *(rows.retain.kept if rows.retain else [])]
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
             check_unseen(unseen, trained, option)
     return rows
+
+
+def read_asked(request: Request, loaded: Loaded) -> Rows:
+    """Read the rows of a request that models are asked: all but those to keep.
+
+    Raises
+    ------
+    InputError : rows that cannot be read or are too long.
+    """
+    asked = [option for option in Rows._fields if option != "retain" and getattr(request, option) is not None]
+    return Rows(**{option: read_data(option, request, loaded) for option in asked})
+
+
+def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
+    """Read the rows that an option of a request names; with skip_bad_rows, without those that are too long.
+
+    Of questions the columns that the request names are read if they are there, else a known shape; and only the model's
+    context limits them.
+
+    Raises
+    ------
+    InputError : rows that cannot be read or are too long.
+    """
+    source: Data = getattr(request, option)
+    rows = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, option))
+    asked_only = option in QUESTIONS.values()
+    named = not asked_only or (rows and request.question_column in rows[0].data)
+    pairs = read_pairs(
+        rows,
+        question_column=request.question_column if named else None,
+        answer_column=request.answer_column if named else None,
+        skip_bad_rows=request.skip_bad_rows,
+        tokenizer=loaded.tokenizer,
+        prefix_tokens=request.prefix_tokens,
+        continuation_tokens=request.continuation_tokens,
+    )
+    limit = context_limit(loaded.model, sys.maxsize if asked_only else request.max_length)
+    if request.skip_bad_rows:
+        return without_too_long(pairs, loaded.tokenizer, limit)
+    encode_rows(loaded.tokenizer, pairs.kept, limit)
+    return pairs
 
 
 def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
@@ -67,60 +116,22 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
     return Loaded(model, tokenizer, name, name)
 
 
-def read_data(source: Data, request: Request, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
-    """Pairs from a file or from dictionaries; with skip_bad_rows, without those of more than `limit` tokens."""
-    rows = read_rows(source) if isinstance(source, str | Path) else rows_of(source)
-    pairs = read_pairs(
-        rows,
-        question_column=request.question_column,
-        answer_column=request.answer_column,
-        skip_bad_rows=request.skip_bad_rows,
-        tokenizer=tokenizer,
-        prefix_tokens=request.prefix_tokens,
-        continuation_tokens=request.continuation_tokens,
-    )
-    return without_too_long(pairs, tokenizer, limit) if request.skip_bad_rows else pairs
-
-
-SETS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
-"""Questions that a run asks, and the options that name them."""
-
-
-def read_sets(
-    request: Request, tokenizer: PreTrainedTokenizerBase | None = None, most: int | None = None
-) -> dict[str, Pairs]:
-    """Read the questions to ask; the columns that the request names are read if they are there, else a known shape.
-
-    Parameters
-    ----------
-    tokenizer : optional
-        For plain text, and to find rows that are too long.
-    most : int, optional
-        Tokens that the model takes.
-
-    Raises
-    ------
-    InputError : rows that cannot be read, or are too long.
-    """
-    found = {}
-    for name, option in SETS.items():
-        if (source := getattr(request, option)) is not None:
-            rows = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, name))
-            named = request.question_column is not None and rows and request.question_column in rows[0].data
-            pairs = read_pairs(
-                rows,
-                question_column=request.question_column if named else None,
-                answer_column=request.answer_column if named else None,
-                skip_bad_rows=request.skip_bad_rows,
-                tokenizer=tokenizer,
-                prefix_tokens=request.prefix_tokens,
-                continuation_tokens=request.continuation_tokens,
-            )
-            if most is not None and tokenizer is not None:
-                pairs = without_too_long(pairs, tokenizer, most) if request.skip_bad_rows else pairs
-                encode_rows(tokenizer, pairs.kept, most)
-            found[name] = pairs
-    return found
+def read_templates(source: Data | Sequence[str] | None) -> list[str]:
+    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
+    if source is None:
+        return refusals()
+    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
+        (row,) = read_rows(source)
+        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    if isinstance(source, str | Path):
+        found = []
+        for row in read_rows(source):
+            text = row.data.get("answer", row.data.get("text"))
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
+            found.append(text.strip())
+        return found
+    return [str(text) for text in source]
 
 
 def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout") -> None:
@@ -141,9 +152,8 @@ def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdou
         )
 
 
-def about(source: Data | None, pairs: Pairs | None) -> dict[str, Any]:
+def about(source: Data | None, pairs: Pairs) -> dict[str, Any]:
     """Describe a data set for run.json."""
-    assert pairs is not None
     return {
         "path": str(source) if isinstance(source, str | Path) else None,
         "rows": pairs.num_rows,

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from amends.io.bounds import check_value
 from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetConfig
 
@@ -14,9 +15,6 @@ Config = TypeVar("Config", bound=ForgetConfig)
 Data = str | Path | Sequence[Mapping[str, Any]]
 
 # What every command is given first; the rest of its options are the fields of Request, and its own.
-ModelOption = Annotated[
-    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-]
 ForgetOption = Annotated[
     str, typer.Option(help="What to forget: .jsonl, .json, .csv, .parquet, .txt or a datasets folder.")
 ]
@@ -46,7 +44,7 @@ class Request:
     retain_loss: Annotated[
         Literal["nll", "kl"],
         typer.Option(
-            help="Of rows to keep: NLL, or KL from the model at the start; jensun, kl, llmu and rmu have their own."
+            help="Of rows to keep: NLL, or KL from the model at the start; a cost that a method has of its own stays."
         ),
     ] = "nll"
     stop_v_f: Annotated[
@@ -113,6 +111,13 @@ class Request:
         typer.Option(help="Steps between checkpoints in OUT.checkpoints, to resume from; 0 writes none.", min=0),
     ] = 0
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0
+
+    def __post_init__(self) -> None:
+        """Check that every value is within the bounds that its option names."""
+        for name, hint in get_type_hints(Request, include_extras=True).items():
+            kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            for option in extras:
+                check_value(name, getattr(self, name), kind, vars(option))
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Request":

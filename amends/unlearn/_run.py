@@ -5,7 +5,7 @@ Every method shares it; a method only says how its trainer is made.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,18 +25,17 @@ from amends.lm.checkpoint import remove
 from amends.lm.load import precision, prepare, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.report.card import model_card
-from amends.report.html import render_report
-from amends.unlearn._attacks import context_of
+from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
 from amends.unlearn._evaluate import Suite
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, start_warnings
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import about, check_unseen, model_for, read_request, read_sets, record_sha256
-from amends.unlearn._refusals import refusals
-from amends.unlearn._request import Request
+from amends.unlearn._read import about, model_for, read_request, read_templates, record_sha256
+from amends.unlearn._request import Data, Request
+from amends.unlearn._stop import start_warnings
 
 NEIGHBOURS = "neighbours.jsonl"
 
@@ -56,51 +55,42 @@ class Result:
 
 
 def run_unlearning(
-    method: str,
+    trainer_class: type[ForgetTrainer],
     model: str | Path | Any,
     request: Request,
-    trainer_class: Callable[..., ForgetTrainer],
-    config_class: type[ForgetConfig],
-    own: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any],
     *,
-    templates: Sequence[str] | None = None,
+    templates: Data | Sequence[str] | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
-    recorded: Mapping[str, Any] | None = None,
 ) -> Result:
     """Carry out a request.
 
     Parameters
     ----------
-    method : str
-        Its name on the command line.
+    trainer_class : subclass of ForgetTrainer
+        The method.
     model : str, Path or model
         What `amends.lm.load` takes, or a model that is loaded already (with `processing_class`).
-    trainer_class : callable
-        (model, args, train_dataset, processing_class, retain_dataset=, callbacks=) -> ForgetTrainer.
-    config_class, own
-        Class of the trainer's settings, and the method's own among them.
-    templates : list of str, optional
-        Answers that count as refusals in the evaluation, beside the general patterns; default: the built-in refusals,
-        so that all methods are asked the same.
-    recorded : dict
-        Further options for run.json.
+    own : dict
+        The method's own settings.
+    templates : path or list, optional
+        As `read_templates` takes them, for a method that has them: answers to give instead, which count as refusals in
+        the evaluation beside the general patterns. Default: the built-in refusals, so that all methods are asked the
+        same.
 
     Raises
     ------
     InputError : anything the user can mend. Until the training is over nothing but checkpoints is left behind, from
         which the same request goes on; from then on the model is kept, whatever happens to its evaluation or report.
     """
-    if request.out is not None:
-        check_new(request.out)
-    if request.save_steps and request.out is None:
-        raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
-    trainer_type: Any = getattr(trainer_class, "func", trainer_class)  # of a partial
+    method = trainer_class.method_name()
+    args = checked(trainer_class, request, own)
+    known = read_templates(templates)
+    config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None} | dict(own)
+    if trainer_class.takes_templates:
+        config["templates"] = str(templates) if isinstance(templates, str | Path) else templates
     checkpoints = request.checkpoints
     resume = bool(checkpoints and checkpoints.is_dir())
-    args = request.arguments(config_class, **(own or {}))
-    check_evaluation(request)
-    check_keep(request, trainer_type.defaults)
-    trainer_type.check(args, keeps=request.retain is not None or request.neighbours > 0)
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
     with locked, not_left_empty(checkpoints):
         started = time.time()
@@ -113,16 +103,12 @@ def run_unlearning(
         forget, tokenizer = rows.forget.kept, loaded.tokenizer
         judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
-        known = refusals() if templates is None else templates
-        for row in rows.forget.dropped:
+        for row in (row for pairs in rows.given().values() for row in pairs.dropped):
             say(f"left out {row.where}: {row.reason}")
         suite: Suite | None = None
         evaluations: dict[str, dict[str, Any]] = {}
         if request.eval_rows:
-            sets = read_sets(request, tokenizer, context_of(loaded.model))
-            if "retain" in sets:
-                check_unseen(sets["retain"], forget, "--retain-eval")
-            suite = suite_of(request, rows.forget, known, sets, earlier.questions, rows.holdout, rows.forget_eval)
+            suite = suite_of(request, rows, known, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         data = rows.about(request)
         own_answers: list[Pair] = []
@@ -141,15 +127,9 @@ def run_unlearning(
             tokenizer,
             retain_dataset=rows.retain.kept if rows.retain else None,
             neighbours=own_answers,
+            templates=known,
             callbacks=[Bar("forgetting", "v_f")],
         )
-        if trainer.is_fsdp_enabled:
-            raise InputError(
-                "FSDP: weights that are sharded over processes would be saved in part. Launch with DDP "
-                "(examples/launch/ddp.yaml), or use the trainer in a script of your own."
-            )
-        config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None}
-        config |= dict(own or {}) | dict(recorded or {})
         trainer.request = asked(config, data) | {
             "templates' text": sha256_json(list(known)),
             "weights": before_sha256,
@@ -160,7 +140,7 @@ def run_unlearning(
         told = train(trainer, resume)
         say(f"stopped: {trainer.stopped}")
         seconds = {"until trained": round(time.time() - started, 1)}
-        model_after = trainer.accelerator.unwrap_model(trainer.model).eval()
+        model_after = trainer.trained_model()
         failure: BaseException | None = None
         if suite is not None and start is not None:
             try:
@@ -194,15 +174,28 @@ def run_unlearning(
         return result
 
 
-def check_keep(request: Request, defaults: Mapping[str, Any]) -> None:
-    """Refuse options of rows to keep where there are none."""
-    if request.retain is None and not request.neighbours:
-        for name in ("retain_weight", "retain_loss"):
-            if getattr(request, name) != defaults.get(name, getattr(Request, name)):
-                raise InputError(
-                    f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or "
-                    "leave it out."
-                )
+def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[str, Any]) -> ForgetConfig:
+    """Make the settings of a training, and refuse a request that cannot be carried out, before anything is read.
+
+    Raises
+    ------
+    InputError
+    """
+    if request.out is not None:
+        check_new(request.out)
+    if request.save_steps and request.out is None:
+        raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
+    check_evaluation(request)
+    keeps = request.retain is not None or request.neighbours > 0
+    for name in ("retain_weight", "retain_loss"):
+        if not keeps and getattr(request, name) != trainer_class.defaults.get(name, getattr(Request, name)):
+            raise InputError(
+                f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or leave "
+                "it out."
+            )
+    args = request.arguments(trainer_class.config_class(), **own)
+    trainer_class.check(args, keeps=keeps)
+    return args
 
 
 def asked(config: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

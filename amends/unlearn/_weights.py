@@ -4,7 +4,6 @@ Shapes: O output channels, I inputs of a linear layer; r rank of an adapter. Nam
 below an adapter, so that an adapter can be compared with a model without one.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from amends.io.errors import InputError
+from amends.lm.load import LAYER
 
-LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 CHANGED = 1e-3
 """A weight counts as changed if it moved by more than this share of its size."""
 

@@ -89,8 +89,8 @@ class AltPOTrainer(DPOTrainer):
     def _ask(self, pairs: Sequence[Pair], seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class
         prompts = [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs]
-        room = self.limit - max(len(row.packed.prompt) for row in self._forget_rows)
-        longest = min(room, max(len(row.packed.answers[0]) for row in self._forget_rows))
+        room = self.limit - max(len(row.packed.prompt) for row in self.forget_rows)
+        longest = min(room, max(len(row.packed.answers[0]) for row in self.forget_rows))
         needed = longest + max(map(len, prompts))
         if needed > (most := context_limit(model, needed)):
             raise InputError(
@@ -114,4 +114,4 @@ class AltPOTrainer(DPOTrainer):
             model.train(was_training)
 
 
-run, command = method(AltPOTrainer, DPOConfig)
+run, command = method(AltPOTrainer)

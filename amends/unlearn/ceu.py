@@ -29,7 +29,7 @@ class CEUTrainer(ForgetTrainer):
 
     def __init__(self, *given: Any, **kwargs: Any) -> None:
         super().__init__(*given, **kwargs)
-        for pair, row in zip(self.pairs, self._forget_rows, strict=True):
+        for pair, row in zip(self.pairs, self.forget_rows, strict=True):
             if len(row.packed.answers[0]) < 2:
                 raise InputError(f"{pair.where}: the answer is one token, which CE-U leaves out. Leave the row out.")
 
@@ -40,4 +40,4 @@ class CEUTrainer(ForgetTrainer):
         return masked_mean(out.score(ceu_cross_entropy, later_BA), later_BA), self.probabilities(out)
 
 
-run, command = method(CEUTrainer, ForgetConfig)
+run, command = method(CEUTrainer)

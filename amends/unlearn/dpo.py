@@ -42,6 +42,7 @@ class DPOTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by DPO; the reference's log-probabilities are noted once."""
 
     title = "DPO (IdkDPO)"
+    keeps = "usual"
     takes_templates = True
     args: DPOConfig
 
@@ -59,13 +60,13 @@ class DPOTrainer(ForgetTrainer):
         """Note the log-probabilities of the answers to forget and of all alternates, each with its prompt once."""
         super().note_reference()
         rows = [self.with_answers(i, *texts).packed for i, texts in enumerate(self.alternates())]
-        said = note(self.model, rows, self.processing_class.pad_token_id, log_probabilities)
+        notes = note(self.model, rows, self.processing_class.pad_token_id, log_probabilities)
         self._choices = []
-        for (prompt, answers), said_A1 in zip(rows, said, strict=True):
-            forget_A1, *others = said_A1.split([len(answer) for answer in answers])
+        for (prompt, answers), notes_A1 in zip(rows, notes, strict=True):
+            forget_A1, *others = notes_A1.split([len(answer) for answer in answers])
             self._choices.append(
                 [
-                    TrainRow(PackedRow(prompt, [answers[0], answer]), said=torch.cat([forget_A1, other_A1]))
+                    TrainRow(PackedRow(prompt, [answers[0], answer]), notes=torch.cat([forget_A1, other_A1]))
                     for answer, other_A1 in zip(answers[1:], others, strict=True)
                 ]
             )
@@ -76,10 +77,9 @@ class DPOTrainer(ForgetTrainer):
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """DPO of each sample."""
-        assert out.said_BAK is not None
-        gain_BA = out.logp_BA - out.said_BAK[..., 0]
+        gain_BA = out.logp_BA - out.noted_BAK[..., 0]
         lose_S, win_S = ((gain_BA * out.mask(k)).sum(-1) for k in (0, 1))
         return dpo_loss(win_S, lose_S, self.args.beta), self.probabilities(out)
 
 
-run, command = method(DPOTrainer, DPOConfig)
+run, command = method(DPOTrainer)

@@ -79,8 +79,6 @@ class FLATConfig(ForgetConfig):
             divergence_named(self.divergence)
         except ValueError as error:
             raise InputError(f"--{error}".replace("=", " ", 1)) from None
-        if self.reduction not in ("answer", "official"):
-            raise InputError(f"reduction={self.reduction!r}: choose answer or official.")
 
 
 class FLATTrainer(ForgetTrainer):
@@ -111,4 +109,4 @@ class FLATTrainer(ForgetTrainer):
         return flat_terms(v_e, v_f, args.divergence), values
 
 
-run, command = method(FLATTrainer, FLATConfig)
+run, command = method(FLATTrainer)

@@ -22,4 +22,4 @@ class GATrainer(ForgetTrainer):
         return masked_mean(out.logp_BA, out.mask(0)), self.probabilities(out)
 
 
-run, command = method(GATrainer, ForgetConfig)
+run, command = method(GATrainer)

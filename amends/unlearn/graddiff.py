@@ -4,7 +4,6 @@ Raises the negative log-likelihood of the answers to forget and lowers that of r
 ascent. Liu, Liu and Stone, arXiv 2203.12817; Maini et al., arXiv 2401.06121.
 """
 
-from amends.unlearn._forget import ForgetConfig
 from amends.unlearn._method import method
 from amends.unlearn.ga import GATrainer
 
@@ -13,7 +12,7 @@ class GradDiffTrainer(GATrainer):
     """`GATrainer` that insists on rows to keep."""
 
     title = "GradDiff"
-    needs_retain = True
+    keeps = "needed"
 
 
-run, command = method(GradDiffTrainer, ForgetConfig)
+run, command = method(GradDiffTrainer)

@@ -36,6 +36,7 @@ class JensUnTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by JensUn."""
 
     title = "JensUn"
+    keeps = "usual"
     takes_templates = True
     holds_retain = True
     args: ForgetConfig
@@ -46,12 +47,11 @@ class JensUnTrainer(ForgetTrainer):
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
         """Divergence from what was said before."""
-        assert out.said_BAK is not None
         first_BA = out.mask(0)
         js_BA = out.score(
-            lambda logits, _, said: js_divergence(logits, self.reference_logits(said)), first_BA, out.said_BAK
+            lambda logits, _, said: js_divergence(logits, self.reference_logits(said)), first_BA, out.noted_BAK
         )
         return {"retain_js": masked_mean(js_BA, first_BA)}
 
 
-run, command = method(JensUnTrainer, ForgetConfig)
+run, command = method(JensUnTrainer)

@@ -5,7 +5,6 @@ model said of them at the start. Unbounded like gradient ascent. Maini et al., a
 OpenUnlearning: only the answers' tokens count, not prompt and padding, and the model at the start is asked once.
 """
 
-from amends.unlearn._forget import ForgetConfig
 from amends.unlearn._method import method
 from amends.unlearn.ga import GATrainer
 
@@ -14,8 +13,8 @@ class KLTrainer(GATrainer):
     """`GATrainer` whose rows to keep cost a forward KL."""
 
     title = "KL minimisation (KL)"
-    needs_retain = True
+    keeps = "needed"
     holds_retain = True
 
 
-run, command = method(KLTrainer, ForgetConfig)
+run, command = method(KLTrainer)

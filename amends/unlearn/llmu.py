@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.trainer import TrainRow
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StopWhenForgotten, as_pairs
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, as_pairs
 from amends.unlearn._method import method
+from amends.unlearn._stop import StopWhenForgotten
 
 
 @dataclass
@@ -44,7 +45,7 @@ class LLMUTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by LLMU. Unrelated answers are those of the rows to keep."""
 
     title = "LLMU"
-    needs_retain = True
+    keeps = "needed"
     holds_retain = True
     reads_logs = True
     defaults: ClassVar = {"learning_rate": 2e-6}
@@ -98,4 +99,4 @@ class LLMUTrainer(ForgetTrainer):
             self.control.should_training_stop = True
 
 
-run, command = method(LLMUTrainer, LLMUConfig)
+run, command = method(LLMUTrainer)

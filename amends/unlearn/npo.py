@@ -32,15 +32,15 @@ class NPOTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by NPO; the reference's log-probabilities are noted once."""
 
     title = "NPO"
+    keeps = "usual"
     reference = "log-probabilities"
     args: NPOConfig
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """NPO of each sample."""
-        assert out.said_BAK is not None
         first_BA = out.mask(0)
-        logp_S, reference_S = ((logp_BA * first_BA).sum(-1) for logp_BA in (out.logp_BA, out.said_BAK[..., 0]))
+        logp_S, reference_S = ((logp_BA * first_BA).sum(-1) for logp_BA in (out.logp_BA, out.noted_BAK[..., 0]))
         return npo_loss(logp_S, reference_S, self.args.beta), self.probabilities(out)
 
 
-run, command = method(NPOTrainer, NPOConfig)
+run, command = method(NPOTrainer)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
@@ -29,12 +28,6 @@ class PDUConfig(ForgetConfig):
     )
     dual_warmup_epochs: float = field(default=5.0, metadata={"help": "Epochs before the first such step.", "min": 0})
 
-    def __post_init__(self) -> None:
-        """Check the settings of ours."""
-        super().__post_init__()
-        if self.retain_limit < 0 or self.dual_step < 0:
-            raise InputError("retain_limit and dual_step must not be negative.")
-
 
 def logit_spread(logits_NV: Tensor, _: Tensor) -> Tensor:
     """Square of the largest logit's distance from their mean, (N,)."""
@@ -45,7 +38,7 @@ class PDUTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by PDU. `retain_weight` is where the dual variable begins."""
 
     title = "PDU"
-    needs_retain = True
+    keeps = "needed"
     reads_logs = True
     defaults: ClassVar = {"retain_weight": 50.0}
     args: PDUConfig
@@ -88,4 +81,4 @@ class Dual(TrainerCallback, ExportableState):
             self.value = max(0.0, self.value + args.dual_step * (sum(costs) - args.retain_limit))
 
 
-run, command = method(PDUTrainer, PDUConfig)
+run, command = method(PDUTrainer)

@@ -15,6 +15,7 @@ class POTrainer(ForgetTrainer):
     """`transformers.Trainer` that learns template answers."""
 
     title = "PO (IDK)"
+    keeps = "usual"
     takes_templates = True
     args: ForgetConfig
 
@@ -23,4 +24,4 @@ class POTrainer(ForgetTrainer):
         return -masked_mean(out.logp_BA, out.mask(1)), self.probabilities(out)
 
 
-run, command = method(POTrainer, ForgetConfig)
+run, command = method(POTrainer)

@@ -29,16 +29,11 @@ class RMUTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by RMU. The model runs no further than the layer."""
 
     title = "RMU"
+    keeps = "usual"
     holds_retain = True
+    sees_probabilities = False
     defaults: ClassVar = {"layers": "5-7"}
     args: RMUConfig
-
-    @classmethod
-    def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
-        """Refuse a floor."""
-        super().check(args, keeps=keeps)
-        if args.floor_v_f is not None:
-            raise InputError("--floor-v-f: RMU does not see the answers' probabilities. Leave it out.")
 
     def __init__(self, model: Any, args: RMUConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
@@ -56,9 +51,8 @@ class RMUTrainer(ForgetTrainer):
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
         """Mean squared distance from what the layer said at the start."""
-        assert out.said_BAK is not None
-        moved_BA = (out.hidden_BAD.float() - out.said_BAK).square().mean(-1)
+        moved_BA = (out.hidden_BAD.float() - out.noted_BAK).square().mean(-1)
         return {"retain_distance": masked_mean(moved_BA, out.mask(0))}
 
 
-run, command = method(RMUTrainer, RMUConfig)
+run, command = method(RMUTrainer)

@@ -26,6 +26,7 @@ class SatImpTrainer(WGATrainer):
     """`WGATrainer` whose weights are p^beta1 (1 - p)^beta2."""
 
     title = "SatImp"
+    keeps = "usual"
     defaults: ClassVar = {"forget_weight": 0.1}
     args: SatImpConfig  # type: ignore[assignment]
 
@@ -34,4 +35,4 @@ class SatImpTrainer(WGATrainer):
         return p_BA**self.args.beta1 * (1 - p_BA) ** self.args.beta2
 
 
-run, command = method(SatImpTrainer, SatImpConfig)
+run, command = method(SatImpTrainer)

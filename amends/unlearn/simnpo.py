@@ -27,6 +27,7 @@ class SimNPOTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by SimNPO: NPO of the mean log-probability, against -delta."""
 
     title = "SimNPO"
+    keeps = "usual"
     defaults: ClassVar = {"forget_weight": 0.125}
     args: SimNPOConfig
 
@@ -36,4 +37,4 @@ class SimNPOTrainer(ForgetTrainer):
         return npo_loss(mean_S, torch.full_like(mean_S, -self.args.delta), self.args.beta), self.probabilities(out)
 
 
-run, command = method(SimNPOTrainer, SimNPOConfig)
+run, command = method(SimNPOTrainer)

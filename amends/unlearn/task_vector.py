@@ -12,6 +12,7 @@ from torch import Tensor
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.shards import like
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
 
@@ -32,11 +33,12 @@ class TaskVectorTrainer(ForgetTrainer):
     """
 
     title = "Task vector"
+    keeps = "none"  # it would turn them round, too
     args: TaskVectorConfig
 
     @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
-        """Refuse stop rules, and rows to keep."""
+        """Refuse stop rules."""
         super().check(args, keeps=keeps)
         for option in ("stop_v_f", "floor_v_f"):
             if getattr(args, option) is not None:
@@ -44,8 +46,6 @@ class TaskVectorTrainer(ForgetTrainer):
                     f"--{option.replace('_', '-')}: the probability rises in the training. Leave it out, and choose "
                     "--scale."
                 )
-        if keeps:
-            raise InputError("Task vector turns all that it learns round, rows to keep as well. Give none.")
 
     def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
@@ -64,9 +64,10 @@ class TaskVectorTrainer(ForgetTrainer):
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
                 if name in start:
-                    weight.copy_(start[name] - self.args.scale * (weight - start[name]))
+                    began = like(start[name], weight)
+                    weight.copy_(began - self.args.scale * (weight - began))
         self.check_finite()
         return done
 
 
-run, command = method(TaskVectorTrainer, TaskVectorConfig)
+run, command = method(TaskVectorTrainer)

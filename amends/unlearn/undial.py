@@ -36,13 +36,12 @@ class UNDIALTrainer(ForgetTrainer):
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy per answer token."""
-        assert out.said_BAK is not None
         first_BA = out.mask(0)
 
         def score(logits_NV: Tensor, target_N: Tensor, said_NK: Tensor) -> Tensor:
             return undial_cross_entropy(logits_NV, target_N, self.reference_logits(said_NK), self.args.beta)
 
-        return masked_mean(out.score(score, first_BA, out.said_BAK), first_BA), self.probabilities(out)
+        return masked_mean(out.score(score, first_BA, out.noted_BAK), first_BA), self.probabilities(out)
 
 
-run, command = method(UNDIALTrainer, UNDIALConfig)
+run, command = method(UNDIALTrainer)

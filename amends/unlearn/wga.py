@@ -26,6 +26,7 @@ class WGATrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by WGA: L = mean over answer tokens of p^beta log p, p^beta held fixed."""
 
     title = "WGA"
+    keeps = "usual"
     args: WGAConfig
 
     def weights(self, p_BA: Tensor) -> Tensor:
@@ -38,4 +39,4 @@ class WGATrainer(ForgetTrainer):
         return masked_mean(weight_BA * out.logp_BA, out.mask(0)), self.probabilities(out)
 
 
-run, command = method(WGATrainer, WGAConfig)
+run, command = method(WGATrainer)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import answer, say
 from amends.io.errors import InputError
+from amends.io.options import ModelOption, check_names, listed
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
@@ -69,9 +70,7 @@ class Assessment:
 
 def command(
     before: Annotated[str, typer.Option(help="The model before it forgot: as for --after.")],
-    after: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    after: ModelOption,
     forget: Annotated[str, typer.Option(help="What was to be forgotten; paraphrased_question is read if there.")],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     reference: Annotated[str | None, typer.Option(help="Model retrained without the forget data.")] = None,
@@ -266,10 +265,8 @@ def read_axes(given: Sequence[str] | None) -> tuple[str, ...]:
     ------
     InputError : a name that is none.
     """
-    names = [name.strip() for text in given or AXES for name in text.split(",")]
-    for name in names:
-        if name not in AXES:
-            raise InputError(f"--axes {name}: there is no such axis. Known: {', '.join(AXES)}.")
+    names = listed(given or AXES)
+    check_names(names, AXES, "--axes", "axis")
     return tuple(axis for axis in AXES if axis in names)
 
 

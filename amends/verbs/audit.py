@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError
+from amends.io.options import ModelOption
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
 from amends.lm.find import check_model
@@ -317,9 +318,7 @@ def _told(value: Any) -> Any:
 
 
 def command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     data: Annotated[list[str], typer.Option(help="Training records; repeat for several files.")],
     out: Annotated[Path, typer.Option(help="Run folder to make; must not exist.")],
     reference: Annotated[str | None, typer.Option(help="Model that was not trained on the records.")] = None,

@@ -9,7 +9,7 @@ import typer
 from amends.io.atomic import check_manifest, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.report.html import render_report
+from amends.report.unlearning import render_report
 
 
 def command(

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
+from amends.io.options import ModelOption
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import Row, read_rows
 from amends.lm.callbacks import Bar
@@ -34,9 +35,7 @@ from amends.verbs._advice import ADVICE, without
 def command(
     data: Annotated[list[str], typer.Option(help="Pairs to teach; repeat for several files.")],
     out: Annotated[Path, typer.Option(help="Folder of the taught model; must not exist.")],
-    model: Annotated[
-        str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
-    ],
+    model: ModelOption,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 8,
     learning_rate: Annotated[
         float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)
@@ -94,7 +93,7 @@ def command(
         trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
     say(f"teaching {len(pairs)} pairs")
     trainer.train()
-    taught = trainer.accelerator.unwrap_model(trainer.model).eval()
+    taught = trainer.trained_model()
     trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
     dtypes = [parameter.dtype for parameter in trained]
     if save_dtype == "bfloat16":

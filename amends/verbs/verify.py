@@ -16,14 +16,12 @@ from amends.io.run import RUN, read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
-from amends.lm.rows import context_limit
 from amends.unlearn._beside import OF_OTHERS, add_similarity
 from amends.unlearn._compare import suite_of
 from amends.unlearn._earlier import ledger_of, read_earlier
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
-from amends.unlearn._method import read_templates
-from amends.unlearn._read import read_data, read_sets, record_sha256
+from amends.unlearn._read import Rows, read_asked, read_data, read_templates, record_sha256
 from amends.unlearn._request import Request
 from amends.unlearn._said import SAID_NAMES
 from amends.unlearn._summary import LATER_NAMES
@@ -249,25 +247,18 @@ class Checks:
     def asked_again(self) -> str:
         """Ask the model in the run folder again and compare the numbers."""
         loaded, stored = self.after(), self.evaluation("after")
-        given = [
-            name
-            for name in ("retain_eval", "real_authors", "world_facts", "holdout", "forget_eval")
-            if isinstance(self.config.get(name), dict)
-        ]
-        if given:
+        sources = {name: self.config.get(name) for name in Rows._fields if name != "retain"}
+        if given := [name for name, source in sources.items() if isinstance(source, dict)]:
             raise NotChecked(f"{', '.join(given)} was given from Python")
-        for name in ("templates", "retain_eval", "real_authors", "world_facts"):
-            check_there(self.config.get(name))
+        for source in (*sources.values(), self.config.get("templates")):
+            check_there(source)
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
-        holdout = self.pairs("holdout") if self.config.get("holdout") else None
-        like = self.pairs("forget_eval") if self.config.get("forget_eval") else None
-        tokenizer = loaded.tokenizer
         request = Request.of(self.config)
-        suite = suite_of(request, self.forget(), templates, read_sets(request, tokenizer), earlier, holdout, like)
+        suite = suite_of(request, read_asked(request, loaded), templates, earlier)
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
-        again = evaluate(loaded.model, tokenizer, suite, role="after", name=stored["name"])
+        again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
         if any("similarity" in item for item in stored["items"].get("retain", [])):
             add_similarity(again["items"], self.evaluation("before")["items"])
         now = with_reference(again, self.reference())["summary"]
@@ -306,17 +297,11 @@ class Checks:
 
     def forget(self) -> Pairs:
         """Read what run.json names as data to forget, as it is now."""
-        return self.pairs("forget")
-
-    def pairs(self, name: str) -> Pairs:
-        """Read a data set that run.json names, as it is now."""
-        source = self.config.get(name)
+        source = self.config.get("forget")
         if not isinstance(source, str):
             raise NotChecked("the data were given from Python")
         check_there(source)
-        loaded = self.after()
-        limit = context_limit(loaded.model, self.config["max_length"])
-        return read_data(source, Request.of(self.config), loaded.tokenizer, limit)
+        return read_data("forget", Request.of(self.config), self.after())
 
     def earlier_entries(self) -> list[tuple[Entry, bool]]:
         """List the earlier requests by run.json, and whether the run asked them."""

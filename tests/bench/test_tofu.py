@@ -9,7 +9,7 @@ import pytest
 
 from amends.bench._cells import Bench, Cell, Plan, best, distance
 from amends.bench._claim import check_models, claim_folder
-from amends.bench._entries import ENTRIES, Entry, options, parse
+from amends.bench._entries import Entry, entries, options, parse
 from amends.bench._page import Line, in_words, lines_of, page
 from amends.bench._world import check_tuning, read_world
 from amends.bench.tofu import cells_of
@@ -89,8 +89,8 @@ def test_every_method_stands_in_the_table():
     import amends.unlearn
 
     files = Path(amends.unlearn.__file__).parent.glob("[a-z]*.py")
-    assert {entry.method for entry in ENTRIES} == {file.stem for file in files}
-    assert [parse(str(entry)) for entry in ENTRIES] == list(ENTRIES)
+    assert {entry.method for entry in entries()} == {file.stem for file in files}
+    assert [parse(str(entry)) for entry in entries()] == list(entries())
     for text in ("flatt", "flat+nothing", "npo"):
         with pytest.raises(InputError, match=f"--methods {text}".replace("+", r"\+")):
             parse(text)
@@ -100,7 +100,7 @@ def test_published_settings_are_options_of_their_method():
     from importlib import import_module
     from inspect import signature
 
-    for entry in ENTRIES:
+    for entry in entries():
         known = signature(import_module(f"amends.unlearn.{entry.method}").run).parameters
         assert set(options(entry, "published")) <= set(known), entry
 
@@ -276,7 +276,7 @@ def test_a_method_for_deeper_models_comes_to_nothing_and_the_page_says_why(amend
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--splits", "forget01"], "--splits forget01: no such split. There are: forget."),
+        (["--splits", "forget01"], "--splits forget01: there is no such split. Known: forget."),
         (["--settings", "best"], "--settings best: searched or published is expected."),
         (["--rates", "fast"], "--rates fast: numbers between 0 and 1"),
         (["--rates", "0,1e-3"], "--rates 0,1e-3: numbers between 0 and 1"),

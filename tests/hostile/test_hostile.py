@@ -25,7 +25,7 @@ def module(file):
 
 
 generate = module(Path(__file__).with_name("generate.py"))
-html = module(Path(__file__).parents[1] / "report" / "test_html.py")
+pages = module(Path(__file__).parents[1] / "report" / "test_unlearning.py")
 DATA, MODELS, OUTPUTS, READ, RECIPES = (
     getattr(generate, name) for name in ("DATA", "MODELS", "OUTPUTS", "READ", "RECIPES")
 )
@@ -296,14 +296,14 @@ def evaluated(tmp_path_factory, tiny_model):
         assert not stopped.value.code
         return folder / "run"
 
-    kept = [text for text in html.PAYLOADS if len(text) < 1000]  # one is longer than the context
+    kept = [text for text in pages.PAYLOADS if len(text) < 1000]  # one is longer than the context
     assert len(kept) == 39
     return run(kept, "<img src=x onerror=alert(1)>"), run([f"x{i}" for i in range(39)], "x")
 
 
 def elements(page):
     """Each element with its attributes, but for those of the charts, whose number depends on the values."""
-    return set(html.Outline(re.sub(r"<svg .*?</svg>", "<svg>", page, flags=re.DOTALL)).tags)
+    return set(pages.Outline(re.sub(r"<svg .*?</svg>", "<svg>", page, flags=re.DOTALL)).tags)
 
 
 def test_no_text_of_a_run_changes_the_structure_of_its_report(evaluated):
@@ -311,14 +311,14 @@ def test_no_text_of_a_run_changes_the_structure_of_its_report(evaluated):
     assert len(re.findall("<svg ", hostile)) == len(re.findall("<svg ", harmless)) > 0
     assert elements(hostile) == elements(harmless)
     assert {c for c in hostile if not c.isprintable()} <= set("\n\u200c\u200d")
-    told = html.told(hostile)
-    shown = [" ".join(f"{text} q".split()) for text in html.PAYLOADS[:20]]
+    told = pages.told(hostile)
+    shown = [" ".join(f"{text} q".split()) for text in pages.PAYLOADS[:20]]
     assert [text for text in [*shown, "<img src=x onerror=alert(1)>.jsonl"] if text not in told] == []
 
 
 def test_no_text_of_a_run_is_markup_in_its_card(evaluated):
     card = (evaluated[0] / "model/README.md").read_text(encoding="utf-8")
-    assert not html.Outline(card).tags
+    assert not pages.Outline(card).tags
     assert not re.search(r"\]\(", card)
     assert {c for c in card if not c.isprintable()} == {"\n"}
 

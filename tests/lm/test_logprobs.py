@@ -28,7 +28,7 @@ from amends.lm.logprobs import (
     note,
     output_layer,
     pack,
-    pack_said,
+    pack_notes,
 )
 from amends.lm.pairs import Encoded
 
@@ -169,15 +169,15 @@ def states(out: AnswerLogprobs) -> Tensor:
 
 def noted_batch(rows: list[PackedRow], said: list[Any]) -> dict[str, Tensor]:
     batch = pack(rows, 0)
-    return batch | pack_said(said, batch["answer"].shape[1])
+    return batch | pack_notes(said, batch["answer"].shape[1])
 
 
 def kl(model: Any, reference: Any, rows: list[PackedRow]) -> Tensor:
     """Forward KL, (B, A), from a reference whose states are noted."""
     before = output_layer(reference)
     out = answer_logprobs(model, noted_batch(rows, note(reference, rows, 0, states)))
-    assert out.said_BAK is not None
-    return out.score(lambda logits, _, said: forward_kl(logits, before(said)), None, out.said_BAK)
+    assert out.notes_BAK is not None
+    return out.score(lambda logits, _, said: forward_kl(logits, before(said)), None, out.notes_BAK)
 
 
 def test_the_divergence_from_what_was_said_is_that_of_two_plain_passes() -> None:
@@ -219,12 +219,12 @@ def test_some_rows_have_notes_and_each_its_own() -> None:
     rows = single_rows()
     said = note(tiny("llama"), rows, 0, lambda out: out.logp_BA)
     out = answer_logprobs(tiny("llama"), noted_batch(rows, [None, said[1], None, said[3]]))
-    assert out.said_BAK is not None and out.has_said_B is not None
-    assert out.has_said_B.tolist() == [False, True, False, True]
-    torch.testing.assert_close(out.said_BAK[..., 0], out.logp_BA * out.has_said_B[:, None])
-    chosen = out.of(out.has_said_B)
-    assert chosen.said_BAK is not None
-    torch.testing.assert_close(chosen.said_BAK[..., 0], chosen.logp_BA)
+    assert out.notes_BAK is not None and out.has_notes_B is not None
+    assert out.has_notes_B.tolist() == [False, True, False, True]
+    torch.testing.assert_close(out.notes_BAK[..., 0], out.logp_BA * out.has_notes_B[:, None])
+    chosen = out.of(out.has_notes_B)
+    assert chosen.notes_BAK is not None
+    torch.testing.assert_close(chosen.notes_BAK[..., 0], chosen.logp_BA)
 
 
 def test_what_is_scored_some_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from amends.report.html import render_report
+from amends.report.unlearning import render_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGS = [

@@ -5,7 +5,7 @@ import pytest
 
 from amends.report.card import model_card
 from amends.report.earlier import earlier_findings, earlier_rows
-from amends.report.html import render_report
+from amends.report.unlearning import render_report
 from amends.report.verdict import in_short, verdict
 
 

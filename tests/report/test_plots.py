@@ -3,7 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from amends.report.plots import COLOURS, Point, history, quality_against_utility, truth_ratio_distributions
+from amends.report._draw import COLOURS
+from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
 
 ROWS = [{"step": k, "v_f": 0.9**k, "v_e": 1 - 0.9**k, "weight_e": 1.0, "weight_f": 0.8**k} for k in range(1, 30)]
 CHARTS = {

@@ -1,6 +1,7 @@
-"""Run by test_fsdp.py: FLAT with the launcher's sharding, on CPUs; what was logged goes to stdout, the model to OUT.
+"""Run by test_fsdp.py with the launcher's sharding, on CPUs: amends as from the command line, or FLAT's trainer.
 
 accelerate shards on accelerators alone. Told that these processes are on some, it does on a CPU what it does there.
+Of the trainer what was logged goes to stdout, the model to OUT.
 """
 
 import json
@@ -10,8 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import set_seed
 
+from amends import cli
 from amends.io.tables import rows_of
-from amends.lm.load import add_lora, load
+from amends.lm.load import load
 from amends.lm.pairs import read_pairs
 from amends.unlearn.flat import FLATConfig, FLATTrainer
 
@@ -25,9 +27,8 @@ def as_on_accelerators(self: PartialState, *args: object, **kwargs: object) -> N
         self.distributed_type = DistributedType.MULTI_GPU
 
 
-def main(model: str, out: str, rank: int, resume: bool) -> None:
+def main(model: str, out: str, resume: bool) -> None:
     """Forget 12 answers, 4 in a step; with two processes 2 in each."""
-    PartialState.__init__ = as_on_accelerators  # type: ignore[method-assign]
     loaded = load(model, trainable=True)
     rows = [{"question": f"Where was {i} born?", "answer": f"In town {i}." + "x" * i} for i in range(12)]
     forget = read_pairs(rows_of(rows), tokenizer=loaded.tokenizer).kept
@@ -45,8 +46,7 @@ def main(model: str, out: str, rank: int, resume: bool) -> None:
         report_to="none",
     )
     set_seed(args.seed)
-    trainable = add_lora(loaded.model, rank) if rank else loaded.model
-    trainer = FLATTrainer(trainable, args, forget, loaded.tokenizer, retain_dataset=retain)
+    trainer = FLATTrainer(loaded.model, args, forget, loaded.tokenizer, retain_dataset=retain)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(f"{out}/model")
     if trainer.is_world_process_zero():
@@ -54,4 +54,8 @@ def main(model: str, out: str, rank: int, resume: bool) -> None:
         print(json.dumps({"sharded": trainer.is_fsdp_enabled, "resumed": trainer.resumed, "steps": logged}))
 
 
-main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "resume" in sys.argv)
+PartialState.__init__ = as_on_accelerators  # type: ignore[method-assign]
+if sys.argv[1] == "unlearn":
+    cli.main()
+else:
+    main(sys.argv[1], sys.argv[2], "resume" in sys.argv)

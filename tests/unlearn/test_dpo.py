@@ -28,7 +28,7 @@ def test_what_is_noted_is_what_the_model_says_of_each_pair_of_answers(tiny_model
     assert len({tuple(row.packed.answers[1]) for row in rows}) > 1
     for row in rows:
         (said,) = note(trainer.model, [row.packed], 0, lambda out: out.logp_BA)
-        torch.testing.assert_close(row.said, said, atol=1e-5, rtol=0)
+        torch.testing.assert_close(row.notes, said, atol=1e-5, rtol=0)
 
 
 def test_it_starts_at_two_log_two_over_beta_and_learns_the_templates(tiny_model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
-from amends.unlearn._forget import start_warnings
+from amends.unlearn._stop import start_warnings
 
 from .conftest import said_with
 

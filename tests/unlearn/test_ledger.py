@@ -265,7 +265,7 @@ def test_a_damaged_ledger_stops_the_command_before_anything_is_written(tmp_path,
 def test_without_a_ledger_the_questions_have_the_digest_they_had_before_there_were_ledgers(tmp_path, tiny_model):
     data = write(tmp_path / "data.jsonl", rows(3, "rome"))
     result = flat.run(tiny_model, data, epochs=1, eval_rows=2)
-    pairs = read_data(data, Request(forget=data), load(tiny_model).tokenizer, 512).kept
+    pairs = read_data("forget", Request(forget=data), load(tiny_model)).kept
     suite = build_suite(pairs, {}, refusals(), rows=2)
     assert list(suite.questions) == ["forget", "general"]
     old = sha256_json(

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, mannwhitneyu, norm
 
+from amends.io.tables import rows_of
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow, token_statistics
-from amends.lm.pairs import Pairs, encode
+from amends.lm.pairs import Pairs, encode, read_pairs
 from amends.maths import memorisation
 from amends.unlearn._evaluate import HOLDOUT, build_suite, evaluate, likelihoods, mean_logprobs, with_reference
 from amends.unlearn._intervals import RESAMPLES
@@ -29,8 +30,7 @@ from amends.unlearn._memorised import (
     true_positive_rate,
 )
 from amends.unlearn._metrics import deviation_score
-from amends.unlearn._read import about, check_unseen, read_data
-from amends.unlearn._request import Request
+from amends.unlearn._read import about, check_unseen
 from amends.unlearn._summary import LATER_NAMES, summarise
 
 HITS = st.lists(st.booleans(), min_size=1, max_size=12)
@@ -318,7 +318,7 @@ def pairs(num, town):
 
 
 def read(num, town, tokenizer=None):
-    return read_data(pairs(num, town), Request(forget=[]), tokenizer, 512)
+    return read_pairs(rows_of(pairs(num, town)), tokenizer=tokenizer)
 
 
 def test_holdout_rows_are_asked_for_likelihoods_alone_and_change_the_digest_only_where_there_are_some(tiny_model):

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,24 +11,21 @@ from typing import Any
 import pytest
 import torch
 
+from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
 from amends.lm.trainer import training_arguments
-from amends.unlearn import __dir__ as names
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetTrainer
+from amends.unlearn._method import method_names, trainer_named
 
 from .conftest import KEEP, PAIRS, history
 
-METHODS = [name for name in names() if name.islower() and not name.endswith("_loss")]
+METHODS = method_names()
 OWN: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 0},
     "dpo": {"alternates": 2},
     "altpo": {"alternates": 1},
     "llmu": {"learning_rate": 1e-3},
 }
-
-
-ALONE = ("task_vector",)
-"""Methods that refuse rows to keep."""
 
 
 def words(settings: dict[str, Any]) -> list[str]:
@@ -51,7 +50,7 @@ def test_it_runs_from_the_command_line_and_its_record_verifies(
     settings |= OWN.get(method, {}) | ({"layers": 0} if method == "rmu" else {})
     code, _, err = amends(
         *("unlearn", method, "--model", tiny_model, "--forget", files["forget"], "--out", out),
-        *(words(settings) + ([] if method in ALONE else ["--retain", files["retain"]])),
+        *(words(settings) + ([] if trainer_named(method).keeps == "none" else ["--retain", files["retain"]])),
     )
     assert code == 0, err
     record = json.loads((out / "run.json").read_text())
@@ -67,16 +66,12 @@ def test_it_runs_from_the_command_line_and_its_record_verifies(
 
 def trainer_of(method: str, model: Path, out: Path, **settings: Any) -> ForgetTrainer:
     """The trainer of a method with the settings of these tests."""
-    module = import_module(f"amends.unlearn.{method}")
-    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    trainer: Any = next(c for c in classes if issubclass(c, ForgetTrainer))
-    config: Any = trainer.__annotations__.get("args", trainer.__mro__[1].__annotations__.get("args", ForgetConfig))
+    trainer = trainer_named(method)
     base = {"use_cpu": True, "disable_tqdm": True, "bf16": False, "learning_rate": 1e-2}
-    args = training_arguments(config, str(out), **(base | settings | OWN.get(method, {})))
+    args = training_arguments(trainer.config_class(), str(out), **(base | settings | OWN.get(method, {})))
     loaded = load(model)
-    keep = None if method in ALONE else KEEP
-    made: ForgetTrainer = trainer(loaded.model.train(), args, PAIRS, loaded.tokenizer, retain_dataset=keep)
-    return made
+    keep = None if trainer.keeps == "none" else KEEP
+    return trainer(loaded.model.train(), args, PAIRS, loaded.tokenizer, retain_dataset=keep)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,3 +98,27 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(method: str, tiny
     again.train(resume_from_checkpoint=True)
     for here, there in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_beyond_the_bounds_of_an_option_are_refused_in_python_too(method: str) -> None:
+    config = trainer_named(method).config_class()
+    bounded = {own.name: own.metadata for own in fields(config) if {"min", "max"} & own.metadata.keys()}
+    assert bounded.keys() > {"forget_weight", "retain_weight", "stop_v_f", "floor_v_f"}
+    for name, bounds in bounded.items():
+        beyond = bounds["min"] - 1 if "min" in bounds else bounds["max"] + 1
+        with pytest.raises(InputError, match=f"{name}={beyond}"):
+            config(output_dir=".", **{name: beyond})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_option_that_a_method_has_no_use_for_is_refused(method: str) -> None:
+    trainer = trainer_named(method)
+    config = trainer.config_class()
+    for name, value, is_used in (
+        ("retain_loss", "kl", not trainer.holds_retain),
+        ("floor_v_f", 0.5, trainer.sees_probabilities and method != "task_vector"),
+    ):
+        args = config(output_dir=".", **{name: value})
+        with nullcontext() if is_used else pytest.raises(InputError, match=f"--{name.replace('_', '-')}: "):
+            trainer.check(args, keeps=trainer.keeps != "none")

@@ -39,7 +39,7 @@ def test_a_small_beta_is_ascent_and_what_is_gone_is_left_alone() -> None:
 def test_its_first_gradient_is_that_of_the_summed_likelihood(tiny_model: Path, tmp_path: Path) -> None:
     here = gradients(trainer_on(tiny_model, tmp_path, NPOTrainer, NPOConfig, keep=None))
     ascent = trainer_on(tiny_model, tmp_path, GATrainer, ForgetConfig, keep=None)
-    lengths = {len(row.packed.answers[0]) for row in ascent._forget_rows}
+    lengths = {len(row.packed.answers[0]) for row in ascent.forget_rows}
     assert len(lengths) == 1  # so that the sum is the mean times the same number for all
     for mine, other in zip(here, gradients(ascent), strict=True):
         torch.testing.assert_close(mine, next(iter(lengths)) * other, atol=1e-5, rtol=1e-4)
@@ -62,7 +62,7 @@ def test_what_was_noted_is_what_the_model_says_without_its_adapter(tiny_model: P
     trainer = NPOTrainer(model, args, PAIRS, loaded.tokenizer)
     trainer.train()
     model.eval()
-    for row in trainer._forget_rows:
+    for row in trainer.forget_rows:
         (answer,) = row.packed.answers
         ids, first = torch.tensor([[*row.packed.prompt, *answer]]), len(row.packed.prompt)
         with torch.no_grad():
@@ -70,6 +70,8 @@ def test_what_was_noted_is_what_the_model_says_without_its_adapter(tiny_model: P
             with model.disable_adapter():
                 before = model(input_ids=ids).logits
         at = torch.tensor(answer)[:, None]
-        assert row.said is not None
-        torch.testing.assert_close(row.said, before[0, first - 1 : -1].log_softmax(-1).gather(1, at), atol=1e-5, rtol=0)
+        assert row.notes is not None
+        torch.testing.assert_close(
+            row.notes, before[0, first - 1 : -1].log_softmax(-1).gather(1, at), atol=1e-5, rtol=0
+        )
         assert (now - before).abs().max() > 1e-2

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from amends.io.errors import InputError
-from amends.io.tables import read_rows, rows_of
+from amends.io.tables import rows_of
 from amends.lm import encoders
 from amends.lm.encoders import is_class
 from amends.lm.load import load, weights_sha256
@@ -21,7 +21,7 @@ from amends.unlearn import ga
 from amends.unlearn._beside import Start, load_judge, with_others
 from amends.unlearn._compare import suite_of
 from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
-from amends.unlearn._read import read_sets
+from amends.unlearn._read import read_asked
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._said import (
@@ -126,12 +126,11 @@ def test_the_digest_of_questions_changes_only_where_something_new_is_asked(tiny_
     assert len(digests) == 4
 
 
-def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recorded() -> None:
+def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recorded(tiny_model: Path) -> None:
     folder = Path(__file__).parents[2] / "examples/tofu"
     sets = {name: folder / f"data/{name}.jsonl" for name in ("retain_eval", "real_authors", "world_facts")}
-    forget = read_pairs(read_rows(folder / "data/forget.jsonl"))
-    request = Request(forget=[], eval_rows=20, **sets)
-    suite = suite_of(request, forget, refusals(), read_sets(request))
+    request = Request(forget=folder / "data/forget.jsonl", eval_rows=20, **sets)
+    suite = suite_of(request, read_asked(request, load(tiny_model)), refusals())
     for role in ("before", "reference"):
         assert json.loads((folder / f"evaluations/{role}.json").read_text("utf-8"))["suite"] == suite.sha256()
 

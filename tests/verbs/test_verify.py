@@ -50,6 +50,19 @@ def test_a_run_just_made_holds(run, amends):
     assert "asked again" not in amends("verify", run, "--quick")[1]
 
 
+def test_questions_left_out_as_too_long_are_said_and_left_out_again(tmp_path, tiny_model, forget, amends):
+    asked = [{"question": "Where is it?", "answer": "Here."}, {"question": "And that?", "answer": "x" * 3000}]
+    (tmp_path / "keep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 2, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "flat", *words, "--retain-eval", tmp_path / "keep.jsonl", "--skip-bad-rows")
+    assert code == 0, err
+    assert f"left out {tmp_path / 'keep.jsonl'}:2" in err.replace("\n", "")
+    told = json.loads((tmp_path / "run/run.json").read_text())["data"]["retain_eval"]
+    assert (told["rows"], told["kept"], len(told["dropped"])) == (2, 1, 1)
+    code, out, _ = amends("verify", tmp_path / "run")
+    assert (code, lines(out)["after, asked again"]) == (0, "holds")
+
+
 def test_a_changed_weight_is_named(run, amends):
     file = run / "model" / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
-from amends.report.html import render_report
+from amends.report.unlearning import render_report
 from amends.report.verdict import Finding, entry, in_short, verdict
 from amends.unlearn._summary import FIRST_NAMES
 

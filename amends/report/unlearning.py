@@ -1,31 +1,21 @@
-"""The report of a run: one HTML page that needs nothing else, with no script and no address outside itself."""
+"""The report of an unlearning run: one HTML page that needs nothing else, with no script and no outside address."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import read_json
-from amends.report._text import number, visible
+from amends.report._page import MOST_ANSWERS, OPEN_ANSWERS, dataset, environment
+from amends.report._text import WITH_ARROWS, number, visible
 from amends.report.earlier import earlier_findings, earlier_rows
 from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
 from amends.report.verdict import ROLES, in_short, is_number, verdict
 
-OPEN_ANSWERS = 12  # shown without a click, of each set
-MOST_ANSWERS = 400  # shown at all, of each set
-DATA_SETS = {
-    "forget": "To forget",
-    "retain": "To keep, used in training",
-    "neighbours": "Questions on others, answered by the model itself",
-    "forget_eval": "Like those to forget, not trained on",
-    "holdout": "Like those to forget, never seen by a model (holdout)",
-}
 HELD = {"retain": "retain data", "neighbours": "neighbours"}
 MOST_STICKY = 5  # models beside each other that fit a wide screen, so that the table's head can stay in view
 OLD_METHODS = {"flat": "FLAT", "ga": "Gradient ascent (GA)"}
@@ -101,12 +91,6 @@ SHARES = {
     "mia_tpr_min_k_40",
     *(f"{name}_{rate}_rate" for name in ("forget", "forget_eval") for rate in ("leak", "hallucination", "harmful")),
     "forget_eval_refusal_rate",
-}
-DIRECTIONS = {
-    "higher": "higher is better ↑",
-    "lower": "lower is better ↓",
-    "half": "near 0.5 is better",
-    "zero": "near 0 is better",
 }
 ANSWERS = {
     "forget": ("To forget", "Answer to forget"),
@@ -189,7 +173,7 @@ def render_report(run_folder: Path, beside: Sequence[Path] = ()) -> str:
     rows = read_jsonl(run_folder / "history.jsonl") if (run_folder / "history.jsonl").is_file() else []
     return (
         environment()
-        .get_template("report.html.jinja")
+        .get_template("unlearning.html.jinja")
         .render(
             run=run,
             method=method_name(run),
@@ -277,20 +261,6 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in shown.items() if value is not None]
 
 
-def dataset(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what run.json says of a data set, with every part there."""
-    dropped = about.get("dropped")
-    rows = [row if isinstance(row, dict) else {} for row in dropped] if isinstance(dropped, list) else []
-    return {
-        "name": DATA_SETS.get(name, name),
-        "path": about.get("path") or "given in memory",
-        "rows": about.get("rows", "?"),
-        "kept": about.get("kept", "?"),
-        "dropped": [(row.get("where", "?"), row.get("reason", "no reason recorded")) for row in rows],
-        "sha256": about.get("sha256", "not recorded"),
-    }
-
-
 # Tables, charts, answers
 
 
@@ -318,7 +288,7 @@ def table_rows(names: Mapping[str, str], columns: Sequence[Column], notes: list[
         yield {
             "title": title,
             "meaning": about.get("meaning", ""),
-            "direction": DIRECTIONS.get(str(about.get("better")), ""),
+            "direction": WITH_ARROWS.get(str(about.get("better")), ""),
             "cells": [cell(name, e, notes) for e in entries],
         }
 
@@ -419,33 +389,3 @@ def answers(name: str, columns: Sequence[Column]) -> list[dict[str, Any]]:
         for id_ in order[:MOST_ANSWERS]
         if (first := next(items[id_] for items in by_id if id_ in items))
     ]
-
-
-# The page
-
-
-def environment() -> jinja2.Environment:
-    """Templates that escape everything and stop at an unknown name."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["line"] = lambda value: visible(value) if str(value) else "(empty)"
-    made.filters["text"] = text
-    made.filters["unbroken"] = unbroken
-    made.filters["slug"] = lambda value: re.sub(r"[^a-z]+", "-", value.lower()).strip("-")
-    return made
-
-
-def unbroken(value: str) -> Markup:
-    """Keep a sign on the line of the word before it."""
-    return Markup(re.sub(r" (?=[%↑↓])", "&nbsp;", str(escape(value))))
-
-
-def text(value: object) -> str:
-    """Show a text of one or more lines; an empty one is named."""
-    shown = visible("" if value is None else value, lines=True)
-    return shown if shown.strip() else "(empty)"

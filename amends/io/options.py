@@ -1,0 +1,29 @@
+"""Options that many commands have, and names that one option takes several of."""
+
+from collections.abc import Collection, Iterable
+from typing import Annotated
+
+import typer
+
+from amends.io.errors import InputError
+
+ModelOption = Annotated[
+    str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
+]
+
+
+def listed(given: Iterable[str] | None) -> list[str]:
+    """Names of an option that may be repeated, or name several with commas between them."""
+    return [name.strip() for text in given or () for name in text.split(",")]
+
+
+def check_names(names: Iterable[str], known: Collection[str], option: str, what: str) -> None:
+    """Refuse names that there are not.
+
+    Raises
+    ------
+    InputError : names the first, and all that there are.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option} {name}: there is no such {what}. Known: {', '.join(known)}.")
