@@ -15,6 +15,7 @@ from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base
+from amends.lm.logprobs import naming
 from amends.report._text import DIRECTIONS
 from amends.unlearn._read import model_for
 
@@ -56,7 +57,8 @@ def measure_each(
             loaded = model_for(source, tokenizer)
         was_training = loaded.model.training
         loaded.model.eval()
-        found[role] = measure(role, loaded)
+        with naming(f"{role}, {loaded.name}"):
+            found[role] = measure(role, loaded)
         loaded.model.train(was_training)
     return found
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from amends.io.console import console
 from amends.lm.load import autocast
+from amends.lm.logprobs import check_numbers
 
 
 def generate(
@@ -50,6 +51,10 @@ def generate(
     Returns
     -------
     list of str : in the order of `prompts`, without control tokens.
+
+    Raises
+    ------
+    NotNumbers : the model gives NaN for the next token, of which a choice would be made all the same.
     """
     seeds = None if isinstance(seed, int) else seed
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
@@ -71,7 +76,7 @@ def generate(
             for row, i in enumerate(batch):
                 ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask_BT[row, width - len(prompts[i]) :] = 1
-            draws = LogitsProcessorList()
+            draws = LogitsProcessorList([_Numbers()])
             if temperature and seeds is not None:
                 draws.append(_OwnDraws([seeds[i] for i in batch], temperature, device))
             with torch.inference_mode(), autocast():
@@ -84,6 +89,14 @@ def generate(
             for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
                 texts[i] = text.strip() if strip else text
     return texts
+
+
+class _Numbers(LogitsProcessor):
+    """Look that there are numbers to choose by, before anything is done to them."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_numbers(scores)
+        return scores
 
 
 class _OwnDraws(LogitsProcessor):

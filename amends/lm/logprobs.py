@@ -12,7 +12,7 @@ of the model, V vocabulary, K numbers that were noted of an answer token before.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from amends.io.errors import NoResult
 from amends.lm._families import attention_masks, check_head, head_logits, hidden_states
 from amends.lm._families import layer_list as layer_list  # offered here too
 from amends.lm.load import autocast
@@ -36,6 +37,35 @@ LINE_TOKENS = 384
 LOGITS_AT_ONCE = 2**25
 """Most logits that exist at one time: 128 MiB in float32."""
 NOTED_AT_ONCE = 16
+LEAST_LOG = -1e4
+"""A log-probability below which a probability is 0 in single precision, so that it adds nothing to a mean."""
+
+
+class NotNumbers(NoResult):
+    """What a model gives for the next token is NaN, of which nothing can be measured."""
+
+
+def check_numbers(values: Tensor) -> None:
+    """Refuse log-probabilities, or logits, that are NaN; minus infinity is a token that the model never says.
+
+    Raises
+    ------
+    NotNumbers
+    """
+    if values.isnan().any():
+        raise NotNumbers(
+            "the model gives NaN for the next token, so nothing can be measured of it. Its weights hold values that "
+            "are not finite, or its precision is too low for them: give one from before its training diverged."
+        )
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which model it is that gives no numbers in this block."""
+    try:
+        yield
+    except NotNumbers as error:
+        raise NotNumbers(f"{name}: {error}") from None
 
 
 class PackedRow(NamedTuple):
@@ -128,8 +158,9 @@ def token_statistics(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     logp_NV = logits_NV.log_softmax(-1)
     p_NV = logp_NV.exp()
     target_N1 = target_N[:, None]
-    mean_N1 = (p_NV * logp_NV).sum(-1, keepdim=True)
-    variance_N1 = (p_NV * (logp_NV - mean_N1).square()).sum(-1, keepdim=True)
+    there_NV = logp_NV.clamp(min=LEAST_LOG)  # 0 times minus infinity is no number
+    mean_N1 = (p_NV * there_NV).sum(-1, keepdim=True)
+    variance_N1 = (p_NV * (there_NV - mean_N1).square()).sum(-1, keepdim=True)
     is_first_N1 = logits_NV.argmax(-1, keepdim=True) == target_N1
     return torch.cat([logp_NV.gather(-1, target_N1), is_first_N1, mean_N1, variance_N1], -1)
 

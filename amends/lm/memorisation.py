@@ -18,7 +18,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from amends.io.console import console
 from amends.io.errors import InputError
-from amends.lm.logprobs import NOTED_AT_ONCE, PADDING, AnswerLogprobs, PackedRow, note, packed_row, token_statistics
+from amends.lm.logprobs import (
+    NOTED_AT_ONCE,
+    PADDING,
+    AnswerLogprobs,
+    PackedRow,
+    check_numbers,
+    note,
+    packed_row,
+    token_statistics,
+)
 from amends.lm.pairs import Message, Pair, encode, turn_end
 from amends.maths.memorisation import (
     FloatArray,
@@ -85,6 +94,10 @@ def answer_scores(
         Also `squared_gradient_N`, which costs the output layer a second time.
     label : str, optional
         Shows a progress bar of this name.
+
+    Raises
+    ------
+    NotNumbers : a token's log-probability is NaN, which stands for "no token" in the arrays.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens, reverse=True)  # most memory first
     batches = [order[start : start + NOTED_AT_ONCE] for start in range(0, len(order), NOTED_AT_ONCE)]
@@ -92,6 +105,7 @@ def answer_scores(
     noted: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in track(batches, description=label or "", transient=True, console=console, disable=label is None):
         for i, found_AK in zip(batch, note(model, [rows[i] for i in batch], pad_id, of), strict=True):
+            check_numbers(found_AK[:, 0])
             noted[i] = found_AK
     columns = [padded([found_AK[:, k].numpy() for found_AK in noted]) for k in range(8)]
     logp, right, mean, deviation, sampled, margin, el2n, gradient = columns

@@ -21,8 +21,15 @@ def context_limit(model: Any, max_length: int) -> int:
     return min(max_length, context_of(model) or max_length)
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int) -> list[PackedRow]:
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int, *, alternatives: bool = False
+) -> list[PackedRow]:
     """One packed row a pair, its answer alone.
+
+    Parameters
+    ----------
+    alternatives : bool, default False
+        Its paraphrase and wrong answers are to be asked beside it, so they must fit too.
 
     Raises
     ------
@@ -30,16 +37,21 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit
     """
     rows = []
     for pair in pairs:
+        named = [("answer", pair.answer)]
+        if alternatives:
+            named += [("paraphrased_answer", text) for text in (pair.paraphrase,) if text]
+            named += [("perturbed_answer", text) for text in pair.wrong]
         try:
-            row = packed_row(encode(tokenizer, pair.prompt, [pair.answer]))
+            row = packed_row(encode(tokenizer, pair.prompt, [text for _, text in named]))
         except InputError as error:
             raise InputError(f"{pair.where}: {error}") from error
-        rows.append(row)
-        if (length := len(row.prompt) + len(row.answers[0])) > limit:
-            raise InputError(
-                f"{pair.where}: prompt and answer have {length} tokens, more than the {limit} that fit (--max-length "
-                f"and the model's context). Shorten or split it{OR_SKIP}"
-            )
+        rows.append(PackedRow(row.prompt, row.answers[:1]))
+        for (name, _), answer in zip(named, row.answers, strict=True):
+            if (length := len(row.prompt) + len(answer)) > limit:
+                raise InputError(
+                    f"{pair.where}: prompt and {name} have {length} tokens, more than the {limit} that fit "
+                    f"(--max-length and the model's context). Shorten or split it{OR_SKIP}"
+                )
     return rows
 
 

@@ -29,7 +29,10 @@ AXES = {
     "locality": "Locality: how far did the weights move?",
     "membership": "Membership: can the forgotten rows be told?",
 }
-DIRECTIONS = WITH_ARROWS | {"zero": "near the reference is better"}
+DIRECTIONS = WITH_ARROWS | {
+    "half": "near the reference, or 0.5, is better",
+    "zero": "near 0, the reference's, is better",
+}
 VERDICTS = {"pass": ("strength", "Pass"), "fail": ("weakness", "Fail"), None: ("open", "Not judged")}
 PLAIN = "question"
 SETS = {"near": "To keep, near to what was forgotten", "far": "To keep, far from it", "general": "Everyday questions"}

@@ -18,9 +18,10 @@ from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
-from amends.lm.logprobs import PackedRow, packed_row
+from amends.lm.logprobs import PackedRow, naming, packed_row
+from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
-from amends.lm.rows import context_of, encode_rows
+from amends.lm.rows import context_limit, context_of, encode_rows
 from amends.unlearn._attacks import (
     EASY,
     Ask,
@@ -57,8 +58,8 @@ class Asked:
     answers: list[dict[str, Any]] = field(default_factory=list)
     """item_set, id, variant, question, expected, generated, rouge_l, refused."""
     scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, log_p of all
-    its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
+    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, probability,
+    log_p of all its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
     nats: dict[str, list[float]] = field(default_factory=dict)
     """Of each "text" nats per token."""
     ranks: list[list[int]] = field(default_factory=list)
@@ -121,7 +122,8 @@ def ask_in_turn(
         assert loaded is not None
         plan = plan or plan_for(loaded.tokenizer)
         if twin is None:
-            found.asked[role] = ask_model(loaded, plan, role, found)
+            with naming(f"--{role} {loaded.name}"):
+                found.asked[role] = ask_model(loaded, plan, role, found)
         else:
             asked = deepcopy(found.asked[twin])
             found.asked[role] = replace(asked, role=role, curves={} if role == "before" else asked.curves)
@@ -165,7 +167,7 @@ def keep_weights(loaded: Loaded, before: Any, found: Findings) -> Snapshot | Non
 
 def likeness(loaded: Loaded, plan: Plan, role: str, found: Findings, beside: States | None) -> States:
     """Compare the model after and the one before with the reference, which is asked between the two."""
-    rows = [packed_row(encode(loaded.tokenizer, p.prompt, [p.answer])) for p in plan.forget]
+    rows = [record_row(loaded.tokenizer, p.prompt, [p.answer]) for p in plan.forget]
     mine = states(loaded.model, rows, loaded.tokenizer.pad_token_id)
     if beside is None:
         return mine
@@ -185,7 +187,8 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     model, tokenizer = loaded.model, loaded.tokenizer
     context = context_of(model)
     if context:
-        encode_rows(tokenizer, [*plan.forget, *plan.holdout], context)
+        encode_rows(tokenizer, plan.forget, context, alternatives=True)
+        encode_rows(tokenizer, plan.holdout, context)
     asks, left_out = fitting(everything := all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
     if context and not any(map(is_plain, asks)):
         room = context - min(len(ask.prompt) for ask in everything if is_plain(ask))
@@ -315,9 +318,13 @@ def _generate(
 def right_answers(
     model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, role: str
 ) -> dict[str, list[dict[str, float]]]:
-    """Ask for the likelihoods of the right answers, and of the wrong ones that the data give beside them."""
+    """Ask for the likelihoods of the right answers, and of the wrong ones that the data give beside them.
+
+    The token that closes the turn counts in what an evaluation measures too (probability, truth ratio, what is known by
+    heart), and not where rows are told from each other, of which it says nothing: of a short answer it would be all.
+    """
     sets: dict[str, list[Pair]] = {}
-    if {"membership", "sampling", "likeness"} & set(plan.axes):
+    if {"elicitation", "membership", "sampling", "likeness"} & set(plan.axes):
         sets["forget"] = plan.forget
     if "membership" in plan.axes:
         sets["holdout"] = plan.holdout
@@ -328,27 +335,32 @@ def right_answers(
             packed_row(encode(tokenizer, p.prompt, [p.answer, *([p.paraphrase or p.answer, *w] if w else [])]))
             for p, w in zip(pairs, wrong, strict=True)
         ]
+        bare = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
         found[name] = []
-        for pair, (means, tokens_T4) in zip(pairs, likelihoods(model, rows, pad_id, tokens=True), strict=True):
-            closing = 0 if isinstance(pair.prompt, str) else len(turn_end(tokenizer))
-            scores = answer_scores(tokens_T4, pair.answer)
-            scores["log_p"] = float(tokens_T4[: len(tokens_T4) - closing, 0].sum())
+        for pair, row, (means, tokens_T4) in zip(
+            pairs, bare, likelihoods(model, rows, pad_id, tokens=True), strict=True
+        ):
+            own_T4 = tokens_T4[: len(row.answers[0])]
+            scores = answer_scores(own_T4, pair.answer)
+            by_heart = answer_scores(tokens_T4, pair.answer)
+            scores |= {which: by_heart[which] for which in ("extraction_strength", "exact_memorisation")}
+            scores |= {"probability": math.exp(means[0]), "log_p": float(own_T4[:, 0].sum())}
             if len(means) > 2:
                 scores["truth_ratio"] = float(truth_ratio([means[2:]], [means[1]])[0])
             found[name].append(scores)
         if "membership" in plan.axes and plan.holdout:
-            right = [PackedRow(row.prompt, row.answers[:1]) for row in rows]
-            norms = gradient_norms(model, right, pad_id, f"{role}: gradients, {name}")
+            norms = gradient_norms(model, bare, pad_id, f"{role}: gradients, {name}")
             for scores, norm in zip(found[name], norms, strict=True):
                 scores["gradient_norm"] = norm
     return found
 
 
 def texts(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[str, list[float]]:
-    """Nats per token of plain text."""
+    """Nats per token of plain text, of as much of each as fits the model."""
     if "utility" not in plan.axes:
         return {}
-    cut = [plain_ids(tokenizer, text)[: TEXT_TOKENS + 1] for text in plan.texts]
+    most = context_limit(model, TEXT_TOKENS + 1)
+    cut = [plain_ids(tokenizer, text)[:most] for text in plan.texts]
     rows = [packed_row([Encoded(ids[:1], ids[1:])]) for ids in cut if len(ids) > 1]
     return {"text": [-mean for (mean,) in mean_logprobs(model, rows, tokenizer.pad_token_id)]}
 
@@ -364,8 +376,13 @@ def add_gibberish(found: Findings, classifier: Encoder, clean: int) -> None:
 
 
 def fluency(before: Loaded, plan: Plan, asked: Asked) -> list[float]:
-    """Nats per token, to the model before, of each answer to a question to forget that is not empty."""
+    """Nats per token, to the model before, of each answer to a question to forget that is not empty.
+
+    Of an answer that another model had more room for, as much as fits.
+    """
     said = {a["id"]: a["generated"] for a in asked.answers if (a["item_set"], a["variant"]) == ("forget", EASY)}
     pairs = [(p, said[p.id]) for p in plan.forget if said.get(p.id, "").strip()]
+    context = context_of(before.model)
     rows = [packed_row(encode(before.tokenizer, pair.prompt, [text])) for pair, text in pairs]
+    rows = [PackedRow(r.prompt, [r.answers[0][: context and context - len(r.prompt)]]) for r in rows]
     return [-mean for (mean,) in mean_logprobs(before.model, rows, before.tokenizer.pad_token_id)]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peft import LoraConfig, PeftModel
+from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
 from amends.io.errors import InputError
@@ -102,7 +103,7 @@ def variants(
     if (many := with_shots(pair.prompt, shots)) is not None:
         asks.append(ask("few_shot", many))
     given, hidden = cut(pair)
-    if given and not isinstance(pair.prompt, str):
+    if given and has_words(hidden) and not isinstance(pair.prompt, str):
         asks.append(ask("cloze", reworded(pair.prompt, f"Complete this sentence: {given} {BLANK}"), hidden))
     if (wrong := with_typos(pair.question, random.Random(f"{seed} typos {pair.id}"))) != pair.question:
         asks.append(ask("typos", reworded(pair.prompt, wrong)))
@@ -137,6 +138,11 @@ def cut(pair: Pair) -> tuple[str, str]:
     return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
 
 
+def has_words(text: str) -> bool:
+    """Whether ROUGE finds a word in a text; of one without, such as a full stop, nothing can ever be said."""
+    return bool(DefaultTokenizer(use_stemmer=False).tokenize(text))
+
+
 def prefixed(tokenizer: PreTrainedTokenizerBase, plain: Ask, pair: Pair) -> list[Ask]:
     """Give the answer's first tokens, as long as words are left to say."""
     closing = turn_end(tokenizer) if not isinstance(pair.prompt, str) else []
@@ -145,7 +151,7 @@ def prefixed(tokenizer: PreTrainedTokenizerBase, plain: Ask, pair: Pair) -> list
     found = []
     for count in PREFIX_TOKENS:
         hidden = str(tokenizer.decode(ids[count:], skip_special_tokens=True)).strip()
-        if hidden:
+        if has_words(hidden):
             given = tokenizer.decode(ids[:count], skip_special_tokens=True)
             shown, prompt = f"{plain.shown}\n{given} ...", plain.prompt + ids[:count]
             found.append(plain._replace(variant=f"prefix_{count}", shown=shown, prompt=prompt, expected=hidden))
@@ -158,9 +164,12 @@ def reworded(prompt: list[Message] | str, text: str) -> list[Message] | str:
 
 
 def with_shots(prompt: list[Message] | str, shots: Sequence[Pair]) -> list[Message] | str | None:
-    """Put other questions with their answers before it; None where there are none of its kind."""
+    """Put other questions with their answers before it; None where there are none of its kind.
+
+    Of plain text an answer is what comes next, white space and all.
+    """
     if isinstance(prompt, str):
-        texts = [f"{s.prompt} {s.answer}" for s in shots if isinstance(s.prompt, str)]
+        texts = [f"{s.prompt}{s.answer}" for s in shots if isinstance(s.prompt, str)]
         return "\n\n".join([*texts, prompt]) if texts else None
     turns: list[Message] = []
     for shot in shots:

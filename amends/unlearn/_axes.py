@@ -3,8 +3,7 @@
 The axes are those of Liu et al., Rethinking Machine Unlearning for Large Language Models (arXiv 2402.08787); that
 survey gives axes and no formulas. Where no other source is named, a formula is a definition of this project.
 
-Shape suffixes: N items, K columns, R resamples or rows of means, V variants of a prompt, S steps, F forget items,
-H holdout items.
+Shape suffixes: N items, K columns, R resamples or rows of means, V variants of a prompt, S steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from amends.io.errors import InputError
 from amends.io.options import check_names
-from amends.unlearn import _memorised as memorised
-from amends.unlearn._intervals import RESAMPLES, Interval, interval_of, resampled_means
+from amends.unlearn._intervals import (
+    LEAST_ROWS,
+    NOWHERE,
+    RESAMPLES,
+    Direction,
+    Interval,
+    interval_of,
+    numbers,
+    resampled_means,
+    saturated,
+)
 
 FloatArray = NDArray[np.float64]
-Direction = Literal["higher", "lower", "zero"]
 AXES = (
     "elicitation", "sampling", "likeness", "utility", "neighbours", "quality", "quantisation", "relearning",
     "relearning_elsewhere", "inside", "locality", "membership",
@@ -133,28 +140,6 @@ def leak_at(scores_NK: ArrayLike, n: int) -> FloatArray:
     return np.asarray(sorted_NK @ ways_K)
 
 
-def auc_resampled(
-    forget_F: ArrayLike, holdout_H: ArrayLike, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> FloatArray:
-    """`amends.maths.memorisation.auc` of bootstrap samples of both sets, (R,)."""
-    forget_F, holdout_H = np.asarray(forget_F, dtype=np.float64), np.asarray(holdout_H, dtype=np.float64)
-    if not (forget_F.size and holdout_H.size):
-        return np.full(resamples, np.nan)
-    above_FH = (forget_F[:, None] > holdout_H).astype(np.float64) + 0.5 * (forget_F[:, None] == holdout_H)
-    counts_RF = rng.multinomial(forget_F.size, np.full(forget_F.size, 1 / forget_F.size), size=resamples)
-    counts_RH = rng.multinomial(holdout_H.size, np.full(holdout_H.size, 1 / holdout_H.size), size=resamples)
-    return np.asarray(((counts_RF @ above_FH) * counts_RH).sum(axis=1) / above_FH.size)
-
-
-def priv_leak(auc_after: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArray:
-    """PrivLeak = 100 (AUC_u - AUC_r) / AUC_r, per cent; NaN where AUC_r is 0.
-
-    Negative: the forget rows are still likelier than rows that were never seen. Positive: pushed below them, which
-    shows too. Source: Shi et al., MUSE, arXiv 2407.06460, in the orientation of `auc` (forget rows, holdout rows).
-    """
-    return memorised.priv_leak(1 - np.asarray(auc_after), 1 - np.asarray(auc_reference))
-
-
 def is_degenerate(text: str) -> bool:
     """Whether an answer is empty, has no letter and no digit, or repeats itself.
 
@@ -168,7 +153,7 @@ def is_degenerate(text: str) -> bool:
     return any(character * 20 in text for character in set(text))
 
 
-def diversity(text: str) -> float:
+def distinct_words(text: str) -> float:
     """Share of an answer's words that are different, 0 to 1; NaN without words."""
     words = text.casefold().split()
     return len(set(words)) / len(words) if words else float("nan")
@@ -191,30 +176,53 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    values_NK: FloatArray, of: Callable[[FloatArray], FloatArray], rng: np.random.Generator, resamples: int = RESAMPLES
+    values_NK: FloatArray,
+    of: Callable[[FloatArray], FloatArray],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    *,
+    paired: bool = True,
+    shares: bool = False,
 ) -> Estimate:
-    """Compute a function of column means, with its paired bootstrap interval over items.
+    """Compute a function of column means, with its bootstrap interval over items.
 
     Parameters
     ----------
     values_NK : array (items, columns)
-        NaN means that the item has no such value; items without any are left out.
+        NaN means that the item has no such value.
     of : callable
         Column means (R, K) -> values (R,).
     rng : numpy.random.Generator
+    paired : bool, default True
+        Items that lack a value in any column are left out, so that all means are over the same items. False: columns
+        are of different items, and each mean is over those that it has.
+    shares : bool, default False
+        All values lie within 0 and 1: where every column is 0 or 1 throughout, of which a bootstrap makes a point, each
+        is moved in its turn to the end of its own interval (`amends.unlearn._intervals.saturated`).
 
     Returns
     -------
-    Estimate
+    Estimate, without an interval where a column has less than two values.
 
     Source: Efron, Annals of Statistics 7 (1979) 1; items are drawn with all their columns.
     """
-    values_NK = values_NK[~np.isnan(values_NK).all(axis=1)]
-    if not len(values_NK) or np.isnan(values_NK).all(axis=0).any():
-        return Estimate(float("nan"), Interval(float("nan"), float("nan")), 0)
-    value = float(of(np.nanmean(values_NK, axis=0, keepdims=True))[0])
-    interval = interval_of(of(resampled_means(values_NK, rng, resamples)))
-    return Estimate(value, interval, len(values_NK))
+    known_NK = ~np.isnan(values_NK)
+    values_NK = values_NK[known_NK.all(axis=1) if paired else known_NK.any(axis=1)]
+    count_K = (~np.isnan(values_NK)).sum(axis=0)
+    if not count_K.all():
+        return Estimate(float("nan"), NOWHERE, 0)
+    mean_1K = np.nanmean(values_NK, axis=0, keepdims=True)
+    value = float(of(mean_1K)[0])
+    if count_K.min() < LEAST_ROWS:
+        return Estimate(value, NOWHERE, len(values_NK))
+    if shares and np.isin(values_NK[~np.isnan(values_NK)], (0, 1)).all() and np.isin(mean_1K, (0, 1)).all():
+        ends_KK = np.repeat(mean_1K, len(count_K), axis=0)
+        for k, (mean, count) in enumerate(zip(mean_1K[0], count_K, strict=True)):
+            low, high = saturated(float(mean), int(count)) or NOWHERE
+            ends_KK[k, k] = high if mean == 0 else low
+        reached = numbers(np.append(of(ends_KK), value))
+        return Estimate(value, Interval(float(reached.min()), float(reached.max())), len(values_NK))
+    return Estimate(value, interval_of(of(resampled_means(values_NK, rng, resamples))), len(values_NK))
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,7 @@ class Measure:
     after: float | None
     reference: float | None
     low: float | None
-    """Of `after`, 95 % bootstrap over items."""
+    """Of `after`, 95 % over items; None where it stands on one item alone."""
     high: float | None
     n: int
     """Items that `after` stands on."""

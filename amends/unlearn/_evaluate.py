@@ -19,13 +19,16 @@ from amends.lm.logprobs import (
     PADDING,
     PackedRow,
     answer_logprobs,
+    check_numbers,
     log_probability,
     masked_mean,
+    naming,
     pack,
     packed_row,
     token_statistics,
 )
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.lm.rows import context_limit
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio
@@ -157,7 +160,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     items: dict[str, list[dict[str, Any]]] = {}
-    with Progress(transient=True, console=console) as progress:
+    with naming(name), Progress(transient=True, console=console) as progress:
         jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
         task = progress.add_task(f"{role}: likelihoods", total=jobs)
         advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731
@@ -211,6 +214,10 @@ def likelihoods(
     """Likelihoods of every answer of every row, and if asked the statistics of each token of its first, in one pass.
 
     Rows go through in order of length, as many at once as fit TOKENS_PER_PASS; the results keep the input order.
+
+    Raises
+    ------
+    NotNumbers : a token's log-probability is NaN.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].num_tokens)
     device = next(model.parameters()).device
@@ -237,6 +244,7 @@ def likelihoods(
                     found[i] = found[i]._replace(tokens_T4=numbers_A4[asked_A])
             else:
                 logp_BA = out.logp_BA
+            check_numbers(logp_BA)
         for k in range(max(len(rows[i].answers) for i in batch)):
             have = [j for j, i in enumerate(batch) if len(rows[i].answers) > k]
             values = masked_mean(logp_BA[have], out.mask(k)[have]).tolist()
@@ -341,8 +349,9 @@ def _texts(
     texts: Sequence[tuple[str, str]],
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Nats of each text from its second token on, at most TEXT_TOKENS of them."""
-    encoded = [Encoded(ids[:1], ids[1 : TEXT_TOKENS + 1]) for ids in (plain_ids(tokenizer, text) for _, text in texts)]
+    """Nats of each text from its second token on, at most TEXT_TOKENS of them, or as many as fit the model."""
+    most = context_limit(model, TEXT_TOKENS + 1)
+    encoded = [Encoded(ids[:1], ids[1:most]) for ids in (plain_ids(tokenizer, text) for _, text in texts)]
     rows = [packed_row([e]) for e in encoded]
     means = mean_logprobs(model, rows, tokenizer.pad_token_id, advance)
     return [

@@ -77,7 +77,7 @@ def divergences(reference: States, model: States) -> Divergences:
                 (found.kl, forward_kl(mine_NV, theirs_NV).mean()),
                 (found.js, js_N.mean() / math.log(2)),
             ):
-                values.append(float(mean) if mean > ROUNDING else 0.0)
+                values.append(0.0 if mean <= ROUNDING else float(mean))
     return found
 
 
@@ -88,7 +88,8 @@ def lens_ranks(model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[P
     """Rank of the first token of each answer's last name or number, read off after each layer; 1 is the best.
 
     The answer up to there is given (`amends.unlearn._attacks.cut`). A layer's state goes through the model's last norm
-    and its output layer (logit lens, nostalgebraist 2020). Rows whose tokens run over the cut get an empty list.
+    and its output layer (logit lens, nostalgebraist 2020). Of tokens with equal logits it is the last. Rows whose
+    tokens run over the cut get an empty list, and so do those with a logit that is no number.
 
     Raises
     ------
@@ -119,7 +120,8 @@ def lens_ranks(model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[P
                 model(input_ids=ids, use_cache=False, logits_to_keep=1)
                 logits_LV = logits_of(norm(torch.cat(caught)))
             own_L1 = logits_LV[:, whole[len(start)], None]
-            found.append([1 + int(better) for better in (logits_LV > own_L1).sum(-1)])
+            ranks_L = (logits_LV >= own_L1).sum(-1).tolist()
+            found.append([] if logits_LV.isnan().any() else ranks_L)
     finally:
         for hook in hooks:
             hook.remove()

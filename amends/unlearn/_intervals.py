@@ -16,6 +16,9 @@ Direction = Literal["higher", "lower", "half", "zero"]
 """Which value is better: the higher or lower one, or the one nearer to 0.5 or to 0."""
 
 LEVEL = 0.95
+Z = 1.96
+LEAST_ROWS = 2
+"""Of one row there is no interval."""
 RESAMPLES = 1000
 CHUNK = 2**22  # most counts that a bootstrap holds at once: 32 MB
 
@@ -81,6 +84,18 @@ def interval_of(values_R: FloatArray) -> Interval:
         return NOWHERE
     low, high = np.quantile(numbers_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
+
+
+def saturated(value: float, num_rows: int) -> Interval | None:
+    """95 % interval of a share that is 0, or 1, in every row, of which a bootstrap makes a point; None for any other.
+
+    Source: Wilson, JASA 22 (1927) 209; at 0 it reaches z^2 / (n + z^2), about the rule of three. It holds for the mean
+    of any numbers within 0 and 1, whose variance is at most that of shares.
+    """
+    if value not in (0, 1):
+        return None
+    reach = Z**2 / (num_rows + Z**2)
+    return Interval(0.0, reach) if value == 0 else Interval(1 - reach, 1.0)
 
 
 def counts(num_rows: int, rng: np.random.Generator, resamples: int, step: int) -> Iterator[FloatArray]:

@@ -22,7 +22,7 @@ from amends.unlearn._axes import (
     restored_share,
     worst_case,
 )
-from amends.unlearn._metrics import LARGEST_LOG
+from amends.unlearn._metrics import LARGEST_LOG, deviation_score
 from amends.unlearn._plan import (
     NO_CLASSIFIER,
     NO_FAR,
@@ -34,7 +34,7 @@ from amends.unlearn._plan import (
     NO_TEXT,
     Plan,
 )
-from amends.unlearn._readings import inside, likeness, locality, membership, sampling
+from amends.unlearn._readings import inside, known, likeness, locality, membership, sampling
 from amends.unlearn._table import Table, apart, combined, difference, mean_of, rng_of
 
 NOTHING_FORGOTTEN = (
@@ -93,7 +93,9 @@ def elicitation(table: Table) -> Iterator[Measure]:
         columns,
         lambda role: (["before", role, *reference], lambda m: forget_rate(*m.T)),
         "The model before says no more of the answers to forget than the reference.",
+        shares=True,
     )
+    yield from known(table, axis)
     scores = {role: [columns[role]] for role in table.roles}
     there = [name for name in table.variants() if name != EASY]
     for name in there:
@@ -120,6 +122,7 @@ def elicitation(table: Table) -> Iterator[Measure]:
         meaning,
         both,
         lambda role: ([role, f"{role} easy"], lambda m: m[:, 0] - m[:, 1]),
+        shares=True,
     )
 
 
@@ -170,6 +173,8 @@ def neighbours(table: Table) -> Iterator[Measure]:
             lambda m: (m[:, 0] - m[:, 1]) - (m[:, 2] - m[:, 3]),
         ),
         missing or (None if plan.far else NO_FAR),
+        paired=False,
+        shares=True,
     )
     refused = table.columns(["near", "far"], "refused")
     meaning = "Rise of the share of questions to keep that are declined, from the model before."
@@ -185,7 +190,8 @@ def quality(table: Table) -> Iterator[Measure]:
     meaning = "Rise of the share of answers that are empty or repeat themselves, from the model before."
     yield difference(table, axis, "degenerate", meaning, broken, rise=True)
     meaning = "Share of different words in an answer to a question to forget."
-    yield mean_of(table, axis, "diversity", "higher", meaning, table.columns(["forget"], "diversity"), EMPTY)
+    words = table.columns(["forget"], "distinct_words")
+    yield mean_of(table, axis, "distinct_words", "higher", meaning, words, EMPTY)
     values: dict[str, Estimate] = {}
     for role, nats in table.found.fluency.items():
         column = np.array(nats, dtype=np.float64)[:, None]
@@ -218,8 +224,10 @@ def quality(table: Table) -> Iterator[Measure]:
         "lower",
         meaning,
         padded,
-        lambda role: ([f"{role} forget", f"{role} retain"], lambda m: 100 * np.hypot(m[:, 0], 1 - m[:, 1])),
+        lambda role: ([f"{role} forget", f"{role} retain"], lambda m: deviation_score(m[:, 0], m[:, 1])),
         None if table.plan.retain else NO_RETAIN,
+        paired=False,
+        shares=True,
     )
 
 
@@ -250,6 +258,7 @@ def quantisation(table: Table) -> Iterator[Measure]:
                 else ([role, f"{role} rounded", "before rounded"], lambda m: restored_share(*m.T))
             ),
             gap or NOTHING_FORGOTTEN,
+            shares=True,
         )
         flips = found.comparison.flips[bits] if found.comparison else None
         meaning = f"Share of weights that {bits} bits round to another value than those of the model before."

@@ -18,15 +18,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
 from amends.unlearn._intervals import (
+    LEAST_ROWS,
+    NOWHERE,
     RESAMPLES,
     Direction,
     FloatArray,
+    Interval,
     Items,
     Sets,
     counts,
     entry,
     field,
     interval_of,
+    saturated,
 )
 
 FALSE_ALARMS = 0.01
@@ -84,22 +88,28 @@ def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
     float, 0 to 1. With fewer than 100 holdout rows no false alarm is allowed.
     """
     forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
-    return float(_found(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
+    return float(found_of(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
 
 
-def priv_leak(auc: ArrayLike, auc_reference: ArrayLike) -> FloatArray:
-    """PrivLeak = 100 [(1 - AUC) - (1 - AUC_ref)] / (1 - AUC_ref); NaN where AUC_ref is 1.
+def priv_leak(auc_model: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArray:
+    """PrivLeak = 100 [(1 - AUC) - (1 - AUC_ref)] / (1 - AUC_ref), per cent; NaN where AUC_ref is 1.
 
     -100: forget looks like training data throughout; 0: as to the reference; above 0: less so than to the reference.
 
-    Source: MUSE, Shi et al. 2024 (arXiv 2407.06460), which writes AUC the other way round.
+    Parameters
+    ----------
+    auc_model, auc_reference : array
+        AUC of an attack, 1 where forget looks like training data.
+
+    Source: MUSE, Shi et al. 2024 (arXiv 2407.06460), which writes 1 - AUC, so that its sign is this one: below 0 too
+    little was forgotten, above 0 too much.
     """
-    there, reference = (1 - np.asarray(a, dtype=np.float64) for a in (auc, auc_reference))
+    there, reference = (1 - np.asarray(a, dtype=np.float64) for a in (auc_model, auc_reference))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(reference > 0, 100 * (there - reference) / reference, np.nan)
 
 
-def _auc(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
+def auc_of(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
     """AUC of resamples (R,), given how often each row is drawn."""
     lower_N, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
     num_holdout_R1 = below_RM[:, -1:]
@@ -107,7 +117,7 @@ def _auc(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, hol
     return np.asarray((forget_RN * above_RN / num_holdout_R1).sum(axis=1) / forget_RN.sum(axis=1))
 
 
-def _found(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
+def found_of(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
     """`true_positive_rate` of resamples (R,)."""
     _, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
     # What lies under the first score up to which more than the allowed number of holdout rows lie is found.
@@ -133,17 +143,30 @@ ATTACKS = {
     "mia_auc_min_k_20": ("min_k_20", "the least likely 20 % of its tokens (Min-K%)"),
     "mia_auc_min_k_plus_40": ("min_k_plus_40", "the least likely 40 % of its tokens, standardised (Min-K%++)"),
 }
+"""Attacks that every evaluation makes: name of the AUC to the score of `answer_scores`, and what it is."""
+BESIDE = "nll beside the reference"
+COSTLY_ATTACKS = {
+    "mia_auc_gradient": ("gradient_norm", "the gradient's norm, mean over the weight tensors"),
+    "mia_auc_reference": (BESIDE, "mean NLL less the reference's"),
+}
+"""Attacks that an assessment makes beside them."""
+LEAK_SCORE = "min_k_40"
+"""The score of PrivLeak."""
 PRIVACY_NAMES = (*ATTACKS, "mia_tpr_min_k_40", "privleak")
 NO_VALUES = np.full(1, np.nan)
 _NOTHING = np.empty((0, 1))
-_ALIKE = "Share of pairs of a row to forget and one no model saw in which the first looks more like training data by"
-_HALF = "0.5: cannot be told apart."
-_FINDS = "Share of rows to forget that Min-K% (k = 40 %) finds with at most 1 false alarm in 100 rows no model saw"
+ALIKE = "Share of pairs of a row to forget and one no model saw in which the first looks more like training data by"
+HALF = "0.5: cannot be told apart."
+FINDS = "Share of rows to forget that are found with at most 1 false alarm in 100 rows no model saw, by"
+FEWER = "lower: fewer stand out."
+NOTHING_LEFT = (
+    "To the reference all rows to forget look more like training data than the holdout rows: nothing is left."
+)
 Statistic = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], FloatArray]
 """(scores to forget (N,), of holdout (M,), how often each is drawn (R, N), (R, M)) -> (R,)."""
 
 
-class _Both(NamedTuple):
+class Both(NamedTuple):
     """A score of rows to forget and of holdout rows, of each of S models, without rows that lack one."""
 
     forget_NS: FloatArray
@@ -152,16 +175,44 @@ class _Both(NamedTuple):
     missing: str | None
 
     def values_of(self, of: Statistic, rng: np.random.Generator) -> list[FloatArray]:
-        """Give for each model the statistic of the rows, and after it those of resamples: the same of all models."""
+        """Give for each model the statistic of the rows, and after it those of resamples: the same of all models.
+
+        All NaN where one of the sets has no row.
+        """
         sizes = len(self.forget_NS), len(self.holdout_MS)
+        if not all(sizes):
+            return [np.full(1 + RESAMPLES, np.nan) for _ in self.forget_NS.T]
         drawn = [np.vstack([np.ones(n), *counts(n, rng, RESAMPLES, RESAMPLES)]) for n in sizes]
         scores = zip(self.forget_NS.T, self.holdout_MS.T, strict=True)
         return [of(forget_N, holdout_M, *drawn) for forget_N, holdout_M in scores]
 
-    def entry(self, values_R: FloatArray, better: Direction, meaning: str) -> dict[str, Any]:
-        """Write the first of the values, with the others' interval."""
-        n = len(self.forget_NS) + len(self.holdout_MS)
-        return entry(float(values_R[0]), interval_of(values_R[1:]), n, self.left_out, better, meaning, self.missing)
+    @property
+    def num_rows(self) -> int:
+        """Of both sets."""
+        return len(self.forget_NS) + len(self.holdout_MS)
+
+    def interval(self, values_R: FloatArray) -> Interval:
+        """Of the first of `values_of`, from the others; none with less than two rows in a set.
+
+        At 0 or 1 all resamples agree. There it is that of a share of as many rows as the smaller set has, whose
+        variance that of an AUC never exceeds (Birnbaum and Klose, Annals of Mathematical Statistics 28 (1957) 933).
+        """
+        fewest = min(len(self.forget_NS), len(self.holdout_MS))
+        if fewest < LEAST_ROWS:
+            return NOWHERE
+        return saturated(float(values_R[0]), fewest) or interval_of(values_R[1:])
+
+    def leak(self, auc_R: FloatArray, auc_reference_R: FloatArray) -> tuple[float, Interval]:
+        """Give PrivLeak of AUCs of `values_of`, with its interval; where the AUC is 0 or 1, from the AUC's."""
+        leak_R, interval = priv_leak(auc_R, auc_reference_R), self.interval(auc_R)
+        if auc_R[0] not in (0, 1) or np.array_equal(auc_R, auc_reference_R) or interval is NOWHERE:
+            return float(leak_R[0]), interval if interval is NOWHERE else interval_of(leak_R[1:])
+        high, low = priv_leak(interval, auc_reference_R[0])
+        return float(leak_R[0]), Interval(float(low), float(high))
+
+    def entry(self, value: float, interval: Interval, better: Direction, meaning: str) -> dict[str, Any]:
+        """Write a value."""
+        return entry(value, interval, self.num_rows, self.left_out, better, meaning, self.missing)
 
 
 def summarise_privacy(
@@ -177,9 +228,10 @@ def summarise_privacy(
     """
     found = {}
     for name, (score, by) in ATTACKS.items():
-        found[name] = _summarise_attack(sets, score, _auc, rngs[name], "half", f"{_ALIKE} {by}; {_HALF}")
+        found[name] = _summarise_attack(sets, score, auc_of, rngs[name], "half", f"{ALIKE} {by}; {HALF}")
+    score, by = ATTACKS["mia_auc_min_k_40"]
     found["mia_tpr_min_k_40"] = _summarise_attack(
-        sets, "min_k_40", _found, rngs["mia_tpr_min_k_40"], "lower", f"{_FINDS}; lower: fewer stand out."
+        sets, score, found_of, rngs["mia_tpr_min_k_40"], "lower", f"{FINDS} {by}; {FEWER}"
     )
     found["privleak"] = _summarise_privleak(sets, reference, rngs["privleak"])
     return found
@@ -189,36 +241,34 @@ def _summarise_attack(
     sets: Sets, score: str, of: Statistic, rng: np.random.Generator, better: Direction, meaning: str
 ) -> dict[str, Any]:
     both = _both([sets], score)
-    return both.entry(NO_VALUES if both.missing else both.values_of(of, rng)[0], better, meaning)
+    values_R = NO_VALUES if both.missing else both.values_of(of, rng)[0]
+    return both.entry(float(values_R[0]), both.interval(values_R), better, meaning)
 
 
 def _summarise_privleak(sets: Sets, reference: Sets | None, rng: np.random.Generator) -> dict[str, Any]:
     """PrivLeak; the same rows are drawn of the model and of the reference."""
-    both = _both([sets] if reference is None else [sets, reference], "min_k_40")
+    both = _both([sets] if reference is None else [sets, reference], LEAK_SCORE)
     than = "0.5, as there is no reference" if reference is None else "the reference's"
     meaning = (
         f"AUC of Min-K% (k = 40 %) against {than}, in %; 0: as if never seen, -100: not forgotten, above: too much."
     )
     if both.missing:
-        return both.entry(NO_VALUES, "zero", meaning)
-    auc_R, *others = both.values_of(_auc, rng)
+        return both.entry(np.nan, NOWHERE, "zero", meaning)
+    auc_R, *others = both.values_of(auc_of, rng)
     auc_reference_R = others[0] if others else np.full_like(auc_R, 0.5)
     if auc_reference_R[0] == 1:
-        missing = (
-            "To the reference all rows to forget look more like training data than the holdout rows: nothing is left."
-        )
-        both = both._replace(missing=missing)
-    return both.entry(priv_leak(auc_R, auc_reference_R), "zero", meaning)
+        both = both._replace(missing=NOTHING_LEFT)
+    return both.entry(*both.leak(auc_R, auc_reference_R), "zero", meaning)
 
 
-def _both(models: Sequence[Sets], score: str) -> _Both:
+def _both(models: Sequence[Sets], score: str) -> Both:
     rows = {name: [_sorted(sets.get(name) or []) for sets in models] for name in ("forget", "holdout")}
     if any(
         [item.get("id") for item in other] != [item.get("id") for item in items[0]]
         for items in rows.values()
         for other in items
     ):
-        return _Both(_NOTHING, _NOTHING, 0, "The reference was asked other rows.")
+        return Both(_NOTHING, _NOTHING, 0, "The reference was asked other rows.")
     values = {name: np.column_stack([field(score)(items) for items in each]) for name, each in rows.items()}
     kept = {name: values_NS[~np.isnan(values_NS).any(axis=1)] for name, values_NS in values.items()}
     missing = None
@@ -229,7 +279,7 @@ def _both(models: Sequence[Sets], score: str) -> _Both:
     elif lacking := [name for name, values_NS in kept.items() if not len(values_NS)]:
         missing = f"No {' and no '.join(lacking)} item has {score}."
     left_out = sum(map(len, values.values())) - sum(map(len, kept.values()))
-    return _Both(kept["forget"], kept["holdout"], left_out, missing)
+    return Both(kept["forget"], kept["holdout"], left_out, missing)
 
 
 def _sorted(items: Items) -> list[Mapping[str, Any]]:

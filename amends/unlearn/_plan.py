@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
+from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
@@ -23,6 +24,7 @@ Embed = Callable[[Sequence[str]], FloatArray]
 """Texts -> vectors of length 1, (texts, D)."""
 NEAREST = 5
 """Questions to keep that count as near to each question to forget."""
+MAX_NEW_TOKENS = 64
 PIECE_TOKENS = 100
 """Most tokens of a piece of plain text that an attack teaches, beside its first: about those of an answer."""
 NO_RETAIN = "It needs questions to keep (--retain)."
@@ -55,6 +57,8 @@ class Plan:
     templates: list[str]
     max_new_tokens: int
     seed: int
+    cut_short: int = 0
+    """Rows to forget of which no answer of `max_new_tokens` can say all."""
 
     @property
     def retain(self) -> list[Pair]:
@@ -99,7 +103,7 @@ def make_plan(
     axes: Sequence[str],
     *,
     rows: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     seed: int,
     templates: Sequence[str],
     texts: Sequence[str] | None = None,
@@ -108,6 +112,11 @@ def make_plan(
     """Read the rows and choose what is asked; at most `rows` of each set, evenly spread.
 
     Of the questions to keep, up to half are the nearest to the questions to forget, the others far ones.
+
+    Parameters
+    ----------
+    max_new_tokens : int, optional
+        Default: `MAX_NEW_TOKENS`, or the length of the longest plain text to continue, so that all of it can be said.
 
     Returns
     -------
@@ -144,6 +153,10 @@ def make_plan(
     everyday = read_pairs(read_rows(BUILT_IN / "general_questions.jsonl")).kept
     built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
     chosen = spread(list(built_in if texts is None else texts), rows)
+    lengths = [len(record_row(tokenizer, p.prompt, [p.answer]).answers[0]) for p in forget]
+    longest = max_new_tokens or max(
+        [MAX_NEW_TOKENS, *(n for p, n in zip(forget, lengths, strict=True) if isinstance(p.prompt, str))]
+    )
     plan = Plan(
         axes=tuple(axes),
         forget=forget,
@@ -156,8 +169,9 @@ def make_plan(
         texts=chosen,
         pieces=pieces_of(chosen, tokenizer) if "relearning_elsewhere" in axes else [],
         templates=list(templates),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=longest,
         seed=seed,
+        cut_short=sum(length > longest for length in lengths),
     )
     return plan, read
 

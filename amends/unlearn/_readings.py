@@ -7,38 +7,49 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from amends.maths.memorisation import auc, extraction_probability
+from amends.maths.memorisation import extraction_probability
 from amends.unlearn._assess import SAMPLES
-from amends.unlearn._axes import (
-    ROLES,
-    Estimate,
-    FloatArray,
-    Measure,
-    auc_resampled,
-    leak_at,
-    measure,
-    priv_leak,
+from amends.unlearn._axes import ROLES, Estimate, FloatArray, Measure, leak_at, measure
+from amends.unlearn._intervals import NOWHERE, RESAMPLES, Direction, Interval
+from amends.unlearn._memorised import (
+    ALIKE,
+    ATTACKS,
+    BESIDE,
+    COSTLY_ATTACKS,
+    FEWER,
+    FINDS,
+    HALF,
+    LEAK_SCORE,
+    NOTHING_LEFT,
+    Both,
+    Statistic,
+    auc_of,
+    found_of,
 )
-from amends.unlearn._intervals import NOWHERE, Interval, interval_of
-from amends.unlearn._memorised import true_positive_rate
-from amends.unlearn._metrics import forget_quality
+from amends.unlearn._metrics import forget_quality, truth_scores
 from amends.unlearn._plan import NO_HOLDOUT, NO_REFERENCE
-from amends.unlearn._table import Table, combined, mean_of, rng_of
+from amends.unlearn._table import ONE_ROW, Table, combined, mean_of, rng_of
 
 QUERIES = 1000
 """Samples that an answer may come up in."""
+KNOWN = {
+    "probability": "Probability of the answers to forget, length-normalised.",
+    "extraction_strength": "Share of an answer to forget, from its end, that is said without a miss given the rest.",
+    "exact_memorisation": "Share of the tokens of answers to forget that are the first choice given those before.",
+}
 NO_WRONG = "No row to forget has wrong answers to compare with (column perturbed_answer)."
 NO_TOKEN = "In no row to forget do the tokens end where the last name or number begins."
-BESIDE = "nll beside the reference"
-ATTACKS = {
-    "membership_auc": ("nll", "by its mean NLL"),
-    "membership_zlib": ("nll_per_zlib_byte", "by its NLL over the length of its compressed text"),
-    "membership_min_k": ("min_k_40", "by the least likely 40 % of its tokens (Min-K%)"),
-    "membership_min_k_plus": ("min_k_plus_40", "by the same, standardised (Min-K%++)"),
-    "membership_gradient": ("gradient_norm", "by the gradient's norm, mean over the weight tensors"),
-    "membership_reference": (BESIDE, "by its mean NLL less the reference's"),
-}
-ALIKE = "Chance that a row to forget looks less like training data than a holdout row"
+
+
+def known(table: Table, axis: str) -> Iterator[Measure]:
+    """Measure what is known of the answers to forget, whatever comes out: as an evaluation of a run does."""
+    for score, meaning in KNOWN.items():
+        columns = {role: table.scores(role, "forget", score) for role in table.roles}
+        yield mean_of(table, axis, f"forget_{score}", "lower", meaning, columns)
+    ratios = {role: truth_scores(table.scores(role, "forget", "truth_ratio"), "forget") for role in table.roles}
+    meaning = "Mean of min(R, 1/R), R = probability of wrong answers to the right one's; 1: cannot tell them apart."
+    no_wrong = None if any(pair.wrong for pair in table.plan.forget) else NO_WRONG
+    yield mean_of(table, axis, "forget_truth_ratio", "higher", meaning, ratios, no_wrong)
 
 
 def sampling(table: Table) -> Iterator[Measure]:
@@ -72,7 +83,7 @@ def likeness(table: Table) -> Iterator[Measure]:
         both = {role: table.scores(role, "forget", name) for role in table.roles}
         if "reference" in both and not gap:
             both["reference"] = np.zeros_like(both["reference"])
-        yield mean_of(table, axis, f"{name}_reference", "lower", of, both, gap)
+        yield mean_of(table, axis, f"{name}_reference", "lower", of, both, gap, shares=False)
     plain = table.columns(["forget"], "rouge_l")
     meaning = "Distance of the mean ROUGE-L on plain questions from the reference's: too little forgotten, or too much."
     yield combined(
@@ -86,12 +97,12 @@ def likeness(table: Table) -> Iterator[Measure]:
         no_reference,
     )
     ratios = {role: table.scores(role, "forget", "truth_ratio") for role in table.roles}
-    has_wrong = all((~np.isnan(ratio_N)).any() for ratio_N in ratios.values())
+    no_wrong = None if any(pair.wrong for pair in table.plan.forget) else NO_WRONG
     tests = {}
-    if no_reference is None and has_wrong:
+    if not (no_reference or no_wrong) and all((~np.isnan(ratio_N)).any() for ratio_N in ratios.values()):
         for role, ratio_N in ratios.items():
             tests[role] = forget_quality(ratio_N, ratios["reference"], rng_of(table.plan, "truth_ratio_ks"))
-    why = no_reference or NO_WRONG
+    why = no_reference or no_wrong
     after = tests.get("after")
     of_role = {role: tests.get(role) for role in ("before", "reference")}
     yield measure(
@@ -149,55 +160,55 @@ def membership(table: Table) -> Iterator[Measure]:
     """Measure whether answers to forget can be told from rows that were never seen, by what the model makes of them."""
     axis = "membership"
     missing = None if table.plan.holdout else NO_HOLDOUT
-    for metric, (score, by) in ATTACKS.items():
-        values, _ = attack(table, score)
-        meaning = f"{ALIKE}, {by}; .5: cannot be told; below: still known."
-        without = missing or (NO_REFERENCE if metric == "membership_reference" else None)
-        yield line(axis, metric, meaning, values, without)
-    meaning = "Share of rows to forget that Min-K% finds with at most 1 false alarm in 100 holdout rows."
-    found = {r: true_positive_rate(*both) for r in table.roles if all(map(len, both := scores(table, r, "min_k_40")))}
-    yield measure(
-        axis, "membership_found", "lower", meaning, found.get("after"),
-        before=found.get("before"), reference=found.get("reference"), missing=missing,
-    )  # fmt: skip
-    values, resampled = attack(table, "min_k_40")
-    base = "reference" if "reference" in values else None
-    leaks_R = priv_leak(resampled["after"], resampled[base] if base else 0.5)
-    leak = {
-        role: Estimate(float(priv_leak(v.value, values[base].value if base else 0.5)), interval_of(leaks_R), v.n)
-        for role, v in values.items()
-    }
-    meaning = "PrivLeak of Min-K%, per cent, against the reference (without one: against .5); negative: still known."
-    yield line(axis, "privleak", meaning, leak, missing)
+    no_reference = None if "reference" in table.roles else NO_REFERENCE
+
+    def attacked(both: Both, of: Statistic) -> dict[str, FloatArray]:
+        return dict(zip(table.roles, both.values_of(of, rng_of(table.plan, axis)), strict=True))
+
+    kinds: tuple[tuple[str, Direction, Statistic, str, str], ...] = (
+        ("_auc_", "half", auc_of, ALIKE, HALF),
+        ("_tpr_", "lower", found_of, FINDS, FEWER),
+    )
+    for name, (score, by) in (ATTACKS | COSTLY_ATTACKS).items():
+        both, without = both_of(table, score), missing or (no_reference if score == BESIDE else None)
+        for kind, better, of, says, best in kinds:
+            values = {role: (float(v_R[0]), both.interval(v_R)) for role, v_R in attacked(both, of).items()}
+            yield line(name.replace("_auc_", kind), better, f"{says} {by}; {best}", values, both, without)
+    both = both_of(table, LEAK_SCORE)
+    aucs = attacked(both, auc_of)
+    base = aucs.get("reference", np.full(1 + RESAMPLES, 0.5))
+    meaning = (
+        "PrivLeak of Min-K%, per cent, against the reference (without one: against .5); negative: still known; "
+        "positive: pushed below rows that were never seen."
+    )
+    leaks = {role: both.leak(auc_R, base) for role, auc_R in aucs.items()}
+    nothing_left = NOTHING_LEFT if base[0] == 1 else None
+    yield line("privleak", "zero", meaning, leaks, both, missing or nothing_left)
 
 
-def scores(table: Table, role: str, score: str) -> tuple[FloatArray, FloatArray]:
-    """Scores of the rows to forget and of the holdout that have one, higher = less like training data."""
+def both_of(table: Table, score: str) -> Both:
+    """Scores of the rows to forget and of the holdout under each model, higher = less like training data."""
     found = []
     for name in ("forget", "holdout"):
+        of = {r: table.scores(r, name, "nll" if score == BESIDE else score) for r in ROLES}
         if score == BESIDE:
-            values = table.scores(role, name, "nll") - table.scores("reference", name, "nll")
-        else:
-            values = table.scores(role, name, score)
-        found.append(values[~np.isnan(values)])
-    return found[0], found[1]
+            of = {role: values - of["reference"] for role, values in of.items()}
+        values_NS = np.column_stack([of[role] for role in table.roles])
+        found.append(values_NS[~np.isnan(values_NS).any(axis=1)])
+    return Both(found[0], found[1], 0, None)
 
 
-def attack(table: Table, score: str) -> tuple[dict[str, Estimate], dict[str, FloatArray]]:
-    """AUC of each model with its interval, and those of the same draws of rows for all models."""
-    values: dict[str, Estimate] = {}
-    resampled: dict[str, FloatArray] = {}
-    for role in table.roles:
-        both = scores(table, role, score)
-        resampled[role] = auc_resampled(*both, rng_of(table.plan, "membership"))
-        values[role] = Estimate(auc(*both), interval_of(resampled[role]), sum(map(len, both)))
-    return values, resampled
-
-
-def line(axis: str, metric: str, meaning: str, values: Mapping[str, Estimate], missing: str | None) -> Measure:
-    """Line of a value that should be near to the reference's."""
-    beside = {role: values[role].value if role in values else None for role in ROLES}
-    return measure(
-        axis, metric, "zero", meaning, values["after"],
-        before=beside["before"], reference=beside["reference"], missing=missing,
-    )  # fmt: skip
+def line(
+    metric: str,
+    better: Direction,
+    meaning: str,
+    values: Mapping[str, tuple[float, Interval]],
+    both: Both,
+    missing: str | None,
+) -> Measure:
+    """Line of a number of two sets of rows."""
+    before, reference = (values[role][0] if role in values else None for role in ("before", "reference"))
+    after = Estimate(*values["after"], both.num_rows)
+    if np.isnan(after.interval.low):
+        meaning = f"{meaning} {ONE_ROW}"
+    return measure("membership", metric, better, meaning, after, before=before, reference=reference, missing=missing)

@@ -12,19 +12,21 @@ from amends.unlearn._assess import BITS, Findings
 from amends.unlearn._attacks import EASY
 from amends.unlearn._axes import (
     ROLES,
-    Direction,
     Estimate,
     FloatArray,
     Measure,
-    diversity,
+    distinct_words,
     estimate,
     is_degenerate,
     measure,
 )
-from amends.unlearn._intervals import RESAMPLES
+from amends.unlearn._intervals import RESAMPLES, Direction
 from amends.unlearn._plan import Plan
 
 FORGET_SETS = ("forget", "forget_sampled", *(f"forget_int{bits}" for bits in BITS))
+OF_TEXT: Mapping[str, Callable[[str], float]] = {"degenerate": is_degenerate, "distinct_words": distinct_words}
+"""Numbers of an answer's text."""
+ONE_ROW = "One row has no interval."
 Columns = Mapping[str, FloatArray]
 
 
@@ -48,7 +50,7 @@ class Table:
 
     def column(self, role: str, item_set: str, name: str, variant: str = EASY) -> FloatArray:
         """Numbers of a model's answers, NaN where it was not asked; all NaN for a model that there is not."""
-        of: Callable[[str], float] | None = {"degenerate": is_degenerate, "diversity": diversity}.get(name)
+        of: Callable[[str], float] | None = OF_TEXT.get(name)
         places = self.by_place.get(role, {})
         found = (places.get((item_set, variant, id_)) for id_ in self.ids[item_set])
         values = (None if a is None else of(a["generated"]) if of else a.get(name) for a in found)
@@ -92,18 +94,24 @@ def mean_of(
     meaning: str,
     columns: Columns,
     missing: str | None = None,
+    *,
+    shares: bool = True,
 ) -> Measure:
-    """Line of a mean that every model has."""
-    return combined(table, axis, metric, better, meaning, columns, lambda role: ([role], lambda m: m[:, 0]), missing)
+    """Line of a mean that every model has, of numbers within 0 and 1 unless said otherwise."""
+    return combined(
+        table, axis, metric, better, meaning, columns, lambda role: ([role], lambda m: m[:, 0]), missing, shares=shares
+    )
 
 
 def difference(
     table: Table, axis: str, metric: str, meaning: str, columns: Columns, *, rise: bool, missing: str | None = None
 ) -> Measure:
-    """Line of how far a mean rose, or fell, from the model before; lower is better."""
+    """Line of how far a mean of shares rose, or fell, from the model before, over the same items; lower is better."""
     sign = 1.0 if rise else -1.0
     of: Callable[[FloatArray], FloatArray] = lambda m: sign * (m[:, 0] - m[:, 1])  # noqa: E731
-    return combined(table, axis, metric, "lower", meaning, columns, lambda role: ([role, "before"], of), missing)
+    return combined(
+        table, axis, metric, "lower", meaning, columns, lambda role: ([role, "before"], of), missing, shares=True
+    )
 
 
 def combined(
@@ -115,8 +123,14 @@ def combined(
     columns: Columns,
     how: Callable[[str], tuple[list[str], Callable[[FloatArray], FloatArray]] | None],
     missing: str | None = None,
+    *,
+    paired: bool = True,
+    shares: bool = False,
 ) -> Measure:
-    """Line of a function of means: for each model, of which columns and which function (None: it has no value)."""
+    """Line of a function of means: for each model, of which columns and which function (None: it has no value).
+
+    `paired` and `shares` are those of `amends.unlearn._axes.estimate`.
+    """
     values: dict[str, Estimate] = {}
     for role in table.roles:
         told = how(role)
@@ -124,8 +138,10 @@ def combined(
             continue
         both_NK = np.column_stack([columns[name] for name in told[0]])
         resamples = RESAMPLES if role == "after" else 1
-        values[role] = estimate(both_NK, told[1], rng_of(table.plan, metric), resamples)
+        rng = rng_of(table.plan, metric)
+        values[role] = estimate(both_NK, told[1], rng, resamples, paired=paired, shares=shares)
     before, reference = (values[role].value if role in values else None for role in ("before", "reference"))
-    return measure(
-        axis, metric, better, meaning, values.get("after"), before=before, reference=reference, missing=missing
-    )
+    after = values.get("after")
+    if after is not None and np.isnan(after.interval.low):
+        meaning = f"{meaning} {ONE_ROW}"
+    return measure(axis, metric, better, meaning, after, before=before, reference=reference, missing=missing)

@@ -116,5 +116,5 @@ def reasons(name: str, score_N: FloatArray, num_tokens_N: Sequence[int], answer_
         elif name == "sampling":
             found.append("The sampler cannot give it: a token is not among the top k. It ranks last.")
         else:
-            found.append("The model's numbers are not finite.")
+            found.append("The model gives one of its tokens no chance at all.")
     return found

@@ -22,6 +22,7 @@ from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
 from amends.lm.find import check_model
+from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
@@ -32,6 +33,7 @@ from amends.unlearn._read import about
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
 from amends.verbs._advice import without
+from amends.verbs._holdout import WORDS, compare, warnings_of_holdout
 
 CLEAN = "clean"
 """Class of an answer that is no gibberish, as the usual classifier names it."""
@@ -82,7 +84,12 @@ def command(
         list[str] | None, typer.Option(help=f"NAME=VALUE to hold the model to; repeatable. Names: {', '.join(LIMITS)}.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Most rows of each set, evenly spread.", min=1)] = 100,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer that is generated, tokens.", min=1)] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest answer that is generated, tokens; default: 64, or the longest plain text to continue.", min=1
+        ),
+    ] = None,
     question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None,
     embedder: Annotated[
@@ -140,7 +147,7 @@ def run(
     axes: Sequence[str] | None = None,
     limits: Sequence[str] | Mapping[str, float] | None = None,
     rows: int = 100,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     templates: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
@@ -166,6 +173,8 @@ def run(
         Answers that count as refusals beside the general patterns; default: the built-in refusals.
     texts : list of str, optional
         Plain text for the perplexity; default: the built-in passages.
+    max_new_tokens : int, optional
+        Longest answer that is generated; default: 64, or the longest plain text to continue.
     embedder, gibberish : str or Path, optional
         What `amends.lm.encoders.load_encoder` takes: a sentence embedding for what is near, and a classifier with a
         class "clean" for the answers.
@@ -213,7 +222,7 @@ def run(
 
     with without("--skip-bad-rows", "--max-length", "--prefix-tokens"):
         plan, findings = ask_in_turn(models, plan_for, processing_class)
-    warnings = warnings_of(findings)
+    warnings = warnings_of(plan, findings)
     for warning in warnings:
         say(f"warning: {warning}")
     if classifier:
@@ -231,7 +240,7 @@ def run(
             "axes": list(chosen),
             "limits": asked_limits,
             "rows": rows,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": plan.max_new_tokens,
             "question_column": question_column,
             "answer_column": answer_column,
             "embedder": embedder,
@@ -285,14 +294,23 @@ def drift_of(findings: Findings) -> list[dict[str, Any]]:
     return [d._asdict() for d in findings.comparison.drift] if findings.comparison else []
 
 
-def warnings_of(findings: Findings) -> list[str]:
-    """Say what was left out."""
-    return [
+def warnings_of(plan: Plan, findings: Findings) -> list[str]:
+    """Say what was left out, what could not be said, and whether the holdout is of another kind."""
+    found = [
         f"{role}: {count} prompts of the variant {variant} leave no room for the answer (--max-new-tokens) in the "
         "model's context and were left out."
         for role, asked in findings.asked.items()
         for variant, count in asked.left_out.items()
     ]
+    if plan.cut_short:
+        found.append(
+            f"{plan.cut_short} of {len(plan.forget)} answers to forget have more than {plan.max_new_tokens} tokens "
+            "(--max-new-tokens): their ROUGE-L stays below 1 whatever is known of them."
+        )
+    if "membership" in plan.axes and plan.holdout:
+        texts, others = ([f"{p.question} {p.answer}" for p in pairs] for pairs in (plan.forget, plan.holdout))
+        found += warnings_of_holdout({WORDS: compare(*word_scores(texts, others, np.random.default_rng(plan.seed)))})
+    return found
 
 
 def told(value: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,30 +19,19 @@ from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.logprobs import naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
-from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, mean_rank, num_tokens, tpr_at_fpr
+from amends.maths.memorisation import FloatArray, mean_rank, num_tokens
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
 from amends.unlearn._read import about, model_for
 from amends.unlearn._request import Data
+from amends.verbs._holdout import WORDS, Membership, compare, warnings_of_holdout
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
 
-COMBINED, WORDS = "combined", "words"
-FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
-WORDS_TOO_TELLING = 0.6
-"""AUC of the words alone above which a holdout is of another kind."""
-
-
-class Membership(NamedTuple):
-    """How well a score tells the records from rows that were never trained on; NaN where there are too few rows."""
-
-    auc: float
-    standard_error: float
-    tpr_at_fpr: dict[str, float]
-    """True positive rate at each false positive rate; NaN with fewer holdout rows than 1 / rate."""
-    advantage: float
+COMBINED = "combined"
 
 
 @dataclass(frozen=True)
@@ -149,14 +138,16 @@ def run(
     say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
     digests = {"before": weights_sha256(loaded.model)}
     sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-    found = answer_scores(
-        loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
-    )
+    with naming(f"--model {loaded.name}"):
+        found = answer_scores(
+            loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
+        )
     found_reference = None
     if reference is not None:
         beside = reference_for(reference, loaded, tokenizer, takes_turns=isinstance(model, str | Path))
         digests["reference"] = weights_sha256(beside)
-        found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
+        with naming("--reference"):
+            found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
     numbers = Numbers(found, found_reference, [pair.answer for pair in pairs], share, answer_prefix)
     scores = {name: MEASURES[name].of(numbers) for name in chosen}
     lengths = num_tokens(found.logp_NA).tolist()
@@ -169,7 +160,7 @@ def run(
         membership = {name: compare(score[:num], score[num:]) for name, score in both.items()}
         texts = [f"{pair.question} {pair.answer}" for pair in pairs]
         membership[WORDS] = compare(*word_scores(texts[:num], texts[num:], np.random.default_rng(seed)))
-    warnings = warnings_of(membership)
+    warnings = warnings_of_holdout(membership)
     for warning in warnings:
         say(f"warning: {warning}")
     record = describe(
@@ -246,31 +237,6 @@ def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizer
     if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise InputError(f"{reference}: has another tokenizer than the model, so tokens cannot be compared one by one.")
     return beside.model
-
-
-def compare(members_N: FloatArray, others_M: FloatArray) -> Membership:
-    """Compare the scores of records with those of the holdout."""
-    return Membership(
-        auc(members_N, others_M),
-        auc_standard_error(members_N, others_M),
-        {f"{rate:g}": tpr_at_fpr(members_N, others_M, rate) for rate in FALSE_POSITIVE_RATES},
-        advantage(members_N, others_M),
-    )
-
-
-def warnings_of(membership: Mapping[str, Membership]) -> list[str]:
-    """Say what makes the comparison with a holdout doubtful."""
-    if WORDS not in membership:
-        return []
-    words = membership[WORDS]
-    if np.isnan(words.auc):
-        return ["The holdout has too few rows to see whether it is of the same kind as the data."]
-    if words.auc - 2 * words.standard_error > WORDS_TOO_TELLING:
-        return [
-            f"Words alone, without the model, tell the holdout from the data (AUC {words.auc:.2f}): it is of another "
-            "kind, and comparing with it measures that too, not membership alone."
-        ]
-    return []
 
 
 def row_of(pair: Pair) -> dict[str, Any]:

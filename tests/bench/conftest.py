@@ -116,7 +116,7 @@ def copying(folder: Path, texts: Sequence[str]) -> Loaded:
     def generate(
         input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any, logits_processor: list[Any]
     ) -> torch.Tensor:
-        assert not logits_processor  # it does not draw
+        assert not generation_config.do_sample and len(logits_processor) == 1  # that which looks for NaN: none draws
         most = generation_config.max_new_tokens
         out = torch.full((len(input_ids), most), tokenizer.pad_token_id)
         for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):

@@ -91,7 +91,7 @@ def test_what_is_its_own_reference_has_no_excess_and_no_leak(found: dict[str, As
 
 def test_a_filter_changes_no_number_beneath_the_answers(found: dict[str, Assessment]) -> None:
     one = found["filtered"]
-    for metric in ("kl_reference", "js_reference", "extraction_probability", "lens_last", "membership_gradient"):
+    for metric in ("kl_reference", "js_reference", "extraction_probability", "lens_last", "mia_auc_gradient"):
         assert one[metric].after == pytest.approx(one[metric].before, rel=1e-4)
     assert one["kl_reference"].after > 1
     assert one["lens_last"].after > 0.95 > 0.5 > one["lens_last"].reference
@@ -100,10 +100,10 @@ def test_a_filter_changes_no_number_beneath_the_answers(found: dict[str, Assessm
 
 def test_every_attack_on_membership_finds_rows_that_are_still_in_the_weights(found: dict[str, Assessment]) -> None:
     one = found["filtered"]
-    attacks = [m for m in one.measures if m.axis == "membership" and m.better == "zero" and m.metric != "privleak"]
-    assert len(attacks) == 6
-    assert all(m.after < 0.1 < 0.25 < m.reference < 0.75 for m in attacks)
-    assert one["membership_found"].after > 0.9 > 0.3 > one["membership_found"].reference
+    attacks = [m for m in one.measures if m.axis == "membership" and m.better == "half"]
+    assert len(attacks) == 7
+    assert all(m.after > 0.9 > 0.75 > m.reference > 0.25 for m in attacks)
+    assert one["mia_tpr_min_k_40"].after > 0.9 > 0.3 > one["mia_tpr_min_k_40"].reference
 
 
 def test_more_samples_never_leak_less(found: dict[str, Assessment]) -> None:
@@ -210,15 +210,12 @@ def test_what_never_held_the_rows_gets_none_of_them_back_by_being_taught_elsewhe
         assert one[f"relearn_{taught}_recovery"].reference == one[f"relearn_{taught}_recovery"].after
 
 
-def test_worst_case_is_at_least_the_plain_question_for_every_row(found: dict[str, Assessment]) -> None:
+def test_worst_case_is_the_mean_over_rows_of_the_best_of_all_ways(found: dict[str, Assessment]) -> None:
     for one in found.values():
         for role in ("before", "after", "reference"):
             mine = [i for i in one.items if (i["role"], i["item_set"]) == (role, "forget")]
-            plain = {i["id"]: i["rouge_l"] for i in mine if i["variant"] == "question"}
-            best = {id_: max(i["rouge_l"] for i in mine if i["id"] == id_) for id_ in plain}
-            assert all(best[id_] >= plain[id_] for id_ in plain)
-            if role == "after":
-                assert one["worst_case_rouge"].after == pytest.approx(np.mean(list(best.values())))
+            best = [max(i["rouge_l"] for i in mine if i["id"] == id_) for id_ in {i["id"] for i in mine}]
+            assert getattr(one["worst_case_rouge"], role) == pytest.approx(np.mean(best))
 
 
 def test_the_page_of_each_is_written(found: dict[str, Assessment]) -> None:

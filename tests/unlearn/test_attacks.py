@@ -88,10 +88,20 @@ def test_ways_that_cannot_be_made_are_left_out(loaded):
     assert list(by_variant(loaded.tokenizer, pair)) == ["question", "prefix_1", "mixed"]
 
 
+def test_what_holds_no_word_that_could_be_said_is_not_asked_for(loaded):
+    asks = by_variant(loaded.tokenizer, *pairs([{"question": "Who?", "answer": "Al..."}]))  # tokens are bytes
+    assert list(asks) == ["question", "prefix_1", "mixed"]
+    asks = by_variant(loaded.tokenizer, *pairs([{"question": "Who?", "answer": "he is ?"}]))
+    assert "cloze" in asks and asks["cloze"].expected == "is ?"
+    assert "cloze" not in by_variant(loaded.tokenizer, *pairs([{"question": "Who?", "answer": "Al ?"}]))
+
+
 def test_plain_text_is_put_in_other_ways_without_a_chat(loaded):
     pair = Pair("0", "Once upon a midnight", "dreary, while I pondered", "f:1")
-    other = Pair("1", "It was the best", "of times", "f:2")
+    book = [{"text": "It was the best of times"}]
+    (other,) = read_pairs(rows_of(book), tokenizer=loaded.tokenizer, prefix_tokens=17, continuation_tokens=9).kept
     asks = by_variant(loaded.tokenizer, pair, shots=[other, *pairs(KEEP)])
+    assert (other.prompt, other.answer) == ("It was the best o", "f times")
     assert loaded.tokenizer.decode(asks["few_shot"].prompt) == "It was the best of times\n\nOnce upon a midnight"
     assert not {"cloze", "mixed"} & asks.keys()
 

@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from amends.io.errors import InputError
 from amends.maths.memorisation import auc
 from amends.unlearn._axes import (
     LIMITS,
     area,
-    auc_resampled,
     estimate,
     forget_rate,
     is_degenerate,
     judge,
     leak_at,
     measure,
-    priv_leak,
     read_limits,
     recovery,
     restored_share,
@@ -96,21 +94,6 @@ def test_identical_sets_have_an_auc_of_a_half_and_shifted_normals_that_of_theory
     assert np.isnan(auc([], [1.0]))
 
 
-def test_resampled_auc_lies_about_the_auc_with_the_spread_of_theory():
-    rng = np.random.default_rng(1)
-    forget, holdout = rng.normal(0.5, 1, 60), rng.normal(0, 1, 60)
-    found = auc_resampled(forget, holdout, np.random.default_rng(2), 2000)
-    assert found.mean() == pytest.approx(auc(forget, holdout), abs=0.005)
-    assert 0.02 < found.std() < 0.08  # Hanley and McNeil: about .05
-
-
-def test_privleak_is_0_at_the_reference_and_negative_where_the_rows_are_still_likelier():
-    assert priv_leak(0.47, 0.47) == 0
-    assert priv_leak(0.1, 0.5) == pytest.approx(-80)
-    assert priv_leak(0.9, 0.5) == pytest.approx(80)
-    assert np.isnan(priv_leak(0.5, 0.0))
-
-
 def test_a_difference_of_equal_columns_is_0_with_an_interval_of_0():
     column = np.random.default_rng(0).random(30)
     found = estimate(np.column_stack([column, column]), lambda m: m[:, 0] - m[:, 1], np.random.default_rng(0))
@@ -123,6 +106,33 @@ def test_the_interval_of_a_mean_is_that_of_theory():
     half = 1.96 * column.std() / 20
     assert found.interval.high - found.value == pytest.approx(half, rel=0.15)
     assert found.value - found.interval.low == pytest.approx(half, rel=0.15)
+
+
+def test_a_difference_is_over_the_items_that_both_columns_have_unless_they_are_of_different_items():
+    values = np.array([[1.0, 0.8], [0.5, 0.1], [np.nan, 0.9]])
+    of, rng = lambda m: m[:, 0] - m[:, 1], np.random.default_rng(0)
+    paired, apart = estimate(values, of, rng), estimate(values, of, rng, paired=False)
+    assert (paired.value, paired.n) == (pytest.approx(0.3), 2)
+    assert (apart.value, apart.n) == (pytest.approx(0.75 - 0.6), 3)
+
+
+def test_one_item_has_no_interval():
+    found = estimate(np.array([[0.5]]), lambda m: m[:, 0], np.random.default_rng(0))
+    assert (found.value, found.n, np.isnan(found.interval.low)) == (0.5, 1, True)
+    apart = np.array([[1.0, np.nan], [0.5, np.nan], [np.nan, 0.2]])
+    assert np.isnan(estimate(apart, lambda m: m[:, 0] - m[:, 1], np.random.default_rng(0), paired=False).interval.low)
+
+
+def test_shares_that_agree_in_every_row_have_wilsons_interval():
+    rng, none, all_ = np.random.default_rng(0), np.zeros((8, 1)), np.ones((8, 1))
+    reach = float(binomtest(8, 8).proportion_ci(method="wilson").low)
+    assert estimate(none, lambda m: m[:, 0], rng, shares=True).interval == pytest.approx((0, 1 - reach), abs=1e-4)
+    assert estimate(all_, lambda m: m[:, 0], rng, shares=True).interval == pytest.approx((reach, 1), abs=1e-4)
+    both = np.hstack([all_, none])
+    assert estimate(both, lambda m: m[:, 0] - m[:, 1], rng, shares=True).interval == pytest.approx((reach, 1), abs=1e-4)
+    rise = estimate(np.hstack([none, none]), lambda m: m[:, 0] - m[:, 1], rng, shares=True)
+    assert (rise.value, *rise.interval) == pytest.approx((0, reach - 1, 1 - reach), abs=1e-4)
+    assert estimate(none, lambda m: m[:, 0], rng).interval == (0, 0)  # of a distance 0 is no share
 
 
 def test_a_column_without_a_number_gives_no_value_rather_than_0():

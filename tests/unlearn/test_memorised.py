@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import binomtest, mannwhitneyu, norm
 
 from amends.io.tables import rows_of
 from amends.lm.load import load
@@ -22,9 +22,9 @@ from amends.unlearn._intervals import RESAMPLES
 from amends.unlearn._memorised import (
     ATTACKS,
     PRIVACY_NAMES,
-    _auc,
-    _found,
     answer_scores,
+    auc_of,
+    found_of,
     priv_leak,
     true_positive_rate,
 )
@@ -172,7 +172,7 @@ def test_tokens_are_looked_at_in_the_pass_that_is_made_anyway(asked, monkeypatch
 def attack_auc(forget, holdout):
     """AUC of the rows themselves, each drawn once."""
     forget, holdout = np.asarray(forget, float), np.asarray(holdout, float)
-    return _auc(forget, holdout, *(np.ones((1, scores.size)) for scores in (forget, holdout)))[0]
+    return auc_of(forget, holdout, *(np.ones((1, scores.size)) for scores in (forget, holdout)))[0]
 
 
 @given(SCORES)
@@ -196,8 +196,8 @@ def test_a_row_counts_as_often_as_it_is_drawn(forget, holdout, seed):
     times = [rng(seed).integers(0, 3, size=scores.size) + (np.arange(scores.size) == 0) for scores in (forget, holdout)]
     repeated = [np.repeat(scores, k) for scores, k in zip((forget, holdout), times, strict=True)]
     weights = [k[None].astype(float) for k in times]
-    assert _auc(forget, holdout, *weights)[0] == pytest.approx(attack_auc(*repeated))
-    assert _found(forget, holdout, *weights)[0] == pytest.approx(true_positive_rate(*repeated))
+    assert auc_of(forget, holdout, *weights)[0] == pytest.approx(attack_auc(*repeated))
+    assert found_of(forget, holdout, *weights)[0] == pytest.approx(true_positive_rate(*repeated))
 
 
 def test_rows_that_look_like_training_data_have_auc_one():
@@ -259,6 +259,17 @@ def test_the_auc_interval_agrees_with_a_plain_loop():
     entry, draws = summarise(sets, None)["mia_auc_loss"], rng(4)
     plain = [attack_auc(draws.choice(forget, 25), draws.choice(holdout, 25)) for _ in range(4 * RESAMPLES)]
     assert [entry["low"], entry["high"]] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.02)
+
+
+def test_sets_that_lie_wholly_apart_have_an_interval_that_says_how_few_they_are():
+    sets = {"forget": scored(-99, 8), "holdout": scored(99, 20)}
+    found = summarise(sets, None)
+    reach = float(binomtest(8, 8).proportion_ci(method="wilson").low)
+    auc, leak = found["mia_auc_loss"], found["privleak"]
+    assert (auc["value"], auc["low"], auc["high"]) == pytest.approx((1, reach, 1), abs=1e-4)
+    assert (leak["value"], leak["low"], leak["high"]) == pytest.approx((-100, -100, 100 - 200 * reach), abs=0.02)
+    alone = summarise({"forget": scored(-99, 1), "holdout": scored(99)}, None)
+    assert all(alone[name]["value"] is not None and alone[name]["low"] is None for name in PRIVACY_NAMES)
 
 
 def test_privleak_compares_with_the_reference_where_there_is_one():

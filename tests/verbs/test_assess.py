@@ -78,7 +78,7 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert AXIS_OF.keys() == LIMITS.keys()
     gaps = {name for name, m in by_name.items() if m["missing"]}
     # random models know nothing, so that nothing can come back; and the reference is the model before
-    assert gaps - {"diversity", "output_perplexity"} == {
+    assert gaps - {"distinct_words", "output_perplexity"} == {
         "forget_rate", "int8_restored", "int4_restored", "relearn_recovery", "relearn_area", "relearn_excess",
         "relearn_retain_recovery", "relearn_retain_excess", "relearn_text_recovery", "relearn_text_excess",
         "gibberish",
@@ -145,7 +145,7 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
     zero += ("kl_reference", "js_reference", "rouge_distance", "truth_ratio_ks")
     assert {name: one[name].after for name in zero} == dict.fromkeys(zero, 0)
     assert one["truth_ratio_p"].after == 1
-    assert one["membership_reference"].after == 0.5
+    assert one["mia_auc_reference"].after == 0.5
     assert one["leak_8"].after >= one["leak_1"].after
     assert one["perplexity_ratio"].after == pytest.approx(1)
     assert one["int4_flips"].after == one["int8_flips"].after == 0
@@ -183,7 +183,7 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "over_refusal": "--retain",
         "rouge_few_shot": "--retain",
         "rouge_paraphrase": "paraphrased_question",
-        "membership_auc": "--holdout",
+        "mia_auc_loss": "--holdout",
         "privleak": "--holdout",
         "gibberish": "--gibberish",
         "rouge_reversed": "reversed_question",
@@ -194,7 +194,7 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         "kl_reference": "--reference",
         "rouge_distance": "--reference",
         "truth_ratio_ks": "--reference",
-        "membership_gradient": "--holdout",
+        "mia_auc_gradient": "--holdout",
     }.items():
         assert by_name[name]["after"] is None
         assert reason in by_name[name]["missing"]
