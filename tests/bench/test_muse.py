@@ -231,7 +231,7 @@ def test_what_is_to_be_forgotten_goes_to_a_method_as_it_is(place, repository, hu
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(
     place, hub, tiny_model, amends, monkeypatch, more, says
 ):
-    monkeypatch.setattr("amends.bench._models.load", None)  # it is said before a model is loaded
+    monkeypatch.setattr("amends.lm.turns.load", None)  # it is said before a model is loaded
     for name, row in {"odd": {"prompt": "a"}, "bad": {"prompt": "a", "gt": 3}}.items():
         (place / name / "verbmem").mkdir(parents=True)
         (place / name / "verbmem" / "forget.json").write_text(json.dumps([row]))

@@ -136,7 +136,7 @@ def test_everything_is_written_and_verified(place, tiny_model, other_model, amen
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(
     place, tiny_model, amends, monkeypatch, more, says
 ):
-    monkeypatch.setattr("amends.bench._models.load", None)  # it is said before a model is loaded
+    monkeypatch.setattr("amends.lm.turns.load", None)  # it is said before a model is loaded
     (place / "empty").mkdir()
     (place / "odd.json").write_text(json.dumps([{"question": "a", "choices": ["b", "c"], "answer": 2}]))
     (place / "bad.json").write_text(json.dumps([{"question": "a", "choices": "b", "answer": 2}]))
