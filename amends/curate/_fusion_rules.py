@@ -10,17 +10,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 from scipy.sparse import csr_array
 
 from amends.curate._benchmarks import Benchmark, runs, words_of
 from amends.curate._purge import Sample
 from amends.curate._scale import Here, Workers, merged
 from amends.curate._terms import Term, frequencies, too_few, vectorizer_of
+from amends.maths import rouge
 
 Part = Literal["instruction", "response"]
 Loss = dict[str, list[str]]
@@ -78,14 +77,9 @@ SLACK = 10
 """Words that a text may have above its sources together."""
 
 
-@cache
-def _rouge() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=False)
-
-
 def rouge_l(text: str, other: str) -> float:
     """ROUGE-L F1 of two texts, 0 to 1."""
-    return float(_rouge().score(other, text)["rougeL"].fmeasure)
+    return rouge.rouge_l(text, other, use_stemmer=False).f1
 
 
 def hard_of(loss: Loss) -> list[str]:

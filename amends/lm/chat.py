@@ -208,8 +208,8 @@ def ask(
         more.
     max_new_tokens : int, default 256
     temperature : float, default 0
-        0 is the likeliest token each time. Above, each conversation is drawn for from a stream of its own, which hangs
-        on it, on `seed` and on the attempt.
+        0 is the likeliest token each time. Above, each conversation is drawn for from a stream of its own, which
+        depends on it, on `seed` and on the attempt.
     label : str
         Stands at the progress bar.
 

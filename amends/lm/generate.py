@@ -44,7 +44,7 @@ def generate(
         Above 0, tokens are drawn from the model's distribution at it.
     seed : int, or one for each prompt, default 0
         Of the drawing; the generators of the caller are left as they were. A continuation with a seed of its own does
-        not hang on what else is continued in the same call.
+        not depend on what else is continued in the same call.
     strip : bool, default True
         Leave out white space around each continuation.
 

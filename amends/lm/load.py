@@ -145,6 +145,7 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")  # as in add_lora
             model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=trainable)
     except MemoryError:
         raise
@@ -157,9 +158,13 @@ def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None 
 
 
 def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
-    """Wrap a model with a fresh LoRA adapter on all linear layers, alpha = 2 x rank, no dropout."""
+    """Wrap a model with a fresh LoRA adapter on all linear layers, alpha = 2 x rank, no dropout.
+
+    That is on the experts of a mixture, too, where peft knows the family (Mixtral, Qwen MoE and others).
+    """
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")  # peft's own, for experts
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
@@ -242,8 +247,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, bas
         settings: Any
         for settings in model.peft_config.values():
             settings.base_model_name_or_path = base
-            if isinstance(getattr(settings, "target_modules", None), set):
-                settings.target_modules = sorted(settings.target_modules)  # a set's order changes from run to run
+            for name in ("target_modules", "target_parameters"):
+                if isinstance(places := getattr(settings, name, None), set):
+                    setattr(settings, name, sorted(places))  # a set's order changes from run to run
         write_json(folder / PROVENANCE, {"base": base, "base_sha256": base_sha256(model)})
     with quiet():
         model.save_pretrained(str(folder))
@@ -283,7 +289,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 def base_sha256(model: PeftModel) -> str:
     """`weights_sha256` that the base model below an adapter has without the adapter."""
     state = model.get_base_model().state_dict()
-    return _tensors_sha256({n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n})
+    return _tensors_sha256({n.replace(".base_layer", ""): t for n, t in state.items() if ".lora_" not in n})
 
 
 def _tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -24,7 +24,7 @@ LOG_2 = float(np.log(2))
 
 
 def padded(rows: Iterable[ArrayLike]) -> FloatArray:
-    """Stand lists of numbers of different lengths under one another, (N, A), with NaN behind their ends."""
+    """Stand lists of numbers of different lengths under one another, (N, A), with NaN after their ends."""
     arrays = [np.asarray(row, dtype=np.float64).ravel() for row in rows]
     out_NA = np.full((len(arrays), max((a.size for a in arrays), default=0)), np.nan)
     for i, array in enumerate(arrays):

@@ -161,12 +161,6 @@ def cores_beta(progress: float, most: float = 2.0) -> float:
     return most * min(max((progress - 0.05) / 0.15, 0.0), 1.0)
 
 
-def cores_margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """l_y - mean_c l_c: CORES's sieve keeps a row where it is below 0 (the regulariser cancels)."""
-    loss_BK = class_losses(logits_BK)
-    return _of(loss_BK, labels_B) - loss_BK.clamp_max(MOST_CORES).mean(1)
-
-
 def elr(logits_BK: Tensor, labels_B: Tensor, target_BK: Tensor, weight: float = 3.0) -> Tensor:
     """l_y + weight log(1 - <z, t>), t what the model said of the row before: it holds on to that.
 

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 FloatArray = NDArray[np.float64]
-POOL_BELOW = 16
-"""With fewer shadow models a variance of one record alone is too rough (Carlini et al. 2022)."""
+POOL_BELOW = 8
+"""With fewer shadow models on a side a variance of one record alone is too rough (Carlini et al. 2022: 16, half in)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,37 +159,43 @@ def lira(phi_N: ArrayLike, mask_TN: ArrayLike, phi_TN: ArrayLike) -> FloatArray:
 
     Notes
     -----
-    With fewer than 16 shadow models the variances of all records are pooled. NaN where a record has no shadow model on
-    one side (fewer than two, where variances are not pooled). Source: Carlini et al. 2022, algorithm 1.
+    A record with fewer than 8 shadow models on its smaller side gets the variances of all records pooled, one for each
+    side. So does a record whose phis are all equal on a side, there. NaN where a record has no shadow model on a side,
+    and for all of them where no two phis of a record differ. Source: Carlini et al. 2022, algorithm 1, which pools by
+    the number of shadow models, half of them with the record.
     """
     mask_TN, phi_TN = _checked(mask_TN, phi_TN)
-    phi_N = np.asarray(phi_N, dtype=np.float64)
-    densities = [norm.logpdf(phi_N, *_normal(side_TN, phi_TN)) for side_TN in (mask_TN, ~mask_TN)]
+    phi_N, sides = np.asarray(phi_N, dtype=np.float64), (mask_TN, ~mask_TN)
+    few_N = np.minimum(*(side_TN.sum(axis=0) for side_TN in sides)) < POOL_BELOW
+    densities = [norm.logpdf(phi_N, *_normal(side_TN, phi_TN, few_N)) for side_TN in sides]
     return np.asarray(densities[0] - densities[1], dtype=np.float64)
 
 
 def lira_offline(phi_N: ArrayLike, mask_TN: ArrayLike, phi_TN: ArrayLike) -> FloatArray:
     """Offline likelihood-ratio attack: -log Pr[N(mu_out, s_out) > phi], (N,), from shadow models without the record.
 
-    The order is that of Pr[N(mu_out, s_out) < phi], which is 1 to the last digit far above all others. Otherwise as
-    `lira`.
+    The order is that of Pr[N(mu_out, s_out) < phi], which is 1 to the last digit far above all others. Variances are
+    pooled as in `lira`, by the number of shadow models without the record.
     """
     mask_TN, phi_TN = _checked(mask_TN, phi_TN)
-    return np.asarray(-norm.logsf(np.asarray(phi_N, dtype=np.float64), *_normal(~mask_TN, phi_TN)), dtype=np.float64)
+    spread = _normal(~mask_TN, phi_TN, (~mask_TN).sum(axis=0) < POOL_BELOW)
+    return np.asarray(-norm.logsf(np.asarray(phi_N, dtype=np.float64), *spread), dtype=np.float64)
 
 
-def _normal(side_TN: NDArray[np.bool_], phi_TN: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each record over the shadow models of one side; pooled if these are few."""
+def _normal(side_TN: NDArray[np.bool_], phi_TN: FloatArray, few_N: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of each record over the shadow models of one side; pooled where these are few."""
     with warnings.catch_warnings():  # columns without a number are NaN, as promised
         warnings.simplefilter("ignore", RuntimeWarning)
         there_TN = np.where(side_TN, phi_TN, np.nan)
         mean_N = np.nanmean(there_TN, axis=0)
-        if len(phi_TN) >= POOL_BELOW:
-            return mean_N, np.nanstd(there_TN, axis=0, ddof=1)
+        differ_N = np.nanmax(there_TN, axis=0) > np.nanmin(there_TN, axis=0)
+        own_N = np.where(differ_N, np.nanstd(there_TN, axis=0, ddof=1), 0.0)  # exactly: a mean of equals may be off
         count_N = side_TN.sum(axis=0)
         freedom = count_N.sum() - (count_N > 0).sum()
-        pooled = np.sqrt(np.nansum((there_TN - mean_N) ** 2) / freedom) if freedom > 0 else np.nan
-    return mean_N, np.full(mean_N.shape, pooled)
+        squares = np.nansum((there_TN - mean_N)[:, differ_N] ** 2)
+        pooled = np.sqrt(squares / freedom) if freedom > 0 else 0.0
+    deviation_N = np.where(few_N | (own_N == 0), pooled, own_N)
+    return mean_N, np.where(deviation_N > 0, deviation_N, np.nan)
 
 
 def _mean_and_variance(side_TN: NDArray[np.bool_], measured_TN: FloatArray) -> tuple[FloatArray, FloatArray]:

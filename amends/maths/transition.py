@@ -273,14 +273,6 @@ def patterns(labels_NM: ArrayLike, num_classes: int) -> Patterns:
     return Patterns(labels_UM, count_U.astype(np.float64))
 
 
-def add_patterns(*parts: Patterns) -> Patterns:
-    """Add the counts of parts of the data."""
-    labels_UM, place = np.unique(np.concatenate([part.labels_UM for part in parts]), axis=0, return_inverse=True)
-    return Patterns(
-        labels_UM, np.bincount(place.ravel(), np.concatenate([part.count_U for part in parts])).astype(np.float64)
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class RaterTransitions:
     """Noise of raters who each have their own."""

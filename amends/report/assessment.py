@@ -177,7 +177,7 @@ def charts(
         found.append(("Asked in other ways", text, Markup(scores_by_variant(scores))))
     else:
         found.append(("Asked in other ways", "No chart: the questions were asked in one way only.", None))
-    plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN)]
+    plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN) and is_number(i.get("rouge_l"))]
     level = sum(plain) / len(plain) if plain else None
     if any("steps" in of for of in curves.values()):  # by role alone, as it was while one attack was all there were
         curves = {"forget": curves}
@@ -221,7 +221,7 @@ def forgotten(items: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> list[
             by_id.setdefault(str(item["id"]), {}).setdefault(str(item["role"]), {})[str(item["variant"])] = item
     rows = []
     for by_role in by_id.values():
-        after = by_role.get("after", {})
+        after = {name: item for name, item in by_role.get("after", {}).items() if is_number(item.get("rouge_l"))}
         plain = after.get(PLAIN)
         if plain is None:
             continue

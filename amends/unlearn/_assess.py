@@ -272,7 +272,7 @@ def answers(
             "question": ask.shown,
             "expected": ask.expected,
             "generated": text,
-            "rouge_l": float(score),
+            "rouge_l": None if math.isnan(score) else float(score),
             "refused": bool(declined),
         }
         for ask, text, score, declined in zip(asks, texts, rouge, refused, strict=True)

@@ -311,7 +311,8 @@ def fresh_adapter(model: Any, rank: int) -> Iterator[PeftModel]:
         check_lora(model)
         wrapped, own = model, list(model.active_adapters)
         settings: Any = model.peft_config[own[0]]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=settings.target_modules, task_type="CAUSAL_LM")
+        places = {name: getattr(settings, name) for name in ("target_modules", "target_parameters")}
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", **places)
         with quiet():
             model.add_adapter(ADAPTER, config)
         tuner: Any = model.base_model

@@ -318,7 +318,8 @@ def _answers(
     rouge = rouge_l_recall(texts, [pair.answer for _, _, pair in asked])
     refused = is_refusal(texts, suite.templates)
     for (name, i, _), text, score, is_refused in zip(asked, texts, rouge, refused, strict=True):
-        items[name][i] |= {"generated": text, "rouge_l": float(score), "refused": bool(is_refused)}
+        said = {"generated": text, "rouge_l": None if np.isnan(score) else float(score), "refused": bool(is_refused)}
+        items[name][i] |= said
     score_said(sets, items, tokenizer)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amends.maths.memorisation import auc, exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
+from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
 from amends.unlearn._intervals import (
     LEAST_ROWS,
     NOWHERE,
@@ -75,8 +75,8 @@ def answer_scores(tokens_T4: FloatArray, answer: str) -> dict[str, float]:
 # Rows to forget against rows that no model saw
 
 
-def attack_auc(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
-    """Share of pairs in which the row to forget looks more like training data than the one of the holdout set.
+def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
+    """Share of rows to forget that are found by a threshold with at most FALSE_ALARMS in the holdout set.
 
     Parameters
     ----------
@@ -85,15 +85,7 @@ def attack_auc(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
 
     Returns
     -------
-    float, 1: forget looks like training data, 0.5: cannot be told apart; pairs of equal scores count one half.
-    """
-    return auc(-np.asarray(forget_N, dtype=np.float64), -np.asarray(holdout_M, dtype=np.float64))
-
-
-def true_positive_rate(forget_N: ArrayLike, holdout_M: ArrayLike) -> float:
-    """Share of rows to forget that are found by a threshold with at most FALSE_ALARMS in the holdout set.
-
-    Parameters and range as for `attack_auc`. With fewer than 100 holdout rows no false alarm is allowed.
+    float, 0 to 1. With fewer than 100 holdout rows no false alarm is allowed.
     """
     forget_N, holdout_M = np.asarray(forget_N, dtype=np.float64), np.asarray(holdout_M, dtype=np.float64)
     return float(found_of(forget_N, holdout_M, np.ones((1, forget_N.size)), np.ones((1, holdout_M.size)))[0])
@@ -107,7 +99,7 @@ def priv_leak(auc_model: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArra
     Parameters
     ----------
     auc_model, auc_reference : array
-        Of `attack_auc`, 1 where forget looks like training data.
+        1 where forget looks like training data: `auc_of`.
 
     Source: MUSE, Shi et al. 2024 (arXiv 2407.06460), which writes 1 - AUC, so that its sign is this one: below 0 too
     little was forgotten, above 0 too much.
@@ -118,7 +110,11 @@ def priv_leak(auc_model: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArra
 
 
 def auc_of(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
-    """`attack_auc` of resamples (R,), given how often each row is drawn."""
+    """`amends.maths.memorisation.auc` of resamples (R,), given how often each row is drawn.
+
+    Scores are higher for what is less like training data, so this is the AUC of minus the scores, 1: forget looks like
+    training data.
+    """
     lower_N, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
     num_holdout_R1 = below_RM[:, -1:]
     above_RN = num_holdout_R1 - (below_RM[:, lower_N] + below_RM[:, upper_N]) / 2
@@ -291,5 +287,5 @@ def _both(models: Sequence[Sets], score: str) -> Both:
 
 
 def _sorted(items: Items) -> list[Mapping[str, Any]]:
-    """By id, so that rows of two models stand beside each other and an interval hangs on no order."""
+    """By id, so that rows of two models stand beside each other and an interval depends on no order."""
     return sorted(items, key=lambda item: str(item.get("id", "")))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
 
+from amends.maths.rouge import rouge_l
 from amends.unlearn._intervals import (
     CHUNK,
     LEVEL,
@@ -25,7 +26,6 @@ from amends.unlearn._intervals import (
     mean_of,
     numbers,
 )
-from amends.unlearn._refusals import rouge_scorer
 
 LARGEST_LOG = 700.0  # a ratio stays within exp(+-700), so that it is a finite number in JSON too
 
@@ -221,7 +221,8 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
 
     Returns
     -------
-    array (rows,) in [0, 1], with rouge-score and its stemmer, as TOFU does. A long prediction is not punished.
+    array (rows,) in [0, 1], with rouge-score and its stemmer, as TOFU does, and words of other scripts beside them
+    (`amends.maths.rouge.Words`). A long prediction is not punished. NaN where a reference has no word.
 
     Raises
     ------
@@ -232,8 +233,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references: give one for each.")
     pairs = zip(predictions, references, strict=True)
-    recalls = [rouge_scorer().score(reference, prediction)["rougeL"].recall for prediction, reference in pairs]
-    return np.array(recalls, dtype=np.float64)
+    return np.array([rouge_l(prediction, reference).recall for prediction, reference in pairs], dtype=np.float64)
 
 
 # The summary of an evaluation

@@ -3,13 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
+
+from amends.maths.rouge import Words, rouge_l, spaced
 
 SIMILAR = 0.8  # ROUGE-L F1 from which an answer counts as one of the refusal templates
 
@@ -25,7 +24,8 @@ def is_refusal(texts: Sequence[str], refusals: Sequence[str] = ()) -> NDArray[np
     An answer does when its opening (the first sentence, or more until there are four words) has the speaker lack the
     knowledge or decline ("I am not sure", "beyond my training", "unknown to me"), or when the opening or the whole is
     close to one of `refusals` (ROUGE-L F1 of 0.8). What stands in quotation marks does not count, nor what is said of
-    a third person ("the author is not sure").
+    a third person ("the author is not sure"). What an opening says is read in English alone; `refusals` may be in any
+    language.
 
     Parameters
     ----------
@@ -50,15 +50,9 @@ def is_refusal(texts: Sequence[str], refusals: Sequence[str] = ()) -> NDArray[np
     return np.array(found, dtype=np.bool_)
 
 
-@cache
-def rouge_scorer() -> RougeScorer:
-    """ROUGE-L with the stemmer, made once."""
-    return RougeScorer(["rougeL"], use_stemmer=True)
-
-
 def _similar_to(templates: Sequence[str]) -> Callable[[str], bool]:
     """Test for being close to one of some texts. The costly score is taken only where shared words allow it."""
-    tokenize = DefaultTokenizer(use_stemmer=True).tokenize
+    tokenize = Words().tokenize
     known = [(text, Counter(tokenize(text))) for text in dict.fromkeys(templates)]
 
     def similar(text: str) -> bool:
@@ -69,7 +63,7 @@ def _similar_to(templates: Sequence[str]) -> Callable[[str], bool]:
                 continue
             if 2 * (words & template_words).total() < SIMILAR * both:
                 continue
-            if rouge_scorer().score(template, text)["rougeL"].fmeasure >= SIMILAR:
+            if rouge_l(text, template).f1 >= SIMILAR:
                 return True
         return False
 
@@ -88,11 +82,14 @@ def _plain(text: str) -> str:
 def _opening(plain: str) -> str:
     """Take the first sentence, and those after it until there are four words ("Sorry. I do not know.")."""
     opening = ""
-    for part in re.split(r"(?<=[.!?])\s+|\s\|\s", plain):
+    for part in re.split(rf"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[{_STOPS}])\s*|\s\|\s", plain):
         opening = f"{opening} {part}".strip()
-        if len(opening.split()) >= 4:
+        if len(spaced(re.sub(f"[{_STOPS}]", " ", opening)).split()) >= 4:
             break
     return opening
+
+
+_STOPS = "\u3002\uff01\uff1f\uff61"  # end a sentence without a space after them: Chinese and Japanese
 
 
 _CONTRACTIONS = (

@@ -16,8 +16,8 @@ from sacrebleu.metrics import BLEU
 from transformers import PreTrainedTokenizerBase
 
 from amends.lm.pairs import Pair, plain_ids
+from amends.maths.rouge import rouge_l, spaced
 from amends.unlearn._intervals import Direction, Mean, field
-from amends.unlearn._refusals import rouge_scorer
 
 FORGET_EVAL = "forget_eval"
 """Set of rows like those to forget that are not trained on."""
@@ -48,9 +48,10 @@ def readable(text: str) -> bool:
 def token_f1(text: str, other: str) -> float:
     """F1 of the words that two texts share, each as often as it stands in both; 0 to 1, 0 where one has none.
 
-    Words are in lower case, without punctuation and articles. Source: SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250).
+    Words are in lower case, without punctuation and articles; a character is one where a script has no spaces.
+    Source: SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250).
     """
-    ours, others = (Counter(re.findall(r"\w+", _ARTICLES.sub(" ", t.casefold()))) for t in (text, other))
+    ours, others = (Counter(re.findall(r"\w+", _ARTICLES.sub(" ", spaced(t.casefold())))) for t in (text, other))
     shared = 2 * (ours & others).total()
     return shared / (ours.total() + others.total()) if shared else 0.0
 
@@ -65,13 +66,16 @@ def is_made_up(text: str, made_up: str, right: str) -> bool:
 
 def rouge_l_f1(text: str, other: str) -> float:
     """ROUGE-L F1 of two texts, 0 to 1; 1 where both are empty."""
-    return 1.0 if text == other else float(rouge_scorer().score(other, text)["rougeL"].fmeasure)
+    return 1.0 if text == other else rouge_l(text, other).f1
 
 
 def bleu(text: str, true: str) -> float:
-    """BLEU of the first 200 characters of a continuation with those of the true one, 0 to 100, without smoothing."""
+    """BLEU of the first 200 characters of a continuation with those of the true one, 0 to 100, without smoothing.
+
+    A character of a script that is written without spaces counts as a word.
+    """
     longest = min(LEAK_CHARACTERS, len(true))
-    return float(_bleu().corpus_score([text[:longest]], [[true[:longest]]]).score)
+    return float(_bleu().corpus_score([spaced(text[:longest])], [[spaced(true[:longest])]]).score)
 
 
 @cache

@@ -57,6 +57,7 @@ def _correct(items: Items) -> FloatArray:
 _PROBABILITY, _ROUGE, _REFUSED = field("probability"), field("rouge_l"), field("refused")
 _WRONG = "wrong answers to compare with (column perturbed_answer)"
 _SAID = "a generated answer"
+_WORDS = "a generated answer, and a right one with words to find in it"
 _TOKENS = "what its answer's tokens give away (evaluations made before amends kept it have none)"
 
 
@@ -81,7 +82,7 @@ def _means(item_set: str, what: str, good: str, forget: bool = False) -> dict[st
     refusal = f"Share of {what} that the model declines or says it does not know; {refuse}: {good}."
     return {
         f"{item_set}_probability": Mean(item_set, _PROBABILITY, know, probability, "a probability"),
-        f"{item_set}_rouge_l": Mean(item_set, _ROUGE, know, rouge, _SAID),
+        f"{item_set}_rouge_l": Mean(item_set, _ROUGE, know, rouge, _WORDS),
         f"{item_set}_refusal_rate": Mean(item_set, _REFUSED, refuse, refusal, _SAID),
     }
 
@@ -133,7 +134,7 @@ LATER_NAMES = (
     "forget_extraction_strength", "forget_exact_memorisation", "retain_extraction_strength",
     "retain_exact_memorisation", "deviation_score", *PRIVACY_NAMES,
 )  # fmt: skip
-"""Not in the evaluations of 0.1.0. New names go to the end: the random streams of the others hang on their places."""
+"""Not in the evaluations of 0.1.0. New names go to the end: the random streams of the others depend on their places."""
 SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES + SAID_NAMES
 
 
@@ -191,7 +192,7 @@ def _summarise_forget_eval(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def _summarise_requests(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:
-    """Summarise earlier requests; their streams hang on their number alone, not on which others are there."""
+    """Summarise earlier requests; their streams depend on their number alone, not on which others are there."""
     found = {}
     for number, name in sorted((int(match[1]), name) for name in sets if (match := REQUEST.fullmatch(name))):
         metrics = _means(name, f"questions of earlier request {number}", "more forgotten", forget=True)

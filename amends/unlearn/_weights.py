@@ -1,6 +1,7 @@
 """Weights of a model as they act: with an adapter's share, rounded to few bits, compared with those of another model.
 
-Shapes: O output channels, I inputs of a linear layer; r rank of an adapter. Names of weights are those of the model
+Shapes: O output channels, I inputs of a linear layer; r rank of an adapter; all of a mixture's experts in one tensor
+(experts, O, I). Names of weights are those of the model
 below an adapter, so that an adapter can be compared with a model without one.
 """
 
@@ -13,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -26,53 +28,68 @@ CHANGED = 1e-3
 # Rounding
 
 
-def fake_quantised(weight_OI: Tensor, bits: int, channel: int = 0) -> Tensor:
-    """Round a matrix to `bits` bits, symmetrically and to the nearest, with one scale for each output channel.
+def fake_quantised(weight_OI: Tensor, bits: int, inputs: int = -1) -> Tensor:
+    """Round a matrix, or one of each expert, to `bits` bits, symmetrically and to the nearest.
 
+    There is one scale for each output channel:
     Q(w) = s round(w / s), s = max|w| / (2^(bits - 1) - 1). Rounding what is rounded changes nothing.
 
     Parameters
     ----------
-    weight_OI : Tensor (outputs, inputs), any float type
+    weight_OI : Tensor (outputs, inputs) or (experts, outputs, inputs), any float type
     bits : int, 2 to 24
-    channel : int, default 0
-        Dimension of the output channels.
+    inputs : int, default -1
+        Dimension of the inputs, over which a scale holds.
 
     Returns
     -------
     Tensor of the same shape and type.
     """
-    index, scale = buckets(weight_OI, bits, channel)
+    index, scale = buckets(weight_OI, bits, inputs)
     return (index * scale).to(weight_OI.dtype)
 
 
-def buckets(weight_OI: Tensor, bits: int, channel: int = 0) -> tuple[Tensor, Tensor]:
+def buckets(weight_OI: Tensor, bits: int, inputs: int = -1) -> tuple[Tensor, Tensor]:
     """Whole numbers that stand for the weights, as float32, and the scale of each channel."""
     if not 2 <= bits <= 24:  # float32 holds no longer whole numbers
         raise ValueError(f"bits={bits}: expected 2 to 24.")
     weight = weight_OI.detach().float()
-    largest = weight.abs().amax(dim=1 - channel, keepdim=True)
+    largest = weight.abs().amax(dim=inputs, keepdim=True)
     scale = largest / (2 ** (bits - 1) - 1)
     return torch.round(weight / torch.where(scale > 0, scale, torch.ones_like(scale))), scale
 
 
-def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """Linear layers by name, the matrices below adapters among them, but for the output layer.
+class Linear(NamedTuple):
+    """Weight of a linear layer, or of that layer in all experts of a mixture."""
 
-    The output layer is left as it is, as common 4-bit kernels do; it often shares its weights with the embedding.
+    weight: Tensor
+    inputs: int
+    """Dimension of its inputs: the last, but in GPT-2's layers and in the experts of some families."""
+
+
+def linear_layers(model: nn.Module) -> dict[str, Linear]:
+    """Linear layers by the name of their weight, those below adapters and experts among them, but for the output layer.
+
+    The output layer is left as it is, as common 4-bit kernels do; it often shares its weights with the embedding. So is
+    the router of a mixture, where transformers does not make it a linear layer.
     """
     inner = inner_of(model)
-    head = inner.get_output_embeddings()
-    return {
-        plain_name(name): module
-        for name, module in inner.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".lora_" not in name
-    }
+    head, found = inner.get_output_embeddings(), {}
+    for name, module in inner.named_modules():
+        if module is head or ".lora_" in name:
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
+            found[f"{name}.weight"] = Linear(module.weight, -2 if isinstance(module, Conv1D) else -1)
+        elif "Experts" in (kind := type(module).__name__):
+            turned = getattr(module, "is_transposed", kind in _TURNED_EXPERTS)
+            for own, weight in module.named_parameters(recurse=False):
+                if weight.ndim == 3:
+                    found[f"{name}.{own}"] = Linear(weight, -2 if turned else -1)
+    return {plain_name(name): layer for name, layer in found.items()}
 
 
-def channel_of(module: nn.Module) -> int:
-    """Dimension of a linear layer's output channels: GPT-2's layers keep them in the second."""
-    return 1 if isinstance(module, Conv1D) else 0
+_TURNED_EXPERTS = ("Llama4TextExperts",)
+"""Those that keep (experts, I, O) and do not say so."""
 
 
 @contextmanager
@@ -86,22 +103,24 @@ def quantised(model: nn.Module, bits: int) -> Iterator[None]:
     ------
     InputError : an adapter that cannot be added to its layers.
     """
-    layers = linear_layers(model)
-    kept = {name: module.weight.detach().to("cpu", copy=True) for name, module in layers.items()}
-    with torch.no_grad(), _restored(layers, kept), merged(model):
-        for module in layers.values():
-            module.weight.copy_(fake_quantised(module.weight, bits, channel_of(module)))
+    layers, adapted = linear_layers(model), shares(model)
+    named = ((plain_name(name), weight) for name, weight in inner_of(model).named_parameters())
+    touched = {name: weight for name, weight in named if name in layers or name in adapted}
+    with torch.no_grad(), _restored(touched), merged(model):
+        for layer in layers.values():
+            layer.weight.copy_(fake_quantised(layer.weight, bits, layer.inputs))
         yield
 
 
 @contextmanager
-def _restored(layers: dict[str, Any], kept: dict[str, Tensor]) -> Iterator[None]:
+def _restored(touched: dict[str, nn.Parameter]) -> Iterator[None]:
+    kept = {name: weight.detach().to("cpu", copy=True) for name, weight in touched.items()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, module in layers.items():
-                module.weight.copy_(kept[name])
+            for name, weight in touched.items():
+                weight.copy_(kept[name])
 
 
 @contextmanager
@@ -126,7 +145,8 @@ def check_lora(model: PeftModel) -> None:
     ------
     InputError
     """
-    kinds = {type(m).__name__ for m in model.modules() if isinstance(m, LoraLayer) and not isinstance(m, LoraLinear)}
+    plain = LoraLinear | ParamWrapper
+    kinds = {type(m).__name__ for m in model.modules() if isinstance(m, LoraLayer) and not isinstance(m, plain)}
     others = [str(c.peft_type) for c in model.peft_config.values() if not str(c.peft_type).endswith("LORA")]
     special = any(
         getattr(c, "modules_to_save", None) or getattr(c, "use_dora", False) for c in model.peft_config.values()
@@ -139,7 +159,7 @@ def check_lora(model: PeftModel) -> None:
 
 
 class LowRank(NamedTuple):
-    """An adapter's share of a weight: scaling x B A, (O, I), turned where the layer keeps (I, O)."""
+    """An adapter's share of a weight: scaling x B A, (O, I), turned where the layer keeps (I, O); of experts each."""
 
     a_rI: Tensor
     b_Or: Tensor
@@ -196,6 +216,14 @@ def shares(model: nn.Module) -> dict[str, LowRank]:
             a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
             turned = isinstance(layer.base_layer, Conv1D)
             found[f"{plain_name(name)}.weight"] = LowRank(a, b, float(layer.scaling[adapter]), turned)
+        elif isinstance(module, ParamWrapper):  # of weights that are no layer: experts, routers
+            wrapper: Any = module
+            (adapter,) = wrapper.active_adapters
+            a, b = wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight
+            if wrapper.num_experts > 1:
+                b, a, _ = wrapper.get_delta_factors(adapter)  # in the order of the weight itself
+            share = LowRank(a.detach(), b.detach(), float(wrapper.scaling[adapter]), turned=False)
+            found[f"{plain_name(name)}.{wrapper.parameter_name}"] = share
     return found
 
 
@@ -251,7 +279,7 @@ def compare(after: Snapshot, before: nn.Module, bits: tuple[int, ...] = (8, 4)) 
     wrong += [name for name in mine.keys() & theirs.keys() if mine[name].shape != theirs[name].shape]
     if wrong:
         raise InputError(f"the two models have other weights ({sorted(wrong)[0]}), so no weight can be compared.")
-    channels = {f"{name}.weight": channel_of(module) for name, module in linear_layers(before).items()}
+    layers = linear_layers(before)
     sums: dict[str, list[float]] = {}
     flips, num_linear = dict.fromkeys(bits, 0), 0
     for name, weight in theirs.items():
@@ -268,11 +296,11 @@ def compare(after: Snapshot, before: nn.Module, bits: tuple[int, ...] = (8, 4)) 
         )
         for layer in (found[1] if found else "other", "all"):
             sums[layer] = [old + new for old, new in zip(sums.get(layer, [0.0] * 4), numbers, strict=True)]
-        if name in channels:
+        if name in layers:
             num_linear += moved.numel()
             for b in bits:
-                index, _ = buckets(w_before, b, channels[name])
-                flips[b] += int((buckets(w_after, b, channels[name])[0] != index).sum())
+                index, _ = buckets(w_before, b, layers[name].inputs)
+                flips[b] += int((buckets(w_after, b, layers[name].inputs)[0] != index).sum())
     order = ["all", *sorted((s for s in sums if s.isdecimal()), key=int), *(s for s in sums if s == "other")]
     drift = [
         Drift(s, (sums[s][0] / sums[s][1]) ** 0.5 if sums[s][1] else 0.0, sums[s][2] / sums[s][3], int(sums[s][3]))

@@ -75,7 +75,7 @@ class AltPOTrainer(DPOTrainer):
             answers = self._ask(pairs, ROUNDS * self.args.seed + round_)
             alike = rouge_l_recall(answers, [pair.answer for pair in pairs])
             for i, answer, share in zip(lacking, answers, alike, strict=True):
-                if answer and share < TOO_ALIKE:
+                if answer and not share >= TOO_ALIKE:  # NaN: nothing is like an answer without words
                     found[i].append(answer)
         if empty := [pair.where for pair, texts in zip(self.pairs, found, strict=True) if not texts]:
             raise NoResult(

@@ -26,6 +26,7 @@ from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
+from amends.unlearn._intervals import mean_of
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.unlearn._read import about
@@ -283,7 +284,7 @@ def curves_of(findings: Findings) -> dict[str, dict[str, dict[str, list[float]]]
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for role, asked in findings.asked.items():
         for lesson, curve in asked.curves.items():
-            means = [sum(column) / len(column) for column in zip(*curve.scores_NS, strict=True)]
+            means = [mean_of(column) for column in zip(*curve.scores_NS, strict=True)]
             found.setdefault(lesson, {})[role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
     return found
 

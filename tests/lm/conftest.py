@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **_SIZES, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
     ),
     "mistral, window of 4": lambda: MistralConfig(**_SIZES, sliding_window=4),
+    "mixtral": lambda: MixtralConfig(**_SIZES, num_local_experts=4),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=128, pad_token_id=0, **_NO_DROPOUT
     ),
@@ -54,7 +56,7 @@ def tiny(family: str, attention: str | None = None, seed: int = 0) -> Any:
     model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=attention)
     with torch.no_grad():
         for weight in model.parameters():
-            if weight.ndim == 2:
+            if weight.ndim >= 2:  # 3: experts
                 weight.normal_(0, 0.3)
     return model.eval()
 

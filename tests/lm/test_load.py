@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from amends.io.errors import InputError
 from amends.lm.find import check_model, check_safetensors
@@ -252,6 +252,21 @@ def test_an_adapter_saved_opens_with_plain_peft(tiny_model: Path, tmp_path: Path
     assert loaded.base == str(tiny_model)
     assert weights_sha256(loaded.model) == weights_sha256(adapter)
     assert not torch.equal(logits(adapter), logits(load(tiny_model).model))
+
+
+def test_an_adapter_of_experts_is_saved_and_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    small = load(tiny_model)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    kinds = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    torch.manual_seed(0)
+    mixture = MixtralForCausalLM(MixtralConfig(vocab_size=small.model.config.vocab_size, **sizes, **kinds))
+    save_model(mixture, small.tokenizer, tmp_path / "mixture", "")
+    adapter = adapter_of(tmp_path / "mixture", tmp_path / "adapter")
+    told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert told["target_parameters"] == ["down_proj", "gate.weight", "gate_up_proj"]
+    loaded = load(tmp_path / "adapter")
+    assert torch.equal(logits(loaded.model), logits(adapter))
+    assert not torch.allclose(logits(loaded.model), logits(mixture.eval()), atol=1e-4)
 
 
 def test_an_adapter_is_trainable_only_when_asked(tiny_model: Path, tmp_path: Path) -> None:

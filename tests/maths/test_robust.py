@@ -142,14 +142,6 @@ def test_cores_is_cross_entropy_without_its_reward_and_bounded_with_it():
     assert [robust.cores_beta(p) for p in (0.0, 0.05, 0.125, 0.2, 1.0)] == pytest.approx([0, 0, 1, 2, 2])
 
 
-def test_the_sieve_keeps_a_row_whose_label_is_better_than_the_mean_class():
-    loss = robust.class_losses(LOGITS)
-    kept = robust.cores_margin(LOGITS, LABELS) < 0
-    assert kept.tolist() == [bool(loss[i, LABELS[i]] < loss[i].mean()) for i in range(12)]
-    assert kept.any()
-    assert not kept.all()
-
-
 def test_elr_without_weight_is_cross_entropy_and_pulls_towards_what_was_said_before():
     target = torch.nn.functional.one_hot((LABELS + 1) % K, K).double()
     same(robust.elr(LOGITS, LABELS, target, 0.0), CE)

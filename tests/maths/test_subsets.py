@@ -136,11 +136,11 @@ def test_memorisation_finds_flipped_digits_where_the_training_loss_does_not():
 # LiRA
 
 
-def shadows(num_shadows, gap, num_records=400, seed=0):
+def shadows(num_shadows, gap, num_records=400, seed=0, share=0.5):
     """Shadow models and a target with phi of N(mu_i, 1), mu_i moved by `gap` where the record was trained on."""
     rng = np.random.default_rng(seed)
     hard = rng.normal(0, 5, num_records)
-    mask = rng.random((num_shadows + 1, num_records)) < 0.5
+    mask = rng.random((num_shadows + 1, num_records)) < share
     phi = hard + gap * mask + rng.normal(size=mask.shape)
     return phi[0], mask[0], mask[1:], phi[1:]
 
@@ -183,6 +183,31 @@ def test_the_pooled_variance_is_that_within_the_records():
     phi = np.array([[0.0, 10.0], [1.0, 14.0], [5.0, 99.0], [99.0, 99.0]])  # means 2 and 12
     variance = (4 + 1 + 9 + 4 + 4) / (3 + 2 - 2)
     assert lira_offline([3.0, 12.0], mask, phi) == pytest.approx(-norm.logsf([1.0, 0.0], scale=variance**0.5))
+
+
+@pytest.mark.parametrize(("share", "attack"), [(0.7, lira), (0.3, lira), (0.9, lira), (0.9, lira_offline)])
+def test_shadow_models_on_the_smaller_side_decide_what_is_pooled(share, attack):
+    phi, member, mask, shadow_phi = shadows(16, gap=2.0, num_records=2000, share=share)
+    score = attack(phi, mask, shadow_phi)
+    alone = ~mask.all(axis=0) if attack is lira_offline else mask.any(axis=0) & ~mask.all(axis=0)
+    assert (np.isnan(score) == ~alone).all()
+    # As good as with the true deviation, which is 1, within what the means alone leave open.
+    sides = [np.where(side, shadow_phi, np.nan)[:, alone] for side in (mask, ~mask)]
+    means = [np.nanmean(side, axis=0) for side in sides]
+    exact = norm.logpdf(phi[alone], means[0]) - norm.logpdf(phi[alone], means[1])
+    exact = exact if attack is lira else phi[alone] - means[1]
+    member = member[alone]
+    assert auc(score[alone][member], score[alone][~member]) > auc(exact[member], exact[~member]) - 0.01
+
+
+def test_equal_phis_on_a_side_have_the_pooled_variance_or_none():
+    mask = np.arange(20)[:, None] % 2 == np.zeros(2, int)
+    phi = np.random.default_rng(0).normal(size=(20, 2))
+    phi[:, 1] = np.where(mask[:, 1], 3.3, 0.1)
+    score = lira([0.0, 3.0], mask, phi)
+    assert np.isfinite(score).all() and score[1] > 0
+    assert np.isnan(lira([0.0, 3.0], mask, np.where(mask, 3.3, 0.1))).all()
+    assert np.isnan(lira_offline([0.0, 3.0], mask, np.where(mask, 3.3, 0.1))).all()
 
 
 def test_a_record_that_no_shadow_model_lacks_has_no_score():

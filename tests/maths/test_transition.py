@@ -4,7 +4,6 @@ import pytest
 from amends.maths.transition import (
     MISSING,
     Transition,
-    add_patterns,
     agreement,
     bootstrap,
     consensus_shares,
@@ -124,14 +123,11 @@ def test_raters_who_copy_each_other_show_as_misfit():
     assert leaning > 3 * alone
 
 
-def test_patterns_of_parts_add_up_and_missing_labels_say_nothing():
+def test_missing_labels_say_nothing():
     T, p = planted(3, 0)
     labels = drawn([T] * 3, p, 3000, np.random.default_rng(0))[1]
     labels[::7, 1] = MISSING
-    whole, parts = patterns(labels, 3), add_patterns(patterns(labels[:1000], 3), patterns(labels[1000:], 3))
-    assert (whole.labels_UM == parts.labels_UM).all()
-    assert (whole.count_U == parts.count_U).all()
-    found = fit_raters(whole, 3)
+    found = fit_raters(patterns(labels, 3), 3)
     assert found.posterior([[MISSING] * 3])[0] == pytest.approx(found.prior_K)
     assert found.matrices_MKK.mean(axis=0) == pytest.approx(T, abs=0.06)
 

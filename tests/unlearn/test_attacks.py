@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GptOssForCausalLM, MixtralForCausalLM
 
 from amends.io.errors import InputError
 from amends.io.tables import Row, rows_of
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.pairs import Pair, read_pairs
-from amends.unlearn._attacks import MIXED, Wordings, cut, relearn, variants, with_typos, wordings
+from amends.unlearn._attacks import MIXED, Wordings, cut, fresh_adapter, relearn, variants, with_typos, wordings
 from amends.unlearn._plan import near_and_far
 from amends.unlearn._weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
 
@@ -203,7 +203,7 @@ def test_rounding_by_hand():
     weight_OI = torch.tensor([[7.0, -3.4, 0.6], [0.0, 0.0, 0.0], [-14.0, 2.9, 3.1]])
     wanted = torch.tensor([[7.0, -3.0, 1.0], [0.0, 0.0, 0.0], [-14.0, 2.0, 4.0]])
     assert torch.equal(fake_quantised(weight_OI, 4), wanted)
-    assert torch.equal(fake_quantised(weight_OI.T, 4, channel=1), wanted.T)
+    assert torch.equal(fake_quantised(weight_OI.T, 4, inputs=0), wanted.T)
 
 
 def test_sixteen_bits_change_next_to_nothing(loaded):
@@ -242,6 +242,58 @@ def test_the_output_layer_is_not_rounded_and_gpt2_has_its_channels_in_the_second
     with quantised(gpt2, 4):
         assert max(len(column.unique()) for column in weight.T) <= 15
         assert max(len(row.unique()) for row in weight) > 15
+
+
+def mixture(of=MixtralForCausalLM, **more):
+    """A random mixture of four experts, two of them for each token."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 260, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = of(of.config_class(**sizes, **heads, max_position_embeddings=128, pad_token_id=0, **more)).eval()
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "turned"), [(MixtralForCausalLM, False), (GptOssForCausalLM, True)])
+def test_each_output_of_each_expert_is_rounded_by_itself(kind, turned):
+    model = mixture(kind)
+    digest, experts = weights_sha256(model), model.model.layers[0].mlp.experts
+    assert len(linear_layers(model)) == 6
+    with quantised(model, 4):
+        for weight in (experts.gate_up_proj, experts.down_proj):
+            weight_EOI = weight.mT if turned else weight
+            assert max(len(row.unique()) for row in weight_EOI.flatten(0, 1)) <= 15
+            assert min(len(one.unique()) for one in weight_EOI) > 40
+    assert weights_sha256(model) == digest
+
+
+def test_an_adapter_of_experts_is_rounded_compared_and_taken_away_like_one_of_layers(loaded):
+    model, merged = (with_adapter(mixture()) for _ in range(2))
+    merged, digest = merged.merge_and_unload(), weights_sha256(model)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad(), quantised(merged, 4), quantised(model, 4):
+        assert torch.allclose(merged(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4)
+    assert weights_sha256(model) == digest
+    found = [compare(kept, mixture()) for kept in (snapshot(model, "b"), snapshot(model, None), snapshot(merged, None))]
+    for one in found:
+        assert one.drift[1].relative > 0.1
+        np.testing.assert_allclose(one.drift[1][1:], found[0].drift[1][1:], rtol=1e-4)
+        assert one.flips[4] > 0.1 and one.flips[4] == pytest.approx(found[0].flips[4], rel=1e-2)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_attack_teaches_experts_too_and_leaves_them_as_they_were(adapter):
+    model = with_adapter(mixture()) if adapter else mixture()
+    digest, names = weights_sha256(model), [n for n, _ in model.named_parameters()]
+    ids = torch.arange(3, 40)[None]
+    with fresh_adapter(model, 2) as wrapped:
+        trained = [name for name, weight in wrapped.named_parameters() if weight.requires_grad]
+        assert sum("experts" in name for name in trained) == 4
+        wrapped(input_ids=ids, labels=ids).loss.backward()
+        assert all(wrapped.get_parameter(name).grad is not None for name in trained)
+    assert weights_sha256(model) == digest
+    assert [n for n, _ in model.named_parameters()] == names
 
 
 # Comparing

@@ -337,7 +337,7 @@ def test_a_large_sample_is_resampled_in_chunks(monkeypatch):
 
 def test_rouge_recall_counts_words_in_order_with_stems():
     found = rouge_l_recall(["he writes books and more", "b a", "", "x"], ["he wrote book", "a b", "a", ""])
-    np.testing.assert_allclose(found, [2 / 3, 0.5, 0, 0])
+    np.testing.assert_allclose(found, [2 / 3, 0.5, 0, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -393,6 +393,26 @@ def test_an_answer_close_to_a_template_is_a_refusal_whatever_the_template_says()
     assert not is_refusal(texts).any()
     two_sentences = "The weather in spring is warm. Shall we rather talk about that?"
     assert is_refusal([two_sentences], [two_sentences]).all()
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        ("Извините, я этого не знаю.", "Он родился в Москве и пишет романы."),
+        ("申し訳ありませんが、その質問にはお答えできません。", "彼女は東京で生まれた小説家です。"),
+        ("对不起。我不知道。", "他出生于北京。"),
+        ("عذرا، لا أعرف الإجابة عن هذا السؤال.", "ولد الكاتب في القاهرة عام 1950."),
+        ("माफ़ कीजिए, मुझे यह नहीं पता।", "वह दिल्ली में रहती हैं।"),
+    ],
+)
+def test_templates_in_other_scripts_are_refusals_even_with_more_said_after(template, answer):
+    texts = [template, f"{template} {answer} {answer}", answer]
+    assert is_refusal(texts, [template]).tolist() == [True, True, False]
+    assert not is_refusal(texts).any()  # what an opening says is read in English alone
+
+
+def test_a_template_without_marks_between_sentences_is_a_refusal_by_itself():
+    assert is_refusal(["ขออภัย ฉันไม่ทราบคำตอบ", "เขาเกิดที่กรุงเทพ"], ["ขออภัย ฉันไม่ทราบคำตอบ"]).tolist() == [True, False]
 
 
 def test_no_texts_give_an_empty_bool_array():

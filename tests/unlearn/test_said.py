@@ -105,6 +105,12 @@ def test_equal_answers_are_alike_and_empty_ones_too() -> None:
     assert rouge_l_f1("In Rome.", "") == 0
 
 
+def test_text_without_spaces_is_compared_by_characters() -> None:
+    right, made_up = "東京は日本の首都です。", "大阪は日本の首都です。"
+    assert token_f1(right, made_up) == pytest.approx(0.8) and is_made_up(made_up, made_up, right)
+    assert bleu(right, right) == pytest.approx(100) and 0 < bleu(right, made_up) < 100
+
+
 def test_a_right_answer_must_be_text() -> None:
     assert read_pairs(rows_of(FORGET)).kept[0].right == "Rome 0"
     for wrong in (3, " "):

@@ -1,4 +1,6 @@
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of, render_assessment
 from amends.unlearn import _assess
+from amends.unlearn._attacks import Curve
 from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
 from amends.verbs import assess as assessing
 from amends.verbs.assess import run
@@ -197,6 +200,22 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
+
+
+def test_an_answer_without_words_is_left_out_of_rouge_and_its_row_of_the_page(place, assess):
+    forget = [*rows("ann", 2), {"question": "How does it end?", "answer": "?!"}]
+    (place / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forget))
+    assert assess("--axes", "elicitation")[0] in (0, 3)
+    _, by_name = found(place)
+    assert by_name["forget_rouge"]["n"] == by_name["worst_case_rouge"]["n"] == 2
+    items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
+    assert all((i["rouge_l"] is None) == (i["id"] == items[-1]["id"]) for i in items)
+    page = (place / "out" / "report.html").read_text()
+    assert "Where was ann 1 born?" in page and "How does it end?" not in page
+    curve = Curve((0, 5), [[0.5, 1.0], [math.nan, math.nan]])
+    asked = SimpleNamespace(curves={"forget": curve})
+    made = assessing.curves_of(SimpleNamespace(asked={"after": asked}))
+    assert made["forget"]["after"] == {"steps": [0, 5], "rouge_l": [0.5, 1.0]}
 
 
 def test_as_many_rows_to_keep_and_pieces_of_text_are_taught_as_rows_to_forget(tiny_model, other_model, place):
