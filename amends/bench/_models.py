@@ -1,25 +1,16 @@
 """Models that are measured in turn, and how their numbers stand beside each other."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from amends.io.atomic import new_folder, write_json, write_manifest
 from amends.io.console import say
-from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
-from amends.lm.find import check_model
-from amends.lm.load import Loaded, load, shares_base
-from amends.lm.logprobs import naming
 from amends.report._text import DIRECTIONS
-from amends.unlearn._read import model_for
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -30,51 +21,6 @@ class Answers:
     items: dict[str, list[dict[str, Any]]]
     """By set of what was asked, in the order that it was asked."""
     warnings: list[str]
-
-
-def measure_each(
-    models: Mapping[str, Any], measure: Callable[[str, Loaded], Found], tokenizer: PreTrainedTokenizerBase | None
-) -> dict[str, Found]:
-    """Measure one model after the other; one that is named is in memory for its turn alone.
-
-    Parameters
-    ----------
-    models : dict
-        Role to what `amends.lm.load` takes, or to a model that is loaded already (with `tokenizer`); None where there
-        is none.
-    """
-    found: dict[str, Found] = {}
-    loaded: Loaded | None = None
-    for role, source in models.items():
-        if source is None:
-            continue
-        if isinstance(source, str | Path):
-            say(f"{role}: reading {source}")
-            instead = loaded if loaded is not None and shares_base(loaded, source) else None
-            loaded = None  # so that it is gone before the next one comes
-            loaded = load(source, instead_of=instead)
-        else:
-            loaded = model_for(source, tokenizer)
-        was_training = loaded.model.training
-        loaded.model.eval()
-        with naming(f"{role}, {loaded.name}"):
-            found[role] = measure(role, loaded)
-        loaded.model.train(was_training)
-    return found
-
-
-def check_models(models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Refuse names with no model behind them, and a loaded model without a tokenizer, before anything is read.
-
-    Raises
-    ------
-    InputError : as said.
-    """
-    for model in models.values():
-        if isinstance(model, str | Path):
-            check_model(model)
-    if tokenizer is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
-        raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
 
 
 def items_of(answers: Mapping[str, Answers], set_name: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import typer
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import check_models, write
+from amends.bench._models import write
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -25,7 +25,7 @@ from amends.io.options import ModelOption, listed
 from amends.io.plain import plain
 from amends.io.run import describe
 from amends.lm.load import weights_sha256
-from amends.unlearn._read import model_for
+from amends.lm.turns import check_models, model_for
 
 TASKS = Path(__file__).parent / "tasks"
 KEPT = ("results", "groups", "higher_is_better", "versions", "n-shot", "n-samples")

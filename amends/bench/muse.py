@@ -16,7 +16,7 @@ import typer
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import Answers, check_models, gaps, items_of, measure_each, record_of, table, write
+from amends.bench._models import Answers, gaps, items_of, record_of, table, write
 from amends.bench._muse import (
     KNOWMEM_TOKENS,
     PARTS,
@@ -39,6 +39,7 @@ from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, turn_end
 from amends.lm.rows import context_limit
+from amends.lm.turns import check_models, measure_each
 from amends.unlearn._evaluate import likelihoods
 from amends.unlearn._intervals import field
 from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy

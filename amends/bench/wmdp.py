@@ -18,7 +18,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, find_split, read_split, taken, text_of, told
-from amends.bench._models import Answers, check_models, items_of, measure_each, record_of, table, write
+from amends.bench._models import Answers, items_of, record_of, table, write
 from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError
@@ -28,6 +28,7 @@ from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, plain_ids
 from amends.lm.rows import context_limit
+from amends.lm.turns import check_models, measure_each
 from amends.unlearn._evaluate import mean_logprobs
 from amends.unlearn._intervals import Items, bootstrap_mean, entry, mean_of, numbers
 

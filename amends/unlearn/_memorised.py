@@ -99,7 +99,7 @@ def priv_leak(auc_model: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArra
     Parameters
     ----------
     auc_model, auc_reference : array
-        1 where forget looks like training data: `auc_of`.
+        AUC of an attack, 1 where forget looks like training data.
 
     Source: MUSE, Shi et al. 2024 (arXiv 2407.06460), which writes 1 - AUC, so that its sign is this one: below 0 too
     little was forgotten, above 0 too much.

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
-
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
-from amends.lm.load import Loaded, load
+from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
 from amends.unlearn._refusals import refusals
@@ -102,18 +99,6 @@ def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
         return without_too_long(pairs, loaded.tokenizer, limit)
     encode_rows(loaded.tokenizer, pairs.kept, limit)
     return pairs
-
-
-def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
-    """Load a model by name, or take one that is loaded already."""
-    if isinstance(model, str | Path):
-        loaded = load(model, trainable=True)
-        return loaded if tokenizer is None else loaded._replace(tokenizer=tokenizer)
-    if tokenizer is None:
-        raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    name = str(inner.config.name_or_path or type(inner).__name__)
-    return Loaded(model, tokenizer, name, name)
 
 
 def read_templates(source: Data | Sequence[str] | None) -> list[str]:

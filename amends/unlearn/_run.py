@@ -24,6 +24,7 @@ from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
 from amends.lm.load import precision, prepare, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
+from amends.lm.turns import model_for
 from amends.report.card import model_card
 from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
@@ -33,7 +34,7 @@ from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import about, model_for, read_request, read_templates, record_sha256
+from amends.unlearn._read import about, read_request, read_templates, record_sha256
 from amends.unlearn._request import Data, Request
 from amends.unlearn._stop import start_warnings
 

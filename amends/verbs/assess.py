@@ -16,12 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import answer, say
-from amends.io.errors import InputError
 from amends.io.options import ModelOption, check_names, listed
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
-from amends.lm.find import check_model
+from amends.lm.turns import check_models
 from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
@@ -193,11 +192,7 @@ def run(
     if out is not None:
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}
-    if processing_class is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
-        raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
-    for named in models.values():
-        if isinstance(named, str | Path):
-            check_model(named)
+    check_models(models, processing_class)
     sources = Sources(forget, retain, holdout, question_column, answer_column)
     classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
     clean = class_named(classifier, CLEAN) if classifier else 0

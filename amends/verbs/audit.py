@@ -23,10 +23,11 @@ from amends.lm.logprobs import naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
+from amends.lm.turns import model_for
 from amends.maths.memorisation import FloatArray, mean_rank, num_tokens
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
-from amends.unlearn._read import about, model_for
+from amends.unlearn._read import about
 from amends.unlearn._request import Data
 from amends.verbs._holdout import WORDS, Membership, compare, warnings_of_holdout
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons

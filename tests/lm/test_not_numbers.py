@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from amends.bench._models import measure_each
 from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import load
 from amends.lm.logprobs import NotNumbers, PackedRow, token_statistics
 from amends.lm.memorisation import answer_scores
 from amends.lm.pairs import read_pairs
+from amends.lm.turns import measure_each
 from amends.unlearn._evaluate import likelihoods, mean_logprobs
 from amends.unlearn._inside import divergences, lens_ranks, states
 

@@ -1,0 +1,73 @@
+"""Models that are asked in turn: named ones, read for their turn alone, or loaded ones with their tokenizer."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from amends.io.console import say
+from amends.io.errors import InputError
+from amends.lm.find import check_model
+from amends.lm.load import Loaded, load, shares_base
+from amends.lm.logprobs import naming
+
+Found = TypeVar("Found")
+
+
+def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
+    """Load a model by name, or take one that is loaded already."""
+    if isinstance(model, str | Path):
+        loaded = load(model, trainable=True)
+        return loaded if tokenizer is None else loaded._replace(tokenizer=tokenizer)
+    if tokenizer is None:
+        raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    name = str(inner.config.name_or_path or type(inner).__name__)
+    return Loaded(model, tokenizer, name, name)
+
+
+def measure_each(
+    models: Mapping[str, Any], measure: Callable[[str, Loaded], Found], tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Found]:
+    """Measure one model after the other; one that is named is in memory for its turn alone.
+
+    Parameters
+    ----------
+    models : dict
+        Role to what `amends.lm.load` takes, or to a model that is loaded already (with `tokenizer`); None where there
+        is none.
+    """
+    found: dict[str, Found] = {}
+    loaded: Loaded | None = None
+    for role, source in models.items():
+        if source is None:
+            continue
+        if isinstance(source, str | Path):
+            say(f"{role}: reading {source}")
+            instead = loaded if loaded is not None and shares_base(loaded, source) else None
+            loaded = None  # so that it is gone before the next one comes
+            loaded = load(source, instead_of=instead)
+        else:
+            loaded = model_for(source, tokenizer)
+        was_training = loaded.model.training
+        loaded.model.eval()
+        with naming(f"{role}, {loaded.name}"):
+            found[role] = measure(role, loaded)
+        loaded.model.train(was_training)
+    return found
+
+
+def check_models(models: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Refuse names with no model behind them, and a loaded model without a tokenizer, before anything is read.
+
+    Raises
+    ------
+    InputError : as said.
+    """
+    for model in models.values():
+        if isinstance(model, str | Path):
+            check_model(model)
+    if tokenizer is None and any(m is not None and not isinstance(m, str | Path) for m in models.values()):
+        raise InputError("processing_class: pass the tokenizer along with models that are loaded already.")
