@@ -110,7 +110,11 @@ def priv_leak(auc_model: ArrayLike, auc_reference: ArrayLike = 0.5) -> FloatArra
 
 
 def auc_of(forget_N: FloatArray, holdout_M: FloatArray, forget_RN: FloatArray, holdout_RM: FloatArray) -> FloatArray:
-    """AUC of resamples (R,), given how often each row is drawn."""
+    """`amends.maths.memorisation.auc` of resamples (R,), given how often each row is drawn.
+
+    Scores are higher for what is less like training data, so this is the AUC of minus the scores, 1: forget looks like
+    training data.
+    """
     lower_N, upper_N, below_RM = _places(forget_N, holdout_M, holdout_RM)
     num_holdout_R1 = below_RM[:, -1:]
     above_RN = num_holdout_R1 - (below_RM[:, lower_N] + below_RM[:, upper_N]) / 2

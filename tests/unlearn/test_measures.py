@@ -11,10 +11,11 @@ from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Pair, encode
+from amends.maths.memorisation import auc
 from amends.unlearn._assess import Asked, Findings, likeness, right_answers
 from amends.unlearn._axes import AXES, Measure
 from amends.unlearn._measures import all_measures
-from amends.unlearn._memorised import attack_auc, summarise_privacy
+from amends.unlearn._memorised import summarise_privacy
 from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.verbs.assess import run, warnings_of
 
@@ -147,7 +148,7 @@ def test_an_assessment_and_an_evaluation_say_the_same_of_the_same_scores():
         summary = summarise_privacy(sets[role], sets["reference"], streams)
         for name in names:
             assert getattr(found[name], role) == pytest.approx(summary[name]["value"]), name
-    assert found["mia_auc_min_k_40"].after == attack_auc(SCORES["after"]["forget"], SCORES["after"]["holdout"])
+    assert found["mia_auc_min_k_40"].after == auc(*(-np.array(SCORES["after"][name]) for name in ("forget", "holdout")))
 
 
 def test_the_token_that_closes_the_turn_tells_no_row_from_another(tiny_model):
