@@ -28,6 +28,18 @@ def summary(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_bytes())) or "").partition("\n")[0]
 
 
+class Command(TyperCommand):
+    """A command whose options are given once each, but for those that take several values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that is given again: the first of the two would be ignored."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for k, param in enumerate(cast(list[Any], given)):
+            if param in given[:k] and not getattr(param, "multiple", False) and param.nargs == 1:
+                raise typer.BadParameter("given twice; it takes one value.", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
+
+
 class Files(TyperGroup):
     """The commands in a folder, one a file. Help reads docstrings; only the file that runs is imported."""
 
@@ -60,7 +72,7 @@ class Files(TyperGroup):
 def as_command(function: Callable[..., Any]) -> TyperCommand:
     """Make a command of one function with typer annotations."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(function)
+    app.command(cls=Command)(function)
     command = cast(TyperCommand, typer.main.get_command(app))
     for param in command.params:
         param.callback = param.callback or sound

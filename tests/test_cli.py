@@ -144,6 +144,12 @@ def test_null_in_a_recipe_leaves_the_default_and_an_empty_recipe_says_nothing(ru
         assert run("unlearn", "demo", "m", "--out", "o", "--config", path)[:2] == (0, "m o 0.0001 5 kl None False\n")
 
 
+def test_an_option_that_takes_one_value_is_not_given_twice(run):
+    code, _, err = run("unlearn", "demo", "m", "--out", "o", "--epochs", "3", "--lr", "1", "--epochs", "4")
+    assert code == 2
+    assert "Invalid value for '--epochs': given twice; it takes one value." in err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -16,7 +16,7 @@ from amends.bench._entries import RETAIN, Entry, Settings, options
 from amends.bench._world import Split, World
 from amends.io.atomic import lock, write_json
 from amends.io.console import say
-from amends.io.errors import Held, NoResult
+from amends.io.errors import Held, InputError, NoResult
 from amends.io.run import versions, write_jsonl
 from amends.io.tables import read_json, rows_of
 from amends.lm.load import count_layers, layer_numbers, load, precision, weights_sha256
@@ -158,7 +158,8 @@ class Bench:
         started = time.time(), time.process_time()
         try:
             result = self._forget(cell.entry, cell.settings, split, cell.seed, own | asked)
-        except NoResult as error:
+        except (NoResult, InputError) as error:  # what is wrong with the data of all was said before the first cell
+            say(f"came to nothing: {error}")
             return record | {"failed": str(error)}
         return record | {
             "failed": None,

@@ -9,7 +9,7 @@ from amends.io.atomic import check_new, lock, sha256_json, write_json
 from amends.io.errors import InputError
 from amends.io.tables import read_json
 from amends.lm.find import check_model
-from amends.lm.load import layer_numbers, precision
+from amends.lm.load import check_layers, precision
 
 CLAIM = "bench.json"
 OTHERS = ("run.json", "config.json", "adapter_config.json")
@@ -45,9 +45,7 @@ def check_needs(bench: Bench, cells: list[Cell]) -> None:
         check_models(bench, list(dict.fromkeys(cell.split for cell in cells)))
     layers = bench.plan.layers
     if layers is not None and any(c.settings == "searched" and bench.own_layers(c.entry) is None for c in cells):
-        wanted, count = layer_numbers(layers), bench.num_layers
-        if not wanted or wanted[-1] >= count:
-            raise InputError(f"--layers {layers}: the model has layers 0 to {count - 1}.")
+        check_layers(layers, bench.num_layers)
 
 
 def check_models(bench: Bench, splits: list[str]) -> None:

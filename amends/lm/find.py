@@ -101,7 +101,9 @@ def checked_folder(name: str, folder: Path) -> Path:
     """Refuse a model folder with code of its own, pickles, or an index that names anything else."""
     config = folder / "config.json"
     if not config.exists():
-        raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.")
+        inside = folder / "model"
+        hint = f" Give {inside}." if inside.is_dir() else ""
+        raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.{hint}")
     if "auto_map" in settings(config):
         raise InputError(
             f"{name}: this model brings its own code (auto_map in config.json), which amends does not run."

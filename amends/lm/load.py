@@ -99,11 +99,12 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
         with quiet():
             tokenizer_source, where = (str(tokenizer_folder), {}) if tokenizer_folder else (source, gguf)
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False, **where)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype="auto" if keeps_bfloat16 else torch.float32,
+                output_loading_info=True,
                 **gguf,
             )
     except MemoryError:
@@ -113,6 +114,8 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
         raise InputError(
             f"{name}: {nowhere}could not be loaded as a causal language model: {first_line(error)}"
         ) from error
+    model, told = found
+    _check_complete(name, model, told)
     if gguf:
         # De-quantised now: without this the saved config would send readers back to the GGUF file.
         if hasattr(model.config, "quantization_config"):
@@ -124,6 +127,22 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
     return Loaded(model.to(device()).eval(), _with_padding(tokenizer), name, name)
 
 
+def _check_complete(name: str, model: PreTrainedModel, told: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers would make up, or leave out, without a word.
+
+    Other weights than a language model's may be left out: those of the part of a model that sees, say.
+    """
+    known = {LAYER.sub(".layer.", weight) for weight in model.state_dict()}
+    more = [weight for weight in told["unexpected_keys"] if LAYER.sub(".layer.", weight) in known]
+    missing = sorted([*told["missing_keys"], *(entry[0] for entry in told["mismatched_keys"])])
+    if missing or more:
+        what = f"{missing[0]} is not there, or of another size" if missing else f"{sorted(more)[0]} has no place in it"
+        raise InputError(
+            f"{name}: its weights are not those of the model that config.json describes: {what} "
+            f"({len(missing) + len(more)} in all). Get the folder again, whole."
+        )
+
+
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -133,7 +152,10 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 def _load_adapter(name: str, folder: Path, trainable: bool, base: Loaded | None = None) -> Loaded:
     base_name = base_of(name, folder)
     own_tokenizer = folder if (folder / "tokenizer_config.json").exists() else None
-    base = base or _load(base_name, False, own_tokenizer)
+    try:
+        base = base or _load(base_name, False, own_tokenizer)
+    except InputError as error:
+        raise InputError(f"{name}: its base model: {error}") from error
     provenance = folder / PROVENANCE
     if provenance.exists():
         expected = settings(provenance).get("base_sha256")
@@ -215,6 +237,18 @@ def layer_numbers(layers: str) -> range:
     if not asked:
         raise InputError(f"--layers {layers}: write FIRST-LAST, such as 0-14, or one number.")
     return range(int(asked[1]), int(asked[2] or asked[1]) + 1)
+
+
+def check_layers(layers: str, num_layers: int) -> None:
+    """Refuse layers that a model of that many has not.
+
+    Raises
+    ------
+    InputError
+    """
+    wanted = layer_numbers(layers)
+    if not wanted or wanted[-1] >= num_layers:
+        raise InputError(f"--layers {layers}: the model has layers 0 to {num_layers - 1}.")
 
 
 def train_only(model: Any, layers: str) -> None:

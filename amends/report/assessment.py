@@ -140,7 +140,8 @@ def limit_line(m: Mapping[str, Any]) -> dict[str, str]:
     if not is_number(m.get("after")):
         text = f"{m['metric']}: {m.get('missing')}"
     else:
-        text = f"{m['metric']}: {number(m['after'])}, at most {number(m['applied'])}."
+        size = "size " if m["better"] == "zero" else ""
+        text = f"{m['metric']}: {number(m['after'])}, {size}at most {number(m['applied'])}."
         if m["applied"] != m["limit"]:
             asked, known = number(m["limit"]), number(m["reference"])
             text += f" The limit of {asked} is raised, as the reference itself reaches {known}."

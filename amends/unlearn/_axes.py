@@ -337,6 +337,7 @@ def judge(measures: Sequence[Measure], asked: Mapping[str, float]) -> list[Measu
     A measure without a value is not judged, unless its limit was asked for by name: then it fails, for a release must
     not pass on what was not measured. Those of RAISED may reach ALLOWANCE above the reference's: what a model says that
     never saw the data is no memory.
+    A reference that says as much as the model before did see them, and excuses nothing.
     """
     judged = []
     for m in measures:
@@ -345,7 +346,7 @@ def judge(measures: Sequence[Measure], asked: Mapping[str, float]) -> list[Measu
             continue
         limit = asked.get(m.metric, LIMITS[m.metric].most)
         applied = limit
-        if m.metric in RAISED and m.reference is not None:
+        if m.metric in RAISED and m.reference is not None and (m.before is None or m.reference < m.before):
             applied = max(limit, m.reference + ALLOWANCE)
         verdict: Literal["pass", "fail"] | None
         if m.after is None:

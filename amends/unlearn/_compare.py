@@ -16,6 +16,10 @@ from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_referenc
 from amends.unlearn._read import QUESTIONS, Rows
 from amends.unlearn._request import Request
 
+SAME_WEIGHTS = (
+    "The reference has the weights of the model before, so it saw what is to be forgotten: nothing that is said beside "
+    "it holds. Give a model that was trained without those rows."
+)
 ASKED_WITH = ("reference", "evaluations", "judge", "forget_eval", "holdout", *QUESTIONS.values())
 """Options that an evaluation alone has a use for."""
 

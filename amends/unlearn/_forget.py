@@ -124,6 +124,8 @@ class ForgetTrainer(AnswerTrainer):
     """Of the options that all methods have, those that begin with another value here."""
     sees_probabilities: ClassVar[bool] = True
     """Whether v_f is among what `forget_losses` logs, as a floor needs it."""
+    saturates: ClassVar[bool] = True
+    """Whether answers that are known for sure leave the loss next to no gradient."""
     reads_logs: ClassVar[bool] = False
     """Whether a rule of the method looks at what is logged, which must then be every step."""
     reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
@@ -333,7 +335,7 @@ class ForgetTrainer(AnswerTrainer):
         """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and a note of the reference."""
         self.start = self.forget_means(most=START_ROWS)
         self.note_reference()
-        for text in start_warnings(self.start):
+        for text in start_warnings(self.start, self.saturates):
             warnings.warn(text, stacklevel=2)
         return super().train(*args, **kwargs)
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
-from amends.lm.load import precision, prepare, save_model, train_only, weights_sha256
+from amends.lm.load import check_layers, precision, prepare, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for
 from amends.report.card import model_card
 from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
-from amends.unlearn._compare import check_evaluation, evaluate_after, evaluate_before, suite_of
+from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
 from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
@@ -36,7 +36,6 @@ from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
 from amends.unlearn._read import about, read_request, read_templates, record_sha256
 from amends.unlearn._request import Data, Request
-from amends.unlearn._stop import start_warnings
 
 NEIGHBOURS = "neighbours.jsonl"
 
@@ -45,11 +44,11 @@ NEIGHBOURS = "neighbours.jsonl"
 class Result:
     """What a run leaves in memory; the run folder holds the same."""
 
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    history: list[dict[str, Any]]
+    model: Any = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     """One entry a step: loss, v_f, and for FLAT v_e and the two weights."""
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]] = field(repr=False)
     """before, after and reference, as in RUN/evaluation."""
     stopped: str
     out: Path | str | None
@@ -99,11 +98,15 @@ def run_unlearning(
         say("reading the model and the data")
         ledger = read_ledger(model)
         loaded = model_for(model, processing_class)
+        if request.layers is not None:
+            check_layers(request.layers, loaded.model.config.get_text_config().num_hidden_layers)
         before_sha256 = weights_sha256(loaded.model)
         rows = read_request(request, loaded)
         forget, tokenizer = rows.forget.kept, loaded.tokenizer
         judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
+        if trainer_class.takes_templates and (leaked := {pair.answer for pair in forget} & set(known)):
+            raise InputError(f"templates: {min(leaked)!r} is an answer to forget. Give answers to say in its place.")
         for row in (row for pairs in rows.given().values() for row in pairs.dropped):
             say(f"left out {row.where}: {row.reason}")
         suite: Suite | None = None
@@ -111,6 +114,10 @@ def run_unlearning(
         if request.eval_rows:
             suite = suite_of(request, rows, known, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
+        warned = list(earlier.warnings)
+        if "reference" in evaluations and evaluations["reference"]["weights"] == before_sha256:
+            say(f"warning: {SAME_WEIGHTS}")
+            warned.append(SAME_WEIGHTS)
         data = rows.about(request)
         own_answers: list[Pair] = []
         if request.neighbours:
@@ -160,7 +167,7 @@ def run_unlearning(
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=earlier.warnings + trainer.resumed + told,
+                warnings=warned + trainer.resumed + told,
                 seconds=seconds,
             )
             failure = write_run(result, record, rows.forget, own_answers, loaded.base) or failure
@@ -194,6 +201,8 @@ def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[s
                 f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or leave "
                 "it out."
             )
+    if request.optimizer == "muon" and request.lora_rank == 0:
+        raise InputError("--optimizer muon: it moves matrices only. Train an adapter (--lora-rank), or choose adamw.")
     args = request.arguments(trainer_class.config_class(), **own)
     trainer_class.check(args, keeps=keeps)
     return args
@@ -229,21 +238,26 @@ def not_left_empty(folder: Path | None) -> Iterator[None]:
 
 
 def train(trainer: ForgetTrainer, resume: bool) -> list[str]:
-    """Train, and tell the warnings about the start in the house's form.
+    """Train, and tell the warnings about the start in the house's form, before the first step.
 
     Returns
     -------
     list of str : these warnings.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    told: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.filterwarnings("always", message="v_[ef] starts at")
+
+        def at_once(message: Warning | str, *where: Any, **how: Any) -> None:
+            if str(message).startswith(("v_f starts at", "v_e starts at")):
+                told.append(str(message))
+                say(f"warning: {message}")
+            else:
+                show(message, *where, **how)
+
+        warnings.showwarning = at_once
         trainer.train(resume_from_checkpoint=resume)
-    told = start_warnings(trainer.start)
-    for text in told:
-        say(f"warning: {text}")
-    for other in caught:
-        if str(other.message) not in told:
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     return told
 
 

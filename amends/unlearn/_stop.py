@@ -14,10 +14,10 @@ TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 
 
-def start_warnings(start: Mapping[str, float]) -> list[str]:
-    """Say where the start leaves the loss next to no gradient."""
+def start_warnings(start: Mapping[str, float], saturates: bool = True) -> list[str]:
+    """Say where the start leaves the loss next to no gradient; `saturates`: whether v_f near 1 does."""
     texts = []
-    if start["v_f"] > FORGET_TOO_HIGH:
+    if saturates and start["v_f"] > FORGET_TOO_HIGH:
         texts.append(
             f"v_f starts at {start['v_f']:.4f}: the forget answers are known so surely that their gradient nearly "
             "vanishes and nothing may move for many steps. Raise the learning rate."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
+from amends.lm.pairs import turn_end
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
 
@@ -25,12 +26,14 @@ class CEUTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by CE-U."""
 
     title = "CE-U"
+    saturates = False
     args: ForgetConfig
 
     def __init__(self, *given: Any, **kwargs: Any) -> None:
         super().__init__(*given, **kwargs)
         for pair, row in zip(self.pairs, self.forget_rows, strict=True):
-            if len(row.packed.answers[0]) < 2:
+            closing = 0 if isinstance(pair.prompt, str) else len(turn_end(self.processing_class))
+            if len(row.packed.answers[0]) - closing < 2:
                 raise InputError(f"{pair.where}: the answer is one token, which CE-U leaves out. Leave the row out.")
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:

@@ -43,6 +43,7 @@ class DPOTrainer(ForgetTrainer):
 
     title = "DPO (IdkDPO)"
     keeps = "usual"
+    saturates = False
     takes_templates = True
     args: DPOConfig
 

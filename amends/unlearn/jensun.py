@@ -37,6 +37,7 @@ class JensUnTrainer(ForgetTrainer):
 
     title = "JensUn"
     keeps = "usual"
+    saturates = False
     takes_templates = True
     holds_retain = True
     args: ForgetConfig

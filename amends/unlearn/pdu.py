@@ -39,6 +39,7 @@ class PDUTrainer(ForgetTrainer):
 
     title = "PDU"
     keeps = "needed"
+    saturates = False
     reads_logs = True
     defaults: ClassVar = {"retain_weight": 50.0}
     args: PDUConfig

@@ -16,6 +16,7 @@ class POTrainer(ForgetTrainer):
 
     title = "PO (IDK)"
     keeps = "usual"
+    saturates = False
     takes_templates = True
     args: ForgetConfig
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amends.io.errors import InputError
+from amends.lm.load import LAYER
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer
 from amends.unlearn._method import method
@@ -32,6 +33,7 @@ class RMUTrainer(ForgetTrainer):
     keeps = "usual"
     holds_retain = True
     sees_probabilities = False
+    saturates = False
     defaults: ClassVar = {"layers": "5-7"}
     args: RMUConfig
 
@@ -40,6 +42,12 @@ class RMUTrainer(ForgetTrainer):
         config: Any = self.model.config.get_text_config()  # type: ignore[operator,union-attr]
         if args.layer >= config.num_hidden_layers:
             raise InputError(f"--layer {args.layer}: the model has layers 0 to {config.num_hidden_layers - 1}.")
+        numbers = [LAYER.search(name) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        if not any(int(found[1]) <= args.layer for found in numbers if found):
+            raise InputError(
+                f"--layer {args.layer}: none of the layers up to it is trained, so nothing can move it. Give others "
+                "with --layers."
+            )
         self.layer = args.layer
         direction_D = torch.rand(config.hidden_size, generator=torch.Generator().manual_seed(args.seed))
         self.target_D = args.steering * direction_D / direction_D.norm()

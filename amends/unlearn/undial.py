@@ -31,6 +31,7 @@ class UNDIALTrainer(ForgetTrainer):
     """`transformers.Trainer` that forgets by UNDIAL; the states of the reference are noted once."""
 
     title = "UNDIAL"
+    saturates = False
     reference = "states"
     args: UNDIALConfig
 

@@ -25,6 +25,7 @@ from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
 from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
 from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
+from amends.unlearn._compare import SAME_WEIGHTS
 from amends.unlearn._intervals import mean_of
 from amends.unlearn._measures import all_measures
 from amends.unlearn._plan import Plan, Sources, make_plan
@@ -130,7 +131,8 @@ def command(
 def line(m: Measure) -> str:
     """Say of one measure whether its limit is kept."""
     word = {"pass": "pass", "fail": "fail", None: "not judged"}[m.verdict]
-    value = m.missing if m.after is None else f"{m.after:.3g}, at most {m.applied:.3g}"
+    size = "size " if m.better == "zero" else ""
+    value = m.missing if m.after is None else f"{m.after:.3g}, {size}at most {m.applied:.3g}"
     return f"{word:<10} {plain(f'{m.metric}: {value}')}"
 
 
@@ -297,6 +299,9 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
         for role, asked in findings.asked.items()
         for variant, count in asked.left_out.items()
     ]
+    weights = {role: asked.weights for role, asked in findings.asked.items()}
+    if weights.get("reference") == weights["before"]:
+        found.append(SAME_WEIGHTS)
     if plan.cut_short:
         found.append(
             f"{plan.cut_short} of {len(plan.forget)} answers to forget have more than {plan.max_new_tokens} tokens "

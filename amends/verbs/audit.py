@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.options import ModelOption
+from amends.io.options import ModelOption, listed
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows, rows_of
 from amends.lm.find import check_model
@@ -354,7 +354,7 @@ def command(
         reference=reference,
         holdout=holdout,
         top=top,
-        measures=measures or (),
+        measures=listed(measures),
         share=share,
         answer_prefix=answer_prefix,
         temperature=temperature,

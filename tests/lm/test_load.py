@@ -24,6 +24,7 @@ from amends.lm.load import (
     weights_sha256,
 )
 
+from ..conftest import save_tiny_model
 from .conftest import tiny
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -118,6 +119,15 @@ def test_a_cut_download_is_refused(kept: int, copy: Path) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(InputError, match=r"not a safetensors file|could not be loaded"):
         load(copy)
+
+
+@pytest.mark.parametrize(("stored", "described"), [(1, 2), (2, 1)])
+def test_weights_of_another_number_of_layers_are_refused(stored: int, described: int, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", layers=stored)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": described}))
+    with pytest.raises(InputError, match=r"model\.layers\.1\..* \(9 in all\)\. Get the folder again"):
+        load(folder)
 
 
 def test_a_cut_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
