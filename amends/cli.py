@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -29,13 +29,16 @@ def summary(file: Path) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose options are given once each, but for those that take several values."""
+    """A command whose data and models are named once each, but for options that take several."""
+
+    texts: frozenset[str] = frozenset()
+    """Parameters whose value is a text."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an option that is given again: the first of the two would be ignored."""
+        """Refuse a name that is given again: the first of the two would be ignored. Of numbers the last one holds."""
         _, _, given = self.make_parser(ctx).parse_args(list(args))
         for k, param in enumerate(cast(list[Any], given)):
-            if param in given[:k] and not getattr(param, "multiple", False) and param.nargs == 1:
+            if param in given[:k] and param.name in self.texts and not param.multiple:
                 raise typer.BadParameter("given twice; it takes one value.", ctx=ctx, param=param)
         return super().parse_args(ctx, args)
 
@@ -73,7 +76,9 @@ def as_command(function: Callable[..., Any]) -> TyperCommand:
     """Make a command of one function with typer annotations."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(cls=Command)(function)
-    command = cast(TyperCommand, typer.main.get_command(app))
+    command = cast(Command, typer.main.get_command(app))
+    hints = get_type_hints(function).items()
+    command.texts = frozenset(name for name, hint in hints if hint is str or str in get_args(hint))
     for param in command.params:
         param.callback = param.callback or sound
     return command

@@ -144,10 +144,11 @@ def test_null_in_a_recipe_leaves_the_default_and_an_empty_recipe_says_nothing(ru
         assert run("unlearn", "demo", "m", "--out", "o", "--config", path)[:2] == (0, "m o 0.0001 5 kl None False\n")
 
 
-def test_an_option_that_takes_one_value_is_not_given_twice(run):
-    code, _, err = run("unlearn", "demo", "m", "--out", "o", "--epochs", "3", "--lr", "1", "--epochs", "4")
+def test_data_are_named_once_and_of_numbers_the_last_one_holds(run):
+    assert run("unlearn", "demo", "m", "--out", "o", "--epochs", "3", "--epochs", "4")[1].split()[3] == "4"
+    code, _, err = run("unlearn", "demo", "m", "--out", "o", "--raises", "a", "--lr", "1", "--raises", "b")
     assert code == 2
-    assert "Invalid value for '--epochs': given twice; it takes one value." in err
+    assert "Invalid value for '--raises': given twice; it takes one value." in err
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,11 @@ def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
     InputError : rows that cannot be read or are too long.
     """
     source: Data = getattr(request, option)
-    rows = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, option))
-    asked_only = option in QUESTIONS.values()
-    named = not asked_only or (rows and request.question_column in rows[0].data)
+    rows = read_rows(source) if isinstance(source, str | Path) else rows_of(source, option)
+    named, asked_only = True, option in QUESTIONS.values()
+    if asked_only:
+        rows = list(rows)
+        named = bool(rows) and request.question_column in rows[0].data
     pairs = read_pairs(
         rows,
         question_column=request.question_column if named else None,

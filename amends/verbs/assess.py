@@ -300,7 +300,7 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
         for variant, count in asked.left_out.items()
     ]
     weights = {role: asked.weights for role, asked in findings.asked.items()}
-    if weights.get("reference") == weights["before"]:
+    if "reference" in weights and weights["reference"] == weights.get("before"):
         found.append(SAME_WEIGHTS)
     if plan.cut_short:
         found.append(

@@ -21,8 +21,9 @@ def weights(trainer: ForgetTrainer) -> list[torch.Tensor]:
 def test_it_goes_as_far_back_as_it_is_told(tiny_model: Path, tmp_path: Path) -> None:
     found = {}
     for scale in (-1.0, 0.0, 0.5):  # -1: what the training itself makes
-        settings = {"scale": scale, "learning_rate": 1e-2, "num_train_epochs": 2, "keep": None}
+        settings = {"learning_rate": 1e-2, "num_train_epochs": 2, "keep": None}
         trainer = trainer_on(tiny_model, tmp_path, TaskVectorTrainer, TaskVectorConfig, **settings)
+        trainer.args.scale = scale
         start = weights(trainer)
         trainer.train()
         found[scale] = weights(trainer)
@@ -51,5 +52,5 @@ def test_a_stop_rule_makes_no_sense(tiny_model: Path, tmp_path: Path, option: st
 
 
 def test_rows_to_keep_would_be_turned_round_too(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rows to keep as well"):
+    with pytest.raises(InputError, match="takes no rows to keep"):
         trainer_on(tiny_model, tmp_path, TaskVectorTrainer, TaskVectorConfig)

@@ -55,8 +55,9 @@ def assess(place, amends, tiny_model, other_model):
     """Run `amends assess` on two tiny models with eight new tokens."""
 
     def assess(*more, before=tiny_model, after=other_model):
-        words = ["--before", before, "--after", after, "--forget", "forget.jsonl", "--out", "out"]
-        return amends("assess", *words, "--max-new-tokens", 8, *more)
+        words = ["--before", before, "--after", after, "--out", "out", "--max-new-tokens", 8]
+        data = [] if "--forget" in more else ["--forget", "forget.jsonl"]
+        return amends("assess", *words, *data, *more)
 
     return assess
 
