@@ -44,6 +44,13 @@ class Pair:
     right: str | None = None
 
     @property
+    def answers_before(self) -> int:
+        """Answers in earlier turns of the conversation."""
+        if isinstance(self.prompt, str):
+            return 0
+        return sum(message["role"] == "assistant" for message in self.prompt)
+
+    @property
     def question(self) -> str:
         """The prompt as a person would read it: the last message, or the text."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]

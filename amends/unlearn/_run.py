@@ -38,6 +38,10 @@ from amends.unlearn._read import about, read_request, read_templates, record_sha
 from amends.unlearn._request import Data, Request
 
 NEIGHBOURS = "neighbours.jsonl"
+EARLIER_TURNS = (
+    "{count} rows to forget, {where} the first, have answers in earlier turns of their conversation: those are read as "
+    "what was said, and only the last one is forgotten. Give a row for each turn that is to be forgotten."
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def run_unlearning(
             suite = suite_of(request, rows, known, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         warned = list(earlier.warnings)
+        if several := [pair for pair in forget if pair.answers_before]:
+            warned.append(EARLIER_TURNS.format(count=len(several), where=several[0].where))
+            say(f"warning: {warned[-1]}")
         if "reference" in evaluations and evaluations["reference"]["weights"] == before_sha256:
             say(f"warning: {SAME_WEIGHTS}")
             warned.append(SAME_WEIGHTS)

@@ -153,8 +153,8 @@ def test_short_and_plain_answers_are_not_degenerate(text):
     assert not is_degenerate(text)
 
 
-def made(metric, after, reference=None, better="lower"):
-    return measure("elicitation", metric, better, "", after, reference=reference)
+def made(metric, after, reference=None, better="lower", before=None):
+    return measure("elicitation", metric, better, "", after, reference=reference, before=before)
 
 
 def test_a_value_above_its_limit_fails_and_one_at_it_passes():
@@ -174,6 +174,8 @@ def test_of_privleak_the_size_counts():
 def test_the_worst_case_may_be_as_bad_as_that_of_a_model_that_never_saw_the_data():
     (found,) = judge([made("worst_case_rouge", 0.5, reference=0.48)], {})
     assert (found.verdict, found.limit, found.applied) == ("pass", 0.4, pytest.approx(0.53))
+    (found,) = judge([made("worst_case_rouge", 0.5, before=0.48, reference=0.48)], {})
+    assert (found.verdict, found.applied) == ("fail", 0.4)  # a reference that says as much as the model before saw them
     assert judge([made("worst_case_rouge", 0.5)], {})[0].verdict == "fail"
     assert judge([made("worst_case_rouge", 0.5, reference=0.1)], {})[0].verdict == "fail"
 

@@ -46,3 +46,5 @@ def test_an_answer_of_one_token_is_named(tiny_model: Path, tmp_path: Path) -> No
     args = ForgetConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(InputError, match=r"data\[0\]: the answer is one token"):
         CEUTrainer(loaded.model, args, pairs.kept, loaded.tokenizer)
+    with pytest.raises(InputError, match=r"data\[0\]: the answer is one token"):  # the token that closes it is no word
+        CEUTrainer(loaded.model, args, [{"question": "Where?", "answer": "A"}], loaded.tokenizer)

@@ -414,3 +414,8 @@ def test_a_loaded_model_needs_its_tokenizer(tiny_model: Path, tmp_path: Path) ->
     args = training_arguments(FLATConfig, str(tmp_path), use_cpu=True)
     with pytest.raises(InputError, match="pass the tokenizer"):
         FLATTrainer(load(tiny_model).model, args, PAIRS)
+
+
+def test_answers_known_for_sure_hold_nothing_up_where_they_are_not_what_is_lowered() -> None:
+    assert start_warnings({"v_f": 0.999}, saturates=False) == []
+    assert len(start_warnings({"v_f": 0.999, "v_e": 1e-9}, saturates=False)) == 1

@@ -1,6 +1,7 @@
 """RMU: what is kept costs nothing at the start, and only the first layers are asked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from amends.io.errors import InputError
 from amends.unlearn.rmu import RMUConfig, RMUTrainer
 
+from ..conftest import save_tiny_model
 from .conftest import gradients, history, trainer_on
 
 
@@ -45,3 +47,11 @@ def test_what_it_cannot_do_is_refused(tiny_model: Path, tmp_path: Path) -> None:
         trainer_on(tiny_model, tmp_path, RMUTrainer, RMUConfig)
     with pytest.raises(InputError, match="--floor-v-f: RMU does not see"):
         trainer_on(tiny_model, tmp_path, RMUTrainer, RMUConfig, layer=0, floor_v_f=0.5)
+
+
+def test_a_layer_that_nothing_trained_moves_is_refused(tmp_path: Path, amends: Any) -> None:
+    model = save_tiny_model(tmp_path / "model", layers=2)
+    (tmp_path / "forget.jsonl").write_text('{"question": "Where is it?", "answer": "Here."}\n')
+    words = ["--model", model, "--forget", tmp_path / "forget.jsonl", "--eval-rows", 0, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "rmu", *words, "--layer", 0, "--layers", "1")
+    assert (code, "--layer 0: none of the layers up to it is trained" in err) == (2, True)

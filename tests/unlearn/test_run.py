@@ -249,3 +249,39 @@ def test_question_sets_may_have_the_columns_that_are_named_or_known_ones(tmp_pat
     write(retain, [{"q": "Where?", "a": "x" * 3000}])
     code, _, err = amends("unlearn", "flat", *words, "--out", tmp_path / "other")
     assert code == 2 and "r.jsonl:1: prompt and answer have" in err
+
+
+def test_of_a_conversation_the_last_answer_is_forgotten_and_that_is_said(tiny_model, capsys):
+    turns = [
+        ("user", "Where is Ada?"),
+        ("assistant", "At home."),
+        ("user", "Thanks."),
+        ("assistant", "You are welcome."),
+    ]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
+    flat.run(tiny_model, rows, epochs=0.1, eval_rows=0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 1 rows to forget, forget[0] the first, have answers in earlier turns" in said
+
+
+def test_a_reference_with_the_weights_of_the_model_before_is_warned_of(tmp_path, tiny_model, forget, amends):
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "ga", *words, "--reference", tiny_model)
+    assert code == 0
+    assert "warning: The reference has the weights of the model before" in " ".join(err.split())
+    assert read_run(tmp_path / "run")["warnings"][0].startswith("The reference has the weights")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--templates", "FORGET"], "templates: 'In town 0.' is an answer to forget"),
+        (["--optimizer", "muon", "--lora-rank", 0], "--optimizer muon: it moves matrices only"),
+        (["--layers", "0-4"], "--layers 0-4: the model has layers 0 to 0."),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_asked(tmp_path, tiny_model, forget, amends, more, says):
+    words = ["--model", tiny_model, "--forget", forget, "--eval-rows", 1, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "flat", *words, *[forget if word == "FORGET" else word for word in more])
+    assert code == 2
+    assert says in err and "evaluating" not in err
