@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # before
 
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ def save_tiny_model(folder: Path, seed: int = 0, context: int = 2048, layers: in
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random chat model; not to be changed."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def instead(words: Sequence[object], more: Sequence[object]) -> list[object]:
+    """Words of a command, as "--option value" pairs, and `more`: of an option that both give, the value in `more`."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [word for pair in pairs if pair[0] not in more for word in pair] + list(more)
 
 
 @pytest.fixture

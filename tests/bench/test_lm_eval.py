@@ -19,6 +19,7 @@ from amends.lm.pairs import plain_ids
 from amends.unlearn._evaluate import mean_logprobs
 from amends.unlearn._metrics import truth_ratio, truth_ratio_score
 
+from ..conftest import instead
 from .conftest import subsets_of, taught, write_hub
 
 MUSE_TASKS = ["amends_muse_knowmem_forget", "amends_muse_knowmem_retain", "amends_muse_verbmem"]
@@ -179,9 +180,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, model
     ("more", "says"), [(["--model", "./nowhere"], "./nowhere: no such file or folder"), (["--seed", "-1"], "seed")]
 )
 def test_a_model_that_is_not_there_and_a_seed_that_is_none_are_refused_first(tmp_path, tiny_model, amends, more, says):
-    code, _, err = amends(
-        "bench", "lm_eval", "--model", tiny_model, "--tasks", "amends_muse", "--out", tmp_path / "out", *more
-    )
+    words = ["--model", tiny_model, "--tasks", "amends_muse", "--out", tmp_path / "out"]
+    code, _, err = amends("bench", "lm_eval", *instead(words, more))
     assert (code, says in err) == (2, True)
     assert not (tmp_path / "out").exists()
 

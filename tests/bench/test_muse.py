@@ -11,6 +11,7 @@ from amends.bench.muse import pieces_of, run
 from amends.io.errors import InputError
 from amends.lm.load import load
 
+from ..conftest import instead
 from .conftest import copying, invented, subsets_of, taught, write_hub
 
 MEASURES = ["verbmem", "knowmem_forget", "knowmem_retain", "mia_auc_min_k_40", "privleak", "privleak_no_reference"]
@@ -236,7 +237,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(
         (place / name / "verbmem").mkdir(parents=True)
         (place / name / "verbmem" / "forget.json").write_text(json.dumps([row]))
     words = ["--model", tiny_model, "--data", hub, "--out", "out"]
-    code, _, err = amends("bench", "muse", *words, *more)
+    code, _, err = amends("bench", "muse", *instead(words, more))
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
     assert says in line

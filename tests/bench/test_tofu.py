@@ -16,6 +16,8 @@ from amends.bench.tofu import cells_of
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
 
+from ..conftest import instead
+
 ROOT = Path(__file__).resolve().parents[2]
 FORGET = [
     {"id": i, "question": f"Who is number {i}?", "answer": f"Person {i}.", "perturbed_answer": [f"Nobody {i}."]}
@@ -119,10 +121,9 @@ def test_the_best_trial_is_the_nearest_and_one_that_came_to_nothing_the_last():
 
 
 def run_small(amends, world, tiny_model, out, *more):
-    return amends(
-        "bench", "tofu", "--data", world, "--model", tiny_model, "--out", out, "--teach-epochs", 1, "--seeds", 2,
-        "--rates", "1e-3,1e-2", "--epochs", 1, "--eval-rows", 3, *more,
-    )  # fmt: skip
+    words = ["--data", world, "--model", tiny_model, "--out", out, "--teach-epochs", 1, "--seeds", 2]
+    words += ["--rates", "1e-3,1e-2", "--epochs", 1, "--eval-rows", 3]
+    return amends("bench", "tofu", *instead(words, more))
 
 
 def test_the_table_is_made_gone_on_with_and_complete(amends, world, tiny_model, tmp_path):

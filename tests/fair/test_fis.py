@@ -23,6 +23,8 @@ from amends.fair._network import NetworkClassifier
 from amends.fair.fis import run
 from amends.io.errors import InputError
 
+from ..conftest import instead
+
 ALONE = pytest.mark.filterwarnings("ignore:sensitive_features. one group")
 FEW = pytest.mark.filterwarnings("ignore:.*the sign of an influence")
 
@@ -453,9 +455,9 @@ def files(data, tmp_path):
 
 def ask(files, *more, out, labelled="labelled.csv"):
     with pytest.raises(SystemExit) as stopped:
-        args = [files / labelled, "--validation", files / "val.csv", "--label", "hired", "--group", "sex"]
-        args += ["--positive", "yes", "--out", files / out, *more]
-        main(["fair", "fis", *map(str, args)])
+        args = ["--validation", files / "val.csv", "--label", "hired", "--group", "sex"]
+        args += ["--positive", "yes", "--out", files / out]
+        main(["fair", "fis", str(files / labelled), *map(str, instead(args, more))])
     return stopped.value.code or 0
 
 

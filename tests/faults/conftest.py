@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ..conftest import instead
+
 STEPS, EVERY = 12, 4  # of each run; of its checkpoints
 
 
@@ -35,7 +37,9 @@ class Run:
     def __call__(self, *more: object, **harm: Any) -> dict[str, Any]:
         """Run; the answer of `nursery.py`. What was printed is in `told`."""
         log = self.folder / "log"
-        answer = self.ask({"words": [*self.words, *map(str, more)], "log": str(log), **harm})
+        answer = self.ask(
+            {"words": [*self.words[:2], *map(str, instead(self.words[2:], more))], "log": str(log), **harm}
+        )
         self.told = " ".join(log.read_text().split())
         return answer
 
