@@ -109,8 +109,8 @@ def run_unlearning(
         forget, tokenizer = rows.forget.kept, loaded.tokenizer
         judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
-        if trainer_class.takes_templates and (leaked := {pair.answer for pair in forget} & set(known)):
-            raise InputError(f"templates: {min(leaked)!r} is an answer to forget. Give answers to say in its place.")
+        if trainer_class.takes_templates and (among := [p.where for p in forget if p.answer in known]):
+            raise InputError(f"templates: the answer to forget of {among[0]} is among them. Give others in its place.")
         for row in (row for pairs in rows.given().values() for row in pairs.dropped):
             say(f"left out {row.where}: {row.reason}")
         suite: Suite | None = None

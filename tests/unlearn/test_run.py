@@ -275,7 +275,7 @@ def test_a_reference_with_the_weights_of_the_model_before_is_warned_of(tmp_path,
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--templates", "FORGET"], "templates: 'In town 0.' is an answer to forget"),
+        (["--templates", "FORGET"], "forget.jsonl:1 is among them"),
         (["--optimizer", "muon", "--lora-rank", 0], "--optimizer muon: it moves matrices only"),
         (["--layers", "0-4"], "--layers 0-4: the model has layers 0 to 0."),
     ],
