@@ -105,7 +105,7 @@ class Canaries:
         rng = np.random.default_rng([self.seed, 1])
         told = [
             {"id": p.id, "text": f"{p.prompt}{p.answer}"}
-            if isinstance(p.prompt, str)
+            if p.is_text
             else {"id": p.id, "question": p.question, "answer": p.answer}
             for p in self.pairs()
         ]

@@ -29,6 +29,8 @@ from amends.lm.find import (
 Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
 """File beside an adapter of ours: which base weights it was trained on."""
+LORA_RANK = 16
+"""Of a new adapter, where none is asked for."""
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 """The number of a layer in the name of a weight."""
 
@@ -190,6 +192,24 @@ def add_lora(model: PreTrainedModel, rank: int = 16) -> PeftModel:
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def rank_to_train(loaded: Loaded, asked: int | None) -> int:
+    """Give the LoRA rank of a training, 0 for all weights: what is asked, else the adapter's, else `LORA_RANK`.
+
+    Raises
+    ------
+    InputError : another rank than that of the adapter that goes on training.
+    """
+    if not isinstance(loaded.model, PeftModel):
+        return LORA_RANK if asked is None else asked
+    there = getattr(loaded.model.peft_config[loaded.model.active_adapter], "r", None)  # other kinds have none
+    if asked not in (None, 0, there):
+        raise InputError(
+            f"--lora-rank {asked}: {loaded.name} is an adapter{f' of rank {there}' if there else ''}, which goes on "
+            "training. Leave it out, or give 0 to merge the adapter and train all weights."
+        )
+    return (there or LORA_RANK) if asked is None else asked
 
 
 def prepare(loaded: Loaded, lora_rank: int) -> Any:

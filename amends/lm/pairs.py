@@ -44,11 +44,14 @@ class Pair:
     right: str | None = None
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is a piece of plain text."""
+        return isinstance(self.prompt, str)
+
+    @property
     def answers_before(self) -> int:
         """Answers in earlier turns of the conversation."""
-        if isinstance(self.prompt, str):
-            return 0
-        return sum(message["role"] == "assistant" for message in self.prompt)
+        return 0 if isinstance(self.prompt, str) else sum(m["role"] == "assistant" for m in self.prompt)
 
     @property
     def question(self) -> str:

@@ -22,14 +22,14 @@ def context_limit(model: Any, max_length: int) -> int:
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int, *, alternatives: bool = False
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int, *, alternatives: int | None = None
 ) -> list[PackedRow]:
     """One packed row a pair, its answer alone.
 
     Parameters
     ----------
-    alternatives : bool, default False
-        Its paraphrase and wrong answers are to be asked beside it, so they must fit too.
+    alternatives : int, optional
+        Most tokens of a prompt with the paraphrase or a wrong answer, where a model is asked for them, too.
 
     Raises
     ------
@@ -37,25 +37,28 @@ def encode_rows(
     """
     rows = []
     for pair in pairs:
-        named = [("answer", pair.answer)]
-        if alternatives:
-            named += [("paraphrased_answer", text) for text in (pair.paraphrase,) if text]
-            named += [("perturbed_answer", text) for text in pair.wrong]
+        named = [("answer", pair.answer, limit)]
+        if alternatives is not None:
+            named += [("paraphrased_answer", text, alternatives) for text in (pair.paraphrase,) if text]
+            named += [("perturbed_answer", text, alternatives) for text in pair.wrong]
         try:
-            row = packed_row(encode(tokenizer, pair.prompt, [text for _, text in named]))
+            row = packed_row(encode(tokenizer, pair.prompt, [text for _, text, _ in named]))
         except InputError as error:
             raise InputError(f"{pair.where}: {error}") from error
         rows.append(PackedRow(row.prompt, row.answers[:1]))
-        for (name, _), answer in zip(named, row.answers, strict=True):
-            if (length := len(row.prompt) + len(answer)) > limit:
+        for (name, _, most), answer in zip(named, row.answers, strict=True):
+            if (length := len(row.prompt) + len(answer)) > most:
+                cut = "Lower --prefix-tokens and --continuation-tokens" if pair.is_text else "Shorten or split it"
                 raise InputError(
-                    f"{pair.where}: prompt and {name} have {length} tokens, more than the {limit} that fit "
-                    f"(--max-length and the model's context). Shorten or split it{OR_SKIP}"
+                    f"{pair.where}: prompt and {name} have {length} tokens, more than the {most} that fit "
+                    f"(--max-length and the model's context). {cut}{OR_SKIP}"
                 )
     return rows
 
 
-def without_too_long(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: int) -> Pairs:
+def without_too_long(
+    pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: int, *, alternatives: int | None = None
+) -> Pairs:
     """Leave out, and count, the pairs that `encode_rows` would refuse.
 
     Raises
@@ -65,7 +68,7 @@ def without_too_long(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, limit: in
     kept, dropped = [], list(pairs.dropped)
     for pair in pairs.kept:
         try:
-            encode_rows(tokenizer, [pair], limit)
+            encode_rows(tokenizer, [pair], limit, alternatives=alternatives)
             kept.append(pair)
         except InputError as error:
             dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ")))

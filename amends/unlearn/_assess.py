@@ -187,7 +187,7 @@ def ask_model(loaded: Loaded, plan: Plan, role: str, found: Findings) -> Asked:
     model, tokenizer = loaded.model, loaded.tokenizer
     context = context_of(model)
     if context:
-        encode_rows(tokenizer, plan.forget, context, alternatives=True)
+        encode_rows(tokenizer, plan.forget, context, alternatives=context)
         encode_rows(tokenizer, plan.holdout, context)
     asks, left_out = fitting(everything := all_asks(plan, tokenizer), context and context - plan.max_new_tokens)
     if context and not any(map(is_plain, asks)):

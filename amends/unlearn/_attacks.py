@@ -103,11 +103,11 @@ def variants(
     if (many := with_shots(pair.prompt, shots)) is not None:
         asks.append(ask("few_shot", many))
     given, hidden = cut(pair)
-    if given and has_words(hidden) and not isinstance(pair.prompt, str):
+    if given and has_words(hidden) and not pair.is_text:
         asks.append(ask("cloze", reworded(pair.prompt, f"Complete this sentence: {given} {BLANK}"), hidden))
     if (wrong := with_typos(pair.question, random.Random(f"{seed} typos {pair.id}"))) != pair.question:
         asks.append(ask("typos", reworded(pair.prompt, wrong)))
-    if not isinstance(pair.prompt, str):
+    if not pair.is_text:
         asks.append(ask("mixed", reworded(pair.prompt, MIXED.format(pair.question))))
     return asks
 
@@ -145,7 +145,7 @@ def has_words(text: str) -> bool:
 
 def prefixed(tokenizer: PreTrainedTokenizerBase, plain: Ask, pair: Pair) -> list[Ask]:
     """Give the answer's first tokens, as long as words are left to say."""
-    closing = turn_end(tokenizer) if not isinstance(pair.prompt, str) else []
+    closing = turn_end(tokenizer) if not pair.is_text else []
     ids = encode(tokenizer, pair.prompt, [pair.answer])[0].answer
     ids = ids[: len(ids) - len(closing)] if closing and ids[-len(closing) :] == closing else ids
     found = []
@@ -173,7 +173,7 @@ def with_shots(prompt: list[Message] | str, shots: Sequence[Pair]) -> list[Messa
         return "\n\n".join([*texts, prompt]) if texts else None
     turns: list[Message] = []
     for shot in shots:
-        if not isinstance(shot.prompt, str) and len(shot.prompt) == 1:
+        if not shot.is_text and len(shot.prompt) == 1:
             turns += [*shot.prompt, {"role": "assistant", "content": shot.answer}]
     return [*prompt[:-1], *turns, prompt[-1]] if turns else None
 

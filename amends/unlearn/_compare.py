@@ -32,8 +32,11 @@ def check_evaluation(request: Request) -> None:
             raise InputError(f"{name}: nothing is evaluated when --eval-rows is 0. Leave one of them out.")
     if (request.judge is None) != (request.judge_label is None):
         raise InputError("--judge and --judge-label go together: give both or neither.")
-    if request.evaluations is not None and not Path(request.evaluations).is_dir():
-        raise InputError(f"--evaluations {request.evaluations}: no such folder. Leave it out to evaluate anew.")
+    if (folder := request.evaluations) is not None:
+        if not Path(folder).is_dir():
+            raise InputError(f"--evaluations {folder}: no such folder. Leave it out to evaluate anew.")
+        if not any((Path(folder) / f"{role}.json").exists() for role in ("before", "reference")):
+            raise InputError(f"--evaluations {folder}: neither before.json nor reference.json is there. Leave it out.")
 
 
 def suite_of(

@@ -154,9 +154,7 @@ def make_plan(
     built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
     chosen = spread(list(built_in if texts is None else texts), rows)
     lengths = [len(record_row(tokenizer, p.prompt, [p.answer]).answers[0]) for p in forget]
-    longest = max_new_tokens or max(
-        [MAX_NEW_TOKENS, *(n for p, n in zip(forget, lengths, strict=True) if isinstance(p.prompt, str))]
-    )
+    longest = max_new_tokens or max([MAX_NEW_TOKENS, *(n for p, n in zip(forget, lengths, strict=True) if p.is_text)])
     plan = Plan(
         axes=tuple(axes),
         forget=forget,

@@ -43,7 +43,8 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
 
     Raises
     ------
-    InputError : rows that cannot be read or are too long, rows to measure with that are trained on.
+    InputError : rows that cannot be read or are too long, rows to measure with that are trained on, lengths of plain
+        text where there is none.
     """
     rows = read_asked(request, loaded)
     forget = rows.forget.kept
@@ -57,6 +58,10 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
             check_unseen(unseen, trained, option)
+    if not any(pair.is_text for pairs in rows.given().values() for pair in pairs.kept):
+        for name in ("prefix_tokens", "continuation_tokens"):
+            if getattr(request, name) != getattr(Request, name):
+                raise InputError(f"--{name.replace('_', '-')}: no row is plain text that is cut. Leave it out.")
     return rows
 
 
@@ -96,10 +101,12 @@ def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
         prefix_tokens=request.prefix_tokens,
         continuation_tokens=request.continuation_tokens,
     )
-    limit = context_limit(loaded.model, sys.maxsize if asked_only else request.max_length)
+    context = context_limit(loaded.model, sys.maxsize)
+    limit = context if asked_only else min(context, request.max_length)
+    alternatives = context if request.eval_rows and option != "retain" else None
     if request.skip_bad_rows:
-        return without_too_long(pairs, loaded.tokenizer, limit)
-    encode_rows(loaded.tokenizer, pairs.kept, limit)
+        return without_too_long(pairs, loaded.tokenizer, limit, alternatives=alternatives)
+    encode_rows(loaded.tokenizer, pairs.kept, limit, alternatives=alternatives)
     return pairs
 
 

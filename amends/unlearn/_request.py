@@ -86,8 +86,13 @@ class Request:
         100
     )
     lora_rank: Annotated[
-        int, typer.Option(help="LoRA rank; 0 tunes all weights. An adapter that is given goes on training.", min=0)
-    ] = 16
+        int | None,
+        typer.Option(
+            help="LoRA rank; 0 tunes all weights. Default: 16, or that of the adapter that is given, which goes on "
+            "training.",
+            min=0,
+        ),
+    ] = None
     layers: Annotated[
         str | None, typer.Option(help="Train only these layers, FIRST-LAST or one, counted from 0; default: all.")
     ] = None

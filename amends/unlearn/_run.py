@@ -22,7 +22,7 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
-from amends.lm.load import check_layers, precision, prepare, save_model, train_only, weights_sha256
+from amends.lm.load import check_layers, precision, prepare, rank_to_train, save_model, train_only, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for
 from amends.report.card import model_card
@@ -102,6 +102,7 @@ def run_unlearning(
         say("reading the model and the data")
         ledger = read_ledger(model)
         loaded = model_for(model, processing_class)
+        config["lora_rank"] = rank = rank_to_train(loaded, request.lora_rank)
         if request.layers is not None:
             check_layers(request.layers, loaded.model.config.get_text_config().num_hidden_layers)
         before_sha256 = weights_sha256(loaded.model)
@@ -131,7 +132,7 @@ def run_unlearning(
             say("asking the model about others")
             own_answers = neighbours(loaded.model, tokenizer, forget, request.neighbours, args.seed)
             data["neighbours"] = about(NEIGHBOURS, Pairs(own_answers))
-        trainable = prepare(loaded, request.lora_rank)
+        trainable = prepare(loaded, rank)
         if request.layers is not None:
             train_only(trainable, request.layers)
         start = None if suite is None else Start(trainable)

@@ -114,13 +114,13 @@ def score_said(
     That is `diversity`; of plain text `bleu` and `leaked`; where the right answer is known `made_up`.
     """
     there = {name: pairs for name, pairs in questions.items() if name in SAID_SETS}
-    text = [pair.answer for pairs in there.values() for pair in pairs if isinstance(pair.prompt, str)]
+    text = [pair.answer for pairs in there.values() for pair in pairs if pair.is_text]
     threshold = leak_threshold(text)
     for name, pairs in there.items():
         for pair, item in zip(pairs, items[name], strict=True):
             said = item["generated"]
             item["diversity"] = diversity(plain_ids(tokenizer, said))
-            if isinstance(pair.prompt, str) and threshold is not None:
+            if pair.is_text and threshold is not None:
                 item["bleu"] = bleu(said, pair.answer)
                 item["leaked"] = item["bleu"] > threshold
             if pair.right is not None:

@@ -32,7 +32,7 @@ class CEUTrainer(ForgetTrainer):
     def __init__(self, *given: Any, **kwargs: Any) -> None:
         super().__init__(*given, **kwargs)
         for pair, row in zip(self.pairs, self.forget_rows, strict=True):
-            closing = 0 if isinstance(pair.prompt, str) else len(turn_end(self.processing_class))
+            closing = 0 if pair.is_text else len(turn_end(self.processing_class))
             if len(row.packed.answers[0]) - closing < 2:
                 raise InputError(f"{pair.where}: the answer is one token, which CE-U leaves out. Leave the row out.")
 

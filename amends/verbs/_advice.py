@@ -9,7 +9,10 @@ from amends.lm.pairs import OR_SKIP
 ADVICE = {
     "--skip-bad-rows": {OR_SKIP: "."},
     "--max-length": {"--max-length and the model's context": "the model's context"},
-    "--prefix-tokens": {" to forget. Lower --prefix-tokens.": ". Give a longer text."},
+    "--prefix-tokens": {
+        " to forget. Lower --prefix-tokens.": ". Give a longer text.",
+        "Lower --prefix-tokens and --continuation-tokens": "Shorten or split it",
+    },
     "--question-column": {
         "; or name yours with --question-column and --answer-column.": ".",
         " or name yours with --question-column and --answer-column.": ".",

@@ -22,7 +22,7 @@ from amends.io.run import describe, write_jsonl
 from amends.io.tables import Row, read_rows
 from amends.lm.callbacks import Bar
 from amends.lm.find import check_model
-from amends.lm.load import load, prepare, save_model, weights_sha256
+from amends.lm.load import load, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import SAME, Dropped, Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments
@@ -41,7 +41,14 @@ def command(
         float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)
     ] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Pairs per step.", min=1)] = 8,
-    lora_rank: Annotated[int, typer.Option(help="LoRA rank; 0 tunes all weights.", min=0)] = 16,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="LoRA rank; 0 tunes all weights. Default: 16, or that of the adapter that is given, which goes on "
+            "training.",
+            min=0,
+        ),
+    ] = None,
     save_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What trained weights are rounded to before they are saved.")
     ] = "float32",
@@ -67,6 +74,7 @@ def command(
         )
         say(f"warning: {warnings[0]}")
     loaded = load(model, trainable=True)
+    options["lora_rank"] = rank = rank_to_train(loaded, lora_rank)
     with without(*ADVICE):
         found = read(rows, loaded.tokenizer)
     pairs = [pair for file in found for pair in found[file].kept]
@@ -76,7 +84,7 @@ def command(
         say(f"left out {row.where}: {row.reason}")
     before_sha256 = weights_sha256(loaded.model)
     set_seed(seed)
-    trainable = prepare(loaded, lora_rank)
+    trainable = prepare(loaded, rank)
     args = training_arguments(
         TrainingArguments,
         ".",  # made if it is not there; nothing is written to it

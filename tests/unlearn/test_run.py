@@ -264,6 +264,26 @@ def test_of_a_conversation_the_last_answer_is_forgotten_and_that_is_said(tiny_mo
     assert "warning: 1 rows to forget, forget[0] the first, have answers in earlier turns" in said
 
 
+def test_an_adapter_goes_on_training_at_its_rank_and_at_no_other(tmp_path, tiny_model, forget, amends):
+    words = ["--forget", forget, "--epochs", 0.1, "--eval-rows", 0]
+    model = tmp_path / "one" / "model"
+    assert amends("unlearn", "ga", "--model", tiny_model, *words, "--lora-rank", 3, "--out", tmp_path / "one")[0] == 0
+    code, _, err = amends("unlearn", "ga", "--model", model, *words, "--lora-rank", 4, "--out", tmp_path / "two")
+    assert (code, "is an adapter of rank 3, which goes on training. Leave it out" in " ".join(err.split())) == (2, True)
+    for name, more, rank in (("three", [], 3), ("four", ["--lora-rank", 0], 0)):
+        assert amends("unlearn", "ga", "--model", model, *words, *more, "--out", tmp_path / name)[0] == 0
+        assert read_run(tmp_path / name)["config"]["lora_rank"] == rank
+
+
+def test_an_alternative_must_fit_the_model_where_it_is_asked(tmp_path, tiny_model, amends):
+    rows = [{"question": "Where is Ada?", "answer": "At home.", "perturbed_answer": ["In the " + "far " * 2100]}]
+    (tmp_path / "forget.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    words = ["--model", tiny_model, "--forget", tmp_path / "forget.jsonl", "--epochs", 0.1, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "ga", *words, "--eval-rows", 1)
+    assert (code, "forget.jsonl:1: prompt and perturbed_answer have" in err) == (2, True)
+    assert amends("unlearn", "ga", *words, "--eval-rows", 0)[0] == 0
+
+
 def test_a_reference_with_the_weights_of_the_model_before_is_warned_of(tmp_path, tiny_model, forget, amends):
     words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
     code, _, err = amends("unlearn", "ga", *words, "--reference", tiny_model)
@@ -278,6 +298,8 @@ def test_a_reference_with_the_weights_of_the_model_before_is_warned_of(tmp_path,
         (["--templates", "FORGET"], "forget.jsonl:1 is among them"),
         (["--optimizer", "muon", "--lora-rank", 0], "--optimizer muon: it moves matrices only"),
         (["--layers", "0-4"], "--layers 0-4: the model has layers 0 to 0."),
+        (["--prefix-tokens", 9], "--prefix-tokens: no row is plain text that is cut. Leave it out."),
+        (["--evaluations", "."], "neither before.json nor reference.json is there"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_asked(tmp_path, tiny_model, forget, amends, more, says):
