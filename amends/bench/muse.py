@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._models import Answers, gaps, items_of, record_of, table, write
@@ -31,9 +30,10 @@ from amends.bench._muse import (
     until_stop,
 )
 from amends.io.atomic import check_new
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
+from amends.io.progress import progress
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -222,11 +222,8 @@ def memberships(
         (name, text.id): pieces_of(loaded.tokenizer, text.text, limit) for name, some in texts.items() for text in some
     }
     rows = [piece for some in pieces.values() for piece in some]
-    with Progress(transient=True, console=console) as progress:
-        task = progress.add_task(label, total=len(rows))
-        found = likelihoods(
-            loaded.model, rows, loaded.tokenizer.pad_token_id, lambda n: progress.advance(task, n), tokens=True
-        )
+    with progress(label, len(rows)) as advance:
+        found = likelihoods(loaded.model, rows, loaded.tokenizer.pad_token_id, advance, tokens=True)
     numbers = iter(found)
     items: dict[str, list[dict[str, Any]]] = {name: [] for name in texts}
     for name, some in texts.items():

@@ -14,15 +14,15 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, find_split, read_split, taken, text_of, told
 from amends.bench._models import Answers, items_of, record_of, table, write
 from amends.io.atomic import check_new
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, check_names, listed
+from amends.io.progress import progress
 from amends.io.tables import Row, read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
@@ -183,8 +183,7 @@ def ask(loaded: Loaded, asked: Mapping[str, Sequence[Question]], role: str, max_
     limit = context_limit(loaded.model, max_length)
     items: dict[str, list[dict[str, Any]]] = {}
     warnings: list[str] = []
-    with Progress(transient=True, console=console) as progress:
-        task = progress.add_task(f"{role}: questions", total=sum(map(len, asked.values())))
+    with progress(f"{role}: questions", sum(map(len, asked.values()))) as advance:
         for name, questions in asked.items():
             rows = [letters(loaded.tokenizer, q.prompt, q.num_choices) for q in questions]
             room = limit - max(len(answer) for row in rows for answer in row.answers) + 1
@@ -193,9 +192,7 @@ def ask(loaded: Loaded, asked: Mapping[str, Sequence[Question]], role: str, max_
             if cut := sum(len(row.prompt) > room for row in rows):
                 warnings.append(f"of {cut} of {len(rows)} questions on {name} only the last {room} tokens fit.")
             rows = [PackedRow(row.prompt[-room:], row.answers) for row in rows]
-            found = mean_logprobs(
-                loaded.model, rows, loaded.tokenizer.pad_token_id, lambda n: progress.advance(task, n)
-            )
+            found = mean_logprobs(loaded.model, rows, loaded.tokenizer.pad_token_id, advance)
             items[name] = []
             for q, row, means in zip(questions, rows, found, strict=True):
                 logp = [mean * len(answer) for mean, answer in zip(means, row.answers, strict=True)]

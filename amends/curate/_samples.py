@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from amends.curate._images import Broken, inside, open_picture, perceptual_hash, sha256_of
 from amends.curate._pool import Verdict, read_pool
 from amends.curate._scale import Here, Workers, parts_of
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.progress import track
 from amends.io.tables import Row
 
 TABLES = ("samples.parquet", "samples.jsonl", "samples.csv")
@@ -148,8 +148,7 @@ def _samples(rows: Sequence[Row], kind: Literal["text", "image"], how: Reading) 
     found = Samples(
         list(rows), kind, labels, {}, [None] * num, [None] * num, [""] * num, [None] * num, {}, how.most_pixels
     )
-    bar = track(range(num), "opening pictures", console=console, transient=True) if kind == "image" else range(num)
-    for i in bar:
+    for i in track(range(num), "opening pictures", shown=kind == "image"):
         try:
             if labels[i] is None:
                 raise Broken("no label")
@@ -260,7 +259,7 @@ def embedded(samples: Samples, some: Sequence[int], embedder: str, digests: dict
     encoder = load_image_encoder(embedder)
     digests["embedder"] = weights_sha256(encoder.model)
     say(f"embedding {len(some)} pictures")
-    bar = track(some, "embedding", console=console, transient=True)
+    bar = track(some, "embedding")
     return embed_images(encoder, (open_picture(samples.files[i], samples.most_pixels) for i in bar)).numpy()
 
 

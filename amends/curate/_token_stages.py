@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from amends.curate._token_rows import lengths
 from amends.curate._tokens import Floats, Mask, offsets_of
 from amends.io.atomic import new_file, new_folder, write_json
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError
+from amends.io.progress import track
 from amends.io.tables import read_json
 from amends.lm.callbacks import Bar
 from amends.lm.load import Loaded, load, prepare, save_model, shares_base
@@ -61,7 +61,7 @@ def token_numbers(model: nn.Module, rows: Sequence[PackedRow], pad_id: int, labe
     def numbers(out: AnswerLogprobs) -> Tensor:
         return out.score(lambda x_NV, own_N: torch.stack([log_probability(x_NV, own_N), mean_logp(x_NV)], -1))
 
-    for batch in track(batches, description=label or "", transient=True, console=console, disable=label is None):
+    for batch in track(batches, label or "", shown=label is not None):
         for i, numbers_A2 in zip(
             batch, note(model, [rows[i] for i in batch], pad_id, numbers, exact=True), strict=True
         ):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -24,8 +23,8 @@ from amends.fair._program import FloatArray, IntArray
 from amends.fair._rules import ABSTAINED
 from amends.fair._surrogates import with_columns
 from amends.fair._table import column, encoder, features, groups, numbers
-from amends.io.console import console
 from amends.io.errors import InputError
+from amends.io.progress import track
 from amends.io.tables import Row
 
 TEST = "test"
@@ -250,7 +249,7 @@ def trade(
     held_table = pd.DataFrame({SCORE: score_n, CELLS: X_held[CELLS].to_numpy()})
     widest = gap_by_confidence(model, code_n, label_n, score_n, 0)
     points: list[tuple[float, float, float, float]] = []
-    for eps in track(np.linspace(0, widest, NUM_GAPS), description="trade-offs", console=console, transient=True):
+    for eps in track(np.linspace(0, widest, NUM_GAPS), "trade-offs"):
         how = {"estimator": "precomputed", "mode": "scorebins", "max_abstain": 1.0, "objective": "abstention"}
         rule = clone(model).set_params(**how, eps=float(eps)).fit(fit_table, label_fit, sensitive_features=group_fit)
         kept = rule.report(held_table, label_n, sensitive_features=group_n)

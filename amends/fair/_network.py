@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from amends.io.console import console
+from amends.io.progress import track
 
 FloatArray = NDArray[np.float64]
 Direction = dict[str, Tensor]
@@ -204,14 +204,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         label = torch.as_tensor(code_N).to(like.device)
         self.module_.train()
         steps = self.epochs * len(x)
-        rounds = track(
-            range(self.epochs),
-            "training",
-            console=console,
-            transient=True,
-            disable=steps < 10**6 or not console.is_terminal,
-        )
-        for _ in rounds:
+        for _ in track(range(self.epochs), "training", shown=steps >= 10**6 and console.is_terminal):
             for some in torch.randperm(len(x)).split(self.batch_size):
                 scores_MK = self.module_(x[some])
                 if scores_MK.ndim != 2 or scores_MK.shape[1] != len(self.classes_):

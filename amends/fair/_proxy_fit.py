@@ -8,11 +8,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from amends.fair._proxy_rates import MOST_PATTERNS, Estimate, Fitted, Misfit, estimate, misfit, naive, parts
 from amends.fair._proxy_table import ProxyTable
-from amends.io.console import console
+from amends.io.progress import track
 
 FloatArray = NDArray[np.float64]
 Metric = Literal["demographic_parity", "equalized_odds", "equal_opportunity"]
@@ -66,10 +65,8 @@ class Model(NamedTuple):
         self, table: ProxyTable, count_BCKU: FloatArray, progress: bool
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
         """`rates` of more tables than fit memory at once, with a bar on standard error if wanted."""
-        bar = track(
-            parts(count_BCKU, len(table.groups)), "resampling", console=console, transient=True, disable=not progress
-        )
-        found = [self.rates(table, part) for part in bar]
+        some = parts(count_BCKU, len(table.groups))
+        found = [self.rates(table, part) for part in track(some, "resampling", shown=progress)]
         return np.concatenate([rates for rates, _ in found]), np.concatenate([sure for _, sure in found])
 
 

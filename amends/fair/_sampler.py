@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import _safe_indexing, assert_all_finite, check_consistent_length, check_random_state, column_or_1d
@@ -26,6 +25,7 @@ from amends.fair._groups import read_groups
 from amends.fair._heads import Head, head_of
 from amends.fair._validation import Round, read_validation
 from amends.io.console import console
+from amends.io.progress import track
 from amends.maths.disparity import NOTIONS, Notion
 
 FloatArray = NDArray[np.float64]
@@ -194,7 +194,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         by_loss, by_gap = self._directions(head)
         parts = [slice(at, at + BATCH) for at in range(0, len(X_pool), BATCH)]
         found = []
-        for part in track(parts, "scoring the pool", console=console, transient=True, disable=not console.is_terminal):
+        for part in track(parts, "scoring the pool", shown=console.is_terminal):
             x = head.features(_safe_indexing(X_pool, part))
             acc_NK, fair_NK = head.influence(x, by_loss), head.influence(x, by_gap)
             expected_N = self._expected(acc_NK, head.predict(x))
@@ -254,7 +254,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self)
         X_pool = self._read(X_pool)
         left, bought = np.arange(len(X_pool)), np.zeros(0, dtype=np.int64)
-        for _ in track(range(rounds), "rounds", console=console, transient=True, disable=not console.is_terminal):
+        for _ in track(range(rounds), "rounds", shown=console.is_terminal):
             chosen = left[self.query(_safe_indexing(X_pool, left), n)] if len(left) else left
             if not len(chosen):
                 break

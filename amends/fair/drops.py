@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
-from rich.progress import track
 from sklearn.model_selection import StratifiedKFold
 
 from amends.fair._ambiguity import Name
@@ -40,9 +39,10 @@ from amends.fair._table import check_seed
 from amends.fair._table import classes as read_classes
 from amends.fair._table import groups as read_group_columns
 from amends.io.atomic import check_new, write_json
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
+from amends.io.progress import track
 from amends.io.run import describe, run_folder
 from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
@@ -213,7 +213,7 @@ def _cross_fitted(
     if train_prior is None:
         # What is taken for the training prior must not change with the fold.
         train_prior = counts / len(cell_N)
-    for delta, (train, test) in track(jobs, "weights", console=console, transient=True):
+    for delta, (train, test) in track(jobs, "weights"):
         model = PriorRobustClassifier(PRECOMPUTED, delta=delta, **how)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

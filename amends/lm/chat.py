@@ -15,11 +15,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rich.progress import track
-
 from amends.io.atomic import sha256_json
-from amends.io.console import console
 from amends.io.errors import InputError
+from amends.io.progress import track
 from amends.lm._calls import Answer, LocalModel, Model, Server
 from amends.lm.load import load
 from amends.lm.pairs import ROLES, Message
@@ -279,8 +277,7 @@ def _answers(
         answers = chat.model.answers([conversations[i] for i in allowed], seeds, **how)
         made: list[Answer] = []
         if allowed:
-            bar = track(answers, label, len(allowed), console=console, transient=True)
-            for number, answer in bar:
+            for number, answer in track(answers, label, len(allowed)):
                 chat.calls += 1
                 key = keys[allowed[number]]
                 found[key] = answer if answer.text is None else _keep(cache, key, answer)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from amends.io.console import console
+from amends.io.progress import track
 from amends.lm.load import autocast
 from amends.lm.logprobs import check_numbers
 
@@ -69,7 +68,7 @@ def generate(
     with torch.random.fork_rng(enabled=bool(temperature)):
         if isinstance(seed, int) and temperature:
             torch.manual_seed(seed)
-        for batch in track(batches, description=label, transient=True, console=console, disable=len(batches) < 2):
+        for batch in track(batches, label, shown=len(batches) > 1):
             width = len(prompts[batch[-1]])
             ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
             mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)

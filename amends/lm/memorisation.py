@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from amends.io.console import console
 from amends.io.errors import InputError
+from amends.io.progress import track
 from amends.lm.logprobs import (
     NOTED_AT_ONCE,
     PADDING,
@@ -103,7 +102,7 @@ def answer_scores(
     batches = [order[start : start + NOTED_AT_ONCE] for start in range(0, len(order), NOTED_AT_ONCE)]
     of = partial(_token_numbers, temperature=temperature, top_k=top_k, gradients=gradients)
     noted: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in track(batches, description=label or "", transient=True, console=console, disable=label is None):
+    for batch in track(batches, label or "", shown=label is not None):
         for i, found_AK in zip(batch, note(model, [rows[i] for i in batch], pad_id, of), strict=True):
             check_numbers(found_AK[:, 0])
             noted[i] = found_AK

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import sha256_json
-from amends.io.console import console
+from amends.io.progress import progress
 from amends.io.tables import read_rows
 from amends.lm.generate import generate
 from amends.lm.load import autocast, precision, weights_sha256
@@ -160,10 +159,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     items: dict[str, list[dict[str, Any]]] = {}
-    with naming(name), Progress(transient=True, console=console) as progress:
-        jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
-        task = progress.add_task(f"{role}: likelihoods", total=jobs)
-        advance: Callable[[int], None] = lambda n: progress.advance(task, n)  # noqa: E731
+    jobs = sum(map(len, suite.questions.values())) + len(suite.choices) + len(suite.texts)
+    with naming(name), progress(f"{role}: likelihoods", jobs) as advance:
         for set_name, pairs in suite.questions.items():
             items[set_name] = _likelihoods(model, tokenizer, pairs, set_name, advance)
         items["zero_shot"] = _zero_shot(model, tokenizer, suite.choices, advance)

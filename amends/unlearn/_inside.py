@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from amends.io.console import console
 from amends.io.errors import InputError
+from amends.io.progress import track
 from amends.lm.load import autocast
 from amends.lm.logprobs import PackedRow, answer_logprobs, forward_kl, layer_list, masked_mean, note, output_layer, pack
 from amends.lm.memorisation import record_row
@@ -155,7 +154,7 @@ def gradient_norms(model: Any, rows: Sequence[PackedRow], pad_id: int, label: st
         for weight in asked:
             weight.requires_grad_(True)
             hooks.append(weight.register_post_accumulate_grad_hook(take))
-        for row in track(rows, description=label, transient=True, console=console):
+        for row in track(rows, label):
             norms.clear()
             batch = {name: t.to(device) for name, t in pack([row], pad_id).items()}
             with torch.enable_grad(), autocast():
