@@ -61,14 +61,14 @@ def quality_against_utility(
                 "yerr": _reach(quality, point.quality_interval),
             }
             axes.errorbar([point.utility], [quality], linestyle="none", capsize=4, label=str(k), **reach, **style)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(-0.03, 1.03)  # so that marks at the ends are whole
         if log:
             axes.set_yscale("log")
             axes.set_ylim(min([1e-4, *(max(p.quality, SMALLEST_P) / 5 for p in points)]), 3)
             axes.axhline(0.05, color=FAINT, linewidth=1, linestyle=":")
             _tick_powers(axes)
         else:
-            axes.set_ylim(0, 1.03)
+            axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         legend(axes, [point.name for point in points])
@@ -194,7 +194,7 @@ def history(rows: Sequence[Mapping[str, Any]]) -> str:
                 told.append(f"{key} from {y[0]:.3g} to {y[-1]:.3g}")
             axes.set_ylabel(label)
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             legend(axes, names)
         all_axes[-1].set_xlabel("step")
         return svg(figure, "history", "The run, step by step", f"{'; '.join(told)}; {len(rows)} steps.")
@@ -300,7 +300,7 @@ def relearning(
         if level is not None:
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=":")
         axes.set_ylim(-0.03, 1.03)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         told = "; ".join(f"{model}: from {y[0]:.2f} to {y[-1]:.2f}" for model, (_, y) in curves.items())
