@@ -181,7 +181,8 @@ def history(rows: Sequence[Mapping[str, Any]]) -> str:
         panels.append(weights)
     told = []
     with mpl.rc_context(STYLE):
-        figure, all_axes = new_figure(len(panels), 3.2 if len(panels) == 1 else 5.4)
+        alone = sum(bool(_drawable(rows, key)[0].size) for key in panels[0]) if len(panels) == 1 else 0
+        figure, all_axes = new_figure(len(panels), 3.4 if len(panels) == 1 else 5.4, alone)
         for axes, panel, label in zip(all_axes, panels, ("mean probability", "weight"), strict=False):
             names = []
             for k, (key, name) in enumerate(panel.items()):
