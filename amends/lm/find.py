@@ -176,5 +176,6 @@ def check_safetensors(file: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's text, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """Give the first line of an error's text, with the next ones where it ends in a colon, or its kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (" ".join(map(str.strip, lines)) if lines[0].rstrip().endswith(":") else lines[0])[:300]

@@ -97,10 +97,12 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
 def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: str) -> Loaded:
     """Load a model; its tokenizer from elsewhere if a folder is named, since reading it from GGUF takes seconds."""
     keeps_bfloat16 = device().type == "cuda" and precision() == "bfloat16" and not gguf
+    part = "its tokenizer: "
     try:
         with quiet():
             tokenizer_source, where = (str(tokenizer_folder), {}) if tokenizer_folder else (source, gguf)
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=False, **where)
+            part = ""
             found: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 trust_remote_code=False,
@@ -114,7 +116,7 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
     except Exception as error:  # what a damaged folder raises is not documented: TypeError, struct.error, ...
         nowhere = "" if Path(source).exists() else "no such folder here, and as a hub id it "
         raise InputError(
-            f"{name}: {nowhere}could not be loaded as a causal language model: {first_line(error)}"
+            f"{name}: {nowhere}could not be loaded as a causal language model: {part}{first_line(error)}"
         ) from error
     model, told = found
     _check_complete(name, model, told)
