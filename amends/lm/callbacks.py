@@ -108,15 +108,17 @@ class StopOnSignal(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """One progress bar of a training, with the last value of one measure beside it; takes the place of printed logs.
+    """One progress bar of a training, with the last value of a measure beside it; takes the place of printed logs.
+
+    Of several measures it is the first that there is.
 
     Where there is no terminal, a line for every tenth of the steps instead.
     """
 
-    def __init__(self, label: str, measure: str) -> None:
+    def __init__(self, label: str, *measures: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True)
-        self.label, self.measure = label, measure
+        self.label, self.measures = label, measures
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
@@ -125,8 +127,9 @@ class Bar(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Advance it."""
-        if logs and self.measure in logs:
-            text = f"{self.label}, {self.measure} {logs[self.measure]:.3f}"
+        if logs and "mean_loss" in logs:
+            measure = next((name for name in self.measures if name in logs), "mean_loss")
+            text = f"{self.label}, {measure} {logs[measure]:.3f}"
             self.progress.update(self.task, completed=state.global_step, description=text)
             tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
             if tenths > before and not console.is_terminal:

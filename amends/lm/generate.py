@@ -26,6 +26,7 @@ def generate(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     strip: bool = True,
+    finished_only: bool = False,
     label: str = "answering",
 ) -> list[str]:
     """Continue each prompt, greedily or by drawing.
@@ -46,6 +47,8 @@ def generate(
         not depend on what else is continued in the same call.
     strip : bool, default True
         Leave out white space around each continuation.
+    finished_only : bool, default False
+        Give no text, "", where `max_new_tokens` cut the continuation off.
 
     Returns
     -------
@@ -85,8 +88,12 @@ def generate(
                     generation_config=settings,
                     logits_processor=draws,
                 )
-            for i, text in zip(batch, tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True), strict=True):
-                texts[i] = text.strip() if strip else text
+            said_BT = out_BT[:, width:].cpu()
+            ended_B = torch.isin(said_BT, torch.tensor(list(stop_ids), dtype=said_BT.dtype)).any(-1).tolist()
+            said = tokenizer.batch_decode(said_BT, skip_special_tokens=True)
+            for i, text, ended in zip(batch, said, ended_B, strict=True):
+                if ended or not finished_only:
+                    texts[i] = text.strip() if strip else text
     return texts
 
 

@@ -332,7 +332,7 @@ def charts(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
         else:
             text = "No chart: the questions have no wrong answers to compare with (column perturbed_answer)."
             found.append(("Truth ratios", text, None))
-    if any(is_number(row.get("v_f")) for row in rows):
+    if any(is_number(row.get(name)) for row in rows for name in ("v_f", "v_e")):
         text = "Mean probability of the tokens of the answers to forget (v_f) and of template answers (v_e), if any."
         found.append(("The run, step by step", text, Markup(history(rows))))
     else:

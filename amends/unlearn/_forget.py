@@ -31,10 +31,12 @@ from amends.lm.pairs import Pair, encode, read_pairs
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._refusals import refusals
-from amends.unlearn._stop import StopWhenForgotten, start_warnings
+from amends.unlearn._stop import StopWhenForgotten
 
 ALL_STEPS = "all steps done"
 START_ROWS = 16
+TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
+"""A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
 """Steps as long as those that AdamW takes at a fifth of the rate."""
 
@@ -81,6 +83,19 @@ class ForgetConfig(TrainingArguments):
                 check_value(own.name, getattr(self, own.name), hints[own.name], own.metadata)
 
 
+def instead(name: str, default: Any) -> Any:
+    """Give a setting that all methods have another default, in a method's own settings."""
+    return field(default=default, metadata=SHARED[name].metadata)
+
+
+SHARED = {own.name: own for own in fields(ForgetConfig) if own.name not in {f.name for f in fields(TrainingArguments)}}
+"""The settings that all methods have, beside those of `TrainingArguments`."""
+
+
+class StartWarning(UserWarning):
+    """Something about the start that keeps a training from doing what is expected of it."""
+
+
 class ForgetTrainer(AnswerTrainer):
     """Base of the forgetting methods.
 
@@ -116,16 +131,22 @@ class ForgetTrainer(AnswerTrainer):
     title: ClassVar[str]
     """Name of the method in reports."""
     takes_templates: ClassVar[bool] = False
+    learns_templates_alone: ClassVar[bool] = False
+    """Whether the answers to forget have no part in the loss; they are asked only where a rule looks at v_f."""
     keeps: ClassVar[Literal["needed", "usual", "possible", "none"]] = "possible"
     """Rows to keep: whether there must be some, the source has some, there may be some, or there can be none."""
     holds_retain: ClassVar[bool] = False
     """Whether all rows to keep are held to the reference, whatever `retain_loss` says."""
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    """Of the options that all methods have, those that begin with another value here."""
+    moves_retain_weight: ClassVar[bool] = False
+    """Whether `retain_weight` is where the weight begins, and rows to keep count although it is 0 there."""
+    layers: ClassVar[str | None] = None
+    """Default of the option of that name: what is trained."""
     sees_probabilities: ClassVar[bool] = True
     """Whether v_f is among what `forget_losses` logs, as a floor needs it."""
     saturates: ClassVar[bool] = True
     """Whether answers that are known for sure leave the loss next to no gradient."""
+    needs_likely_templates: ClassVar[bool] = False
+    """Whether templates that the model finds unlikely leave the loss next to no gradient."""
     reads_logs: ClassVar[bool] = False
     """Whether a rule of the method looks at what is logged, which must then be every step."""
     reference: ClassVar[Literal["log-probabilities", "states"] | None] = None
@@ -160,6 +181,8 @@ class ForgetTrainer(AnswerTrainer):
         limit = context_limit(model, args.max_length)
         self.forget_rows = [TrainRow(row) for row in encode_rows(processing_class, self.pairs, limit)]
         retain = as_pairs(retain_dataset, processing_class) if retain_dataset is not None else []
+        if not args.retain_weight and not self.moves_retain_weight:
+            retain, neighbours = [], []  # what weighs nothing is not computed
         keep = encode_rows(processing_class, [*retain, *neighbours], limit)
         self._retain_rows = [TrainRow(row, is_retain=True) for row in keep]
         first_held = 0 if args.retain_loss == "kl" else len(retain)
@@ -175,6 +198,9 @@ class ForgetTrainer(AnswerTrainer):
             if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
                 raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
             kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Muon, MUON | {"lr": args.learning_rate})
+        watched = args.stop_v_f is not None or args.floor_v_f is not None
+        self.template_at = 0 if self.learns_templates_alone and not watched else 1
+        """Number of the template answer in a row, where there are templates."""
         self.stopped = ALL_STEPS
         self.start: dict[str, float] = {}
         self.v_f_of_step: list[torch.Tensor] = []  # for the stop rule
@@ -192,6 +218,21 @@ class ForgetTrainer(AnswerTrainer):
         """Give the class of its settings: the type of `args`."""
         found: type[ForgetConfig] = get_type_hints(cls)["args"]
         return found
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Of the options that all methods have, those that begin with another value here."""
+        found = {own.name: own.default for own in fields(cls.config_class()) if own.name in SHARED}
+        found = {name: value for name, value in found.items() if value != SHARED[name].default}
+        return found | ({"layers": cls.layers} if cls.layers else {})
+
+    @classmethod
+    def useless(cls) -> set[str]:
+        """Of the options that all methods have, those that this one has no use for."""
+        found = {"retain_loss"} if cls.holds_retain else set()
+        if cls.keeps == "none":
+            found |= {"retain", "neighbours", "retain_weight", "retain_loss"}
+        return found if cls.sees_probabilities else found | {"floor_v_f"}
 
     @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
@@ -242,14 +283,19 @@ class ForgetTrainer(AnswerTrainer):
         return rows
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
-        """Answer 0 is the one to forget; answer 1, with templates, is one of them."""
-        row = self.forget_rows[index]
-        return self.with_answers(index, random_.choice(self.templates)) if self.takes_templates else row
+        """Answer 0 is the one to forget; answer 1, with templates, is one of them, or the only one (`template_at`)."""
+        if not self.takes_templates:
+            return self.forget_rows[index]
+        row = self.with_answers(index, random_.choice(self.templates))
+        return row._replace(packed=PackedRow(row.packed.prompt, row.packed.answers[1 - self.template_at :]))
 
     def with_answers(self, index: int, *texts: str) -> TrainRow:
-        """Put further answers behind the one to forget."""
+        """Put further answers behind the one to forget; after plain text they begin with a space."""
         prompt, answers = self.forget_rows[index].packed
-        more = [encode(self.processing_class, self.pairs[index].prompt, [text])[0].answer for text in texts]
+        said = self.pairs[index].prompt
+        joined = isinstance(said, str) and not said[-1:].isspace()
+        texts_ = [f" {text}" if joined and not text[:1].isspace() else text for text in texts]
+        more = [encode(self.processing_class, said, [text])[0].answer for text in texts_]
         return self.forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -260,9 +306,9 @@ class ForgetTrainer(AnswerTrainer):
         raise TypeError(f"{type(self).__name__} has no forget_losses.")
 
     def probabilities(self, out: AnswerLogprobs) -> dict[str, Tensor]:
-        """v_f, and v_e with templates: mean probability of each row's tokens, for the log."""
+        """v_f, and v_e with templates, of those that the rows hold: mean probability of their tokens, for the log."""
         p_BA = out.logp_BA.detach().exp()
-        answers = ("v_f", "v_e") if self.takes_templates else ("v_f",)
+        answers = ("v_f", "v_e")[1 - self.template_at :] if self.takes_templates else ("v_f",)
         return {name: masked_mean(p_BA, out.mask(k)) for k, name in enumerate(answers)}
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
@@ -287,18 +333,29 @@ class ForgetTrainer(AnswerTrainer):
     def losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the method's loss; a row that is forgotten enough is not pushed further."""
         losses_S, values = self.forget_losses(out)
-        losses_S = self.args.forget_weight * losses_S
         if "v_f" in values and self.args.stop_v_f is not None:
             self.v_f_of_step.append(values["v_f"].detach())
+        weights_S = torch.full_like(losses_S, self.args.forget_weight)
         if self.args.floor_v_f is not None:
             values["pushed"] = (values["v_f"] > self.args.floor_v_f).float()
-            losses_S = values["pushed"] * losses_S
-        return losses_S, values
+            weights_S = values["pushed"] * weights_S
+        return self.weighed(weights_S, losses_S), values
 
     def retain_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the costs of the rows to keep."""
         costs = self.retain_costs(out)
-        return self.retain_weight * torch.stack([*costs.values()]).sum(0), costs
+        losses_S = torch.stack([*costs.values()]).sum(0)
+        return self.weighed(torch.full_like(losses_S, self.retain_weight), losses_S), costs
+
+    def weighed(self, weights_S: Tensor, losses_S: Tensor) -> Tensor:
+        """Weigh losses; where all weigh 0, nothing goes back through the model, whose gradients are then 0 as they are.
+
+        Under FSDP it does: the processes must go back alike.
+        """
+        if weights_S.any() or self.is_fsdp_enabled or not losses_S.requires_grad:
+            return weights_S * losses_S
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        return torch.zeros_like(losses_S) + sum(0 * weight.sum() for weight in trained)
 
     @property
     def retain_weight(self) -> float:
@@ -312,10 +369,12 @@ class ForgetTrainer(AnswerTrainer):
         """
         num_rows = len(self.forget_rows)
         chosen = range(0, num_rows, math.ceil(num_rows / (most or num_rows)))
-        if templates:
-            rows = [self.forget_row(i, random.Random(f"{self.args.seed} start {i}")).packed for i in chosen]
-        else:
-            rows = [self.forget_rows[i].packed for i in chosen]
+        with_templates = templates and self.takes_templates
+        draws = [random.Random(f"{self.args.seed} start {i}") for i in chosen]
+        rows = [
+            (self.with_answers(i, draw.choice(self.templates)) if with_templates else self.forget_rows[i]).packed
+            for i, draw in zip(chosen, draws, strict=True)
+        ]
         model, was_training = self.model, self.model.training
         model.eval()
         sums = torch.zeros(2)
@@ -325,19 +384,34 @@ class ForgetTrainer(AnswerTrainer):
             for start in range(0, len(rows), size):
                 batch = pack(rows[start : start + size], pad_id)
                 out = answer_logprobs(model, {name: t.to(self.args.device) for name, t in batch.items()})
-                for answer in range(1 + self.takes_templates * templates):
+                for answer in range(1 + with_templates):
                     sums[answer] += masked_mean(out.logp_BA.exp(), out.mask(answer)).sum().cpu()
         model.train(was_training)
         v_f, v_e = (sums / len(rows)).tolist()
-        return {"v_f": v_f, "v_e": v_e} if self.takes_templates and templates else {"v_f": v_f}
+        return {"v_f": v_f, "v_e": v_e} if with_templates else {"v_f": v_f}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and a note of the reference."""
         self.start = self.forget_means(most=START_ROWS)
         self.note_reference()
-        for text in start_warnings(self.start, self.saturates):
-            warnings.warn(text, stacklevel=2)
+        for text in self.start_warnings():
+            warnings.warn(text, StartWarning, stacklevel=2)
         return super().train(*args, **kwargs)
+
+    def start_warnings(self) -> list[str]:
+        """Say where the start leaves the loss next to no gradient."""
+        texts = []
+        if self.saturates and self.start["v_f"] > FORGET_TOO_HIGH:
+            texts.append(
+                f"v_f starts at {self.start['v_f']:.4f}: the forget answers are known so surely that their gradient "
+                "nearly vanishes and nothing may move for many steps. Raise the learning rate."
+            )
+        if self.needs_likely_templates and self.start["v_e"] < TEMPLATE_TOO_LOW:
+            texts.append(
+                f"v_e starts at {self.start['v_e']:.1e}: the template answers are so unlikely to the model that they "
+                "will hardly move at first. Raise the learning rate, or give templates nearer to its own words."
+            )
+        return texts
 
     def note_reference(self) -> None:
         """Note what is needed of the model as it is."""

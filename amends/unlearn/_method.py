@@ -45,7 +45,7 @@ def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callabl
     """Make `run` and `command` of a method.
 
     Its options are the fields that the class of `args` adds to `ForgetConfig` (metadata: help, min, max), --templates
-    where the trainer takes them, and the fields of `Request` with the defaults that the trainer sets.
+    where the trainer takes them, and the fields of `Request` that it has a use for, with the defaults that it sets.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callabl
         if templates is not None and not trainer.takes_templates:
             raise InputError(f"templates: {trainer.title} has none. Leave them out.")
         settings = {f.name: options.pop(f.name) for f in own if f.name in options}
-        request = Request(forget=forget, **{**trainer.defaults, **options})
+        request = Request(forget=forget, **{**trainer.defaults(), **options})
         return run_unlearning(
             trainer,
             model,
@@ -125,12 +125,13 @@ def _show(
         first.append(inspect.Parameter("out", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=OutOption))
     shared = []
     hints = get_type_hints(Request, include_extras=not run)
+    defaults, useless = trainer.defaults(), trainer.useless()
     for f in fields(Request):
-        if f.default is not MISSING and (run or f.name != "out"):
+        if f.default is not MISSING and f.name not in useless and (run or f.name != "out"):
             hint = hints[f.name]
             if not run and getattr(hint, "__origin__", None) == Data | None:
                 hint = Annotated[str | None, *hint.__metadata__]
-            shared.append(_option(f.name, hint, trainer.defaults.get(f.name, f.default)))
+            shared.append(_option(f.name, hint, defaults.get(f.name, f.default)))
     parameters = [*first, *own, *shared]
     returns = Result if run else None
     function.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._earlier import earlier_requests, ledger_of
 from amends.unlearn._evaluate import Suite
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
 from amends.unlearn._read import about, read_request, read_templates, record_sha256
@@ -42,6 +42,10 @@ EARLIER_TURNS = (
     "{count} rows to forget, {where} the first, have answers in earlier turns of their conversation: those are read as "
     "what was said, and only the last one is forgotten. Give a row for each turn that is to be forgotten."
 )
+OTHER_FORM = (
+    "Rows to forget and rows to keep are of different forms, questions and plain text: the model may learn to tell "
+    "them apart by that alone. Give rows to keep of the same form."
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Result:
     model: Any = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     history: list[dict[str, Any]] = field(repr=False)
-    """One entry a step: loss, v_f, and for FLAT v_e and the two weights."""
+    """One entry a step: loss, v_f or v_e where the loss sees them, and for FLAT the two weights."""
     evaluations: dict[str, dict[str, Any]] = field(repr=False)
     """before, after and reference, as in RUN/evaluation."""
     stopped: str
@@ -123,6 +127,9 @@ def run_unlearning(
         if several := [pair for pair in forget if pair.answers_before]:
             warned.append(EARLIER_TURNS.format(count=len(several), where=several[0].where))
             say(f"warning: {warned[-1]}")
+        if rows.retain and {p.is_text for p in forget} != {p.is_text for p in rows.retain.kept}:
+            warned.append(OTHER_FORM)
+            say(f"warning: {OTHER_FORM}")
         if "reference" in evaluations and evaluations["reference"]["weights"] == before_sha256:
             say(f"warning: {SAME_WEIGHTS}")
             warned.append(SAME_WEIGHTS)
@@ -144,7 +151,7 @@ def run_unlearning(
             retain_dataset=rows.retain.kept if rows.retain else None,
             neighbours=own_answers,
             templates=known,
-            callbacks=[Bar("forgetting", "v_f")],
+            callbacks=[Bar("forgetting", "v_f", "v_e")],
         )
         trainer.request = asked(config, data) | {
             "templates' text": sha256_json(list(known)),
@@ -204,7 +211,7 @@ def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[s
     check_evaluation(request)
     keeps = request.retain is not None or request.neighbours > 0
     for name in ("retain_weight", "retain_loss"):
-        if not keeps and getattr(request, name) != trainer_class.defaults.get(name, getattr(Request, name)):
+        if not keeps and getattr(request, name) != trainer_class.defaults().get(name, getattr(Request, name)):
             raise InputError(
                 f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or leave "
                 "it out."
@@ -255,10 +262,10 @@ def train(trainer: ForgetTrainer, resume: bool) -> list[str]:
     told: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
-        warnings.filterwarnings("always", message="v_[ef] starts at")
+        warnings.filterwarnings("always", category=StartWarning)
 
         def at_once(message: Warning | str, *where: Any, **how: Any) -> None:
-            if str(message).startswith(("v_f starts at", "v_e starts at")):
+            if isinstance(message, StartWarning):
                 told.append(str(message))
                 say(f"warning: {message}")
             else:

@@ -1,6 +1,6 @@
-"""When a training that forgets stops, and whether it will move at all."""
+"""When a training that forgets stops."""
 
-from collections.abc import Mapping
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,26 +9,6 @@ from transformers.trainer_callback import ExportableState
 
 if TYPE_CHECKING:
     from amends.unlearn._forget import ForgetTrainer
-
-TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
-"""A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
-
-
-def start_warnings(start: Mapping[str, float], saturates: bool = True) -> list[str]:
-    """Say where the start leaves the loss next to no gradient; `saturates`: whether v_f near 1 does."""
-    texts = []
-    if saturates and start["v_f"] > FORGET_TOO_HIGH:
-        texts.append(
-            f"v_f starts at {start['v_f']:.4f}: the forget answers are known so surely that their gradient nearly "
-            "vanishes and nothing may move for many steps. Raise the learning rate."
-        )
-    if start.get("v_e", 1.0) < TEMPLATE_TOO_LOW:
-        texts.append(
-            f"v_e starts at {start['v_e']:.1e}: the template answers are so unlikely to the model that they will "
-            "hardly move at first. Raise the learning rate, set template_warmup_steps, or give templates nearer to its "
-            "own words."
-        )
-    return texts
 
 
 class StopWhenForgotten(TrainerCallback, ExportableState):
@@ -72,3 +52,12 @@ class StopWhenForgotten(TrainerCallback, ExportableState):
                 f"v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {step}{later}"
             )
             control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say it where the steps were too few to stop at."""
+        if self.reached is not None and state.global_step < self.patience * self.reached[0]:
+            step, v_f = self.reached
+            self.trainer.stopped += (
+                f"; v_f = {v_f:.3f} over all forget rows, at most {self.limit:g}, at step {step}, and "
+                f"{math.ceil(self.patience * step)} steps were to be made"
+            )

@@ -1,7 +1,8 @@
 """Forget by preferring other answers that the model makes up itself (AltPO).
 
 DPO whose winning answers are drawn from the model, which is asked to answer with other facts. Mekala et al.,
-arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, and the worked examples are ours.
+arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, and the worked examples are ours; of a
+conversation all turns are the question.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ WORKED = (
 )
 """Question, true answer, other answer; invented for this project."""
 ROUNDS = 4
+SENTENCE = 64
+"""Tokens that an answer may have, at least: the model is asked for a sentence."""
 TOO_ALIKE = 0.8
 """An answer with this share of the true one's words (ROUGE-L recall) is no other answer."""
 
@@ -44,7 +47,10 @@ def asked(pair: Pair) -> list[Message]:
     turns: list[Message] = []
     for question, answer, other in WORKED:
         turns += [_turn("user", ASKED.format(question=question, answer=answer)), _turn("assistant", other)]
-    return [*turns, _turn("user", ASKED.format(question=pair.question, answer=pair.answer))]
+    question = pair.question
+    if isinstance(pair.prompt, list) and len(pair.prompt) > 1:
+        question = "\n".join(f"{message['role']}: {message['content']}" for message in pair.prompt)
+    return [*turns, _turn("user", ASKED.format(question=question, answer=pair.answer))]
 
 
 def _turn(role: str, content: str) -> Message:
@@ -90,7 +96,7 @@ class AltPOTrainer(DPOTrainer):
         model, tokenizer = self.model, self.processing_class
         prompts = [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs]
         room = self.limit - max(len(row.packed.prompt) for row in self.forget_rows)
-        longest = min(room, max(len(row.packed.answers[0]) for row in self.forget_rows))
+        longest = min(room, max(SENTENCE, *(len(row.packed.answers[0]) for row in self.forget_rows)))
         needed = longest + max(map(len, prompts))
         if needed > (most := context_limit(model, needed)):
             raise InputError(
@@ -108,6 +114,7 @@ class AltPOTrainer(DPOTrainer):
                 max_new_tokens=longest,
                 temperature=1.0,
                 seed=seed,
+                finished_only=True,  # what is cut off would be taught as a whole answer
                 label="writing other answers",
             )
         finally:

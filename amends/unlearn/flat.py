@@ -86,12 +86,18 @@ class FLATTrainer(ForgetTrainer):
 
     title = "FLAT"
     takes_templates = True
+    needs_likely_templates = True
     args: FLATConfig
 
     @property
     def couples_samples(self) -> bool:
         """Whether answers are averaged over the batch."""
         return self.args.reduction == "official"
+
+    def start_warnings(self) -> list[str]:
+        """Name the remedy that only this method has, too."""
+        texts = super().start_warnings()
+        return [f"{text} Or set template_warmup_steps." if text.startswith("v_e") else text for text in texts]
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """FLAT per sample; v_e, v_f and their weights are logged."""

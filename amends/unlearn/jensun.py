@@ -39,12 +39,14 @@ class JensUnTrainer(ForgetTrainer):
     keeps = "usual"
     saturates = False
     takes_templates = True
+    learns_templates_alone = True
+    needs_likely_templates = True
     holds_retain = True
     args: ForgetConfig
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence from each token of the template, mean over them."""
-        return masked_mean(js_to_token(out.logp_BA), out.mask(1)), self.probabilities(out)
+        return masked_mean(js_to_token(out.logp_BA), out.mask(self.template_at)), self.probabilities(out)
 
     def retain_costs(self, out: AnswerLogprobs) -> dict[str, Tensor]:
         """Divergence from what was said before."""

@@ -9,7 +9,7 @@ for each row, not once for a batch.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.trainer import TrainRow
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, as_pairs
 from amends.unlearn._method import method
+from amends.unlearn._read import read_templates
 from amends.unlearn._stop import StopWhenForgotten
+
+PATIENCE = 4.0
+"""Times the steps to the level at which a training stops: between the 3 and the 5 of the authors."""
 
 
 @dataclass
@@ -32,9 +36,19 @@ class LLMUConfig(ForgetConfig):
     mismatches: int = field(
         default=1, metadata={"help": "Unrelated answers of each row and step (5 in the authors' code).", "min": 1}
     )
-    patience: float = field(
-        default=4.0,
-        metadata={"help": "Go on to this many times the steps after which --stop-v-f was first reached.", "min": 1},
+    patience: float | None = field(
+        default=None,
+        metadata={
+            "help": "Go on to this many times the steps after which --stop-v-f was first reached; default: 4.",
+            "min": 1,
+        },
+    )
+    mismatch_answers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Unrelated answers: a text file, one a line, or rows with a column answer or text; default: the "
+            "answers of the rows to keep."
+        },
     )
     max_forget_nll: float = field(
         default=100.0, metadata={"help": "Stop when the forget answers' NLL per token is above this.", "min": 0}
@@ -42,14 +56,23 @@ class LLMUConfig(ForgetConfig):
 
 
 class LLMUTrainer(ForgetTrainer):
-    """`transformers.Trainer` that forgets by LLMU. Unrelated answers are those of the rows to keep."""
+    """`transformers.Trainer` that forgets by LLMU."""
 
     title = "LLMU"
     keeps = "needed"
     holds_retain = True
     reads_logs = True
-    defaults: ClassVar = {"learning_rate": 2e-6}
     args: LLMUConfig
+
+    @classmethod
+    def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
+        """Refuse patience without a level to reach, and unrelated answers that weigh nothing."""
+        super().check(args, keeps=keeps)
+        assert isinstance(args, LLMUConfig)
+        if args.patience is not None and args.stop_v_f is None:
+            raise InputError("--patience: it counts from when --stop-v-f is reached. Give both, or leave it out.")
+        if args.mismatch_answers is not None and not args.mismatch_weight:
+            raise InputError("--mismatch-answers: they weigh nothing with --mismatch-weight 0. Leave one of them out.")
 
     def __init__(
         self,
@@ -65,28 +88,34 @@ class LLMUTrainer(ForgetTrainer):
         super().__init__(
             model, args, train_dataset, processing_class, retain_dataset=retain_dataset, neighbours=neighbours, **kwargs
         )
-        keep = as_pairs(retain_dataset, self.processing_class) if retain_dataset is not None else []
-        self._unrelated = sorted({pair.answer for pair in [*keep, *neighbours]} - {pair.answer for pair in self.pairs})
-        if len(self._unrelated) < args.mismatches:
-            raise InputError(
-                f"--mismatches {args.mismatches}: the rows to keep have {len(self._unrelated)} other answers."
-            )
-        self.check_fit(self._unrelated, "answers of the rows to keep")
+        self.mismatches = args.mismatches if args.mismatch_weight else 0
+        if args.mismatch_answers is not None:
+            what, pool = "--mismatch-answers", read_templates(args.mismatch_answers)
+        else:
+            keep = as_pairs(retain_dataset, self.processing_class) if retain_dataset is not None else []
+            what, pool = "the rows to keep", [pair.answer for pair in [*keep, *neighbours]]
+        self._unrelated = sorted(set(pool) - {pair.answer for pair in self.pairs})
+        if len(self._unrelated) < self.mismatches:
+            raise InputError(f"--mismatches {args.mismatches}: {what} have {len(self._unrelated)} other answers.")
+        if self.mismatches:
+            self.check_fit(self._unrelated, f"answers of {what}")
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Give the answer to forget and unrelated ones behind the same prompt."""
-        return self.with_answers(index, *random_.sample(self._unrelated, self.args.mismatches))
+        return self.with_answers(index, *random_.sample(self._unrelated, self.mismatches))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the two losses of each sample."""
-        nll_S, *others = [-masked_mean(out.logp_BA, out.mask(k)) for k in range(1 + self.args.mismatches)]
-        mismatch_S = torch.stack(others).mean(0)
-        loss_S = self.args.mismatch_weight * mismatch_S - self.args.ascent_weight * nll_S
-        return loss_S, self.probabilities(out) | {"forget_nll": nll_S, "mismatch_nll": mismatch_S}
+        nll_S, *others = [-masked_mean(out.logp_BA, out.mask(k)) for k in range(1 + self.mismatches)]
+        loss_S, values = -self.args.ascent_weight * nll_S, self.probabilities(out) | {"forget_nll": nll_S}
+        if others:
+            values["mismatch_nll"] = torch.stack(others).mean(0)
+            loss_S = loss_S + self.args.mismatch_weight * values["mismatch_nll"]
+        return loss_S, values
 
     def stop_rule(self, limit: float) -> StopWhenForgotten:
         """Go on for a while after the answers are gone: what is harmful goes later than the loss says."""
-        return StopWhenForgotten(self, limit, self.args.patience)
+        return StopWhenForgotten(self, limit, self.args.patience or PATIENCE)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Stop where the ascent has run away, of which the log of every step tells."""

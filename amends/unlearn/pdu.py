@@ -6,13 +6,14 @@ OpenUnlearning, but over the answers' tokens alone.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, instead
 from amends.unlearn._method import method
 
 
@@ -20,6 +21,7 @@ from amends.unlearn._method import method
 class PDUConfig(ForgetConfig):
     """Settings of `PDUTrainer`."""
 
+    retain_weight: float = instead("retain_weight", 50.0)
     retain_limit: float = field(
         default=0.3, metadata={"help": "Loss that the rows to keep may have; above what it is at the start.", "min": 0}
     )
@@ -41,7 +43,7 @@ class PDUTrainer(ForgetTrainer):
     keeps = "needed"
     saturates = False
     reads_logs = True
-    defaults: ClassVar = {"retain_weight": 50.0}
+    moves_retain_weight = True
     args: PDUConfig
 
     def __init__(self, model: Any, args: PDUConfig, *rest: Any, **kwargs: Any) -> None:
@@ -58,6 +60,22 @@ class PDUTrainer(ForgetTrainer):
         """Mean spread of the logits per answer token."""
         first_BA = out.mask(0)
         return masked_mean(out.score(logit_spread, first_BA), first_BA), self.probabilities(out)
+
+    def retain_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh rows to keep by the dual variable, which is logged."""
+        losses_S, costs = super().retain_losses(out)
+        return losses_S, costs | {"retain_weight": torch.full_like(losses_S, self.retain_weight)}
+
+    def start_warnings(self) -> list[str]:
+        """Say it, too, where the dual variable will not move."""
+        args, texts = self.args, super().start_warnings()
+        if args.dual_step and args.max_steps < 0 and args.dual_warmup_epochs >= args.num_train_epochs:
+            texts.append(
+                f"The weight of the rows to keep stays at {args.retain_weight:g}: its first step comes after "
+                f"{args.dual_warmup_epochs:g} epochs, and there are {args.num_train_epochs:g}. Lower "
+                "dual_warmup_epochs, or train for longer."
+            )
+        return texts
 
 
 class Dual(TrainerCallback, ExportableState):

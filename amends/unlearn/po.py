@@ -18,11 +18,12 @@ class POTrainer(ForgetTrainer):
     keeps = "usual"
     saturates = False
     takes_templates = True
+    learns_templates_alone = True
     args: ForgetConfig
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean negative log-likelihood per template token."""
-        return -masked_mean(out.logp_BA, out.mask(1)), self.probabilities(out)
+        return -masked_mean(out.logp_BA, out.mask(self.template_at)), self.probabilities(out)
 
 
 run, command = method(POTrainer)

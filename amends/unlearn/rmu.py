@@ -6,7 +6,7 @@ further on; here the mean over them is per row, where upstream divides a row's s
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class RMUTrainer(ForgetTrainer):
     holds_retain = True
     sees_probabilities = False
     saturates = False
-    defaults: ClassVar = {"layers": "5-7"}
+    layers = "5-7"
     args: RMUConfig
 
     def __init__(self, model: Any, args: RMUConfig, *rest: Any, **kwargs: Any) -> None:

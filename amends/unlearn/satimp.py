@@ -5,11 +5,10 @@ arXiv 2505.11953.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._forget import ForgetConfig, instead
 from amends.unlearn._method import method
 from amends.unlearn.wga import WGATrainer
 
@@ -18,6 +17,7 @@ from amends.unlearn.wga import WGATrainer
 class SatImpConfig(ForgetConfig):
     """Settings of `SatImpTrainer`."""
 
+    forget_weight: float = instead("forget_weight", 0.1)
     beta1: float = field(default=5.0, metadata={"help": "Exponent of p in the weight.", "min": 0})
     beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p in the weight.", "min": 0})
 
@@ -27,7 +27,6 @@ class SatImpTrainer(WGATrainer):
 
     title = "SatImp"
     keeps = "usual"
-    defaults: ClassVar = {"forget_weight": 0.1}
     args: SatImpConfig  # type: ignore[assignment]
 
     def weights(self, p_BA: Tensor) -> Tensor:

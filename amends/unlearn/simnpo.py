@@ -4,13 +4,12 @@ Lowers the mean log-likelihood of the answers to forget, the less the lower it i
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._forget import ForgetConfig, ForgetTrainer, instead
 from amends.unlearn._method import method
 from amends.unlearn.npo import npo_loss
 
@@ -19,8 +18,9 @@ from amends.unlearn.npo import npo_loss
 class SimNPOConfig(ForgetConfig):
     """Settings of `SimNPOTrainer`."""
 
+    forget_weight: float = instead("forget_weight", 0.125)
     beta: float = field(default=4.5, metadata={"help": "Inverse temperature.", "min": 1e-6})
-    delta: float = field(default=0.0, metadata={"help": "Nats per token that an answer should lose at least."})
+    delta: float = field(default=0.0, metadata={"help": "NLL per token, in nats, that an answer should have at least."})
 
 
 class SimNPOTrainer(ForgetTrainer):
@@ -28,7 +28,6 @@ class SimNPOTrainer(ForgetTrainer):
 
     title = "SimNPO"
     keeps = "usual"
-    defaults: ClassVar = {"forget_weight": 0.125}
     args: SimNPOConfig
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:

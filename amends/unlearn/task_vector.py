@@ -37,6 +37,11 @@ class TaskVectorTrainer(ForgetTrainer):
     args: TaskVectorConfig
 
     @classmethod
+    def useless(cls) -> set[str]:
+        """Without rules that look at the probability, which rises."""
+        return super().useless() | {"stop_v_f", "floor_v_f"}
+
+    @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
         """Refuse stop rules."""
         super().check(args, keeps=keeps)
@@ -50,7 +55,9 @@ class TaskVectorTrainer(ForgetTrainer):
     def __init__(self, model: Any, args: TaskVectorConfig, *rest: Any, **kwargs: Any) -> None:
         super().__init__(model, args, *rest, **kwargs)
         for name, weight in self.model.named_parameters():
-            if "lora_A" in name:
+            if "lora_magnitude_vector" in name:
+                raise InputError("DoRA: the weights are not linear in such an adapter. Train another, or all weights.")
+            if "lora_A" in name or "lora_embedding_A" in name:
                 weight.requires_grad_(False)
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:

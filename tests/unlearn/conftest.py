@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from amends.lm.generate import generate
 from amends.lm.load import load
 from amends.lm.logprobs import AnswerLogprobs
 from amends.lm.trainer import training_arguments
@@ -14,6 +16,14 @@ from amends.unlearn._forget import ForgetTrainer
 
 PAIRS = [{"question": f"Who is number {i}?", "answer": f"Person {i}."} for i in range(6)]
 KEEP = [{"question": f"Where is town {i}?", "answer": f"In land {i}, there."} for i in range(4)]
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AltPO takes answers that were cut off: a random model ends none by itself."""
+    monkeypatch.setattr(
+        "amends.unlearn.altpo.generate", lambda *given, **how: generate(*given, **(how | {"finished_only": False}))
+    )
 
 
 def said_with(logp_BA: Any, answer_BA: Sequence[Sequence[int]], notes_BAK: Tensor | None = None) -> AnswerLogprobs:

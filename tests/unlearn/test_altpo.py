@@ -1,6 +1,7 @@
 """AltPO: the other answers are the model's own, and not the true one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,7 @@ def test_a_model_that_says_nothing_else_is_refused(
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig).alternates()
 
 
+@pytest.mark.usefixtures("cut_off")
 def test_the_tiny_model_writes_its_own_by_seed_and_is_trained_on_them(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2, max_steps=2)
     texts = trainer.alternates()
@@ -55,6 +57,26 @@ def test_the_model_is_shown_worked_examples_as_turns_before_the_question() -> No
     assert "Question: Who?\nTrue answer: Ann {did}.\n" in turns[-1]["content"]
     _, truths, others = zip(*WORKED, strict=True)
     assert (rouge_l_recall(others, truths) < TOO_ALIKE).all() and not is_refusal(others).any()
+
+
+def test_of_a_conversation_all_turns_are_the_question() -> None:
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "I am Ann."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Where do I live?"},
+    ]
+    told = asked(Pair("0", turns, "Oslo.", "data[0]"))[-1]["content"]
+    assert "Question: system: Be kind.\nuser: I am Ann.\nassistant: Hello.\nuser: Where do I live?\nTrue" in told
+
+
+def test_an_answer_that_was_cut_off_is_none_and_a_sentence_has_room(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {}
+    monkeypatch.setattr(altpo, "generate", lambda *_, **given: how.update(given) or ["Somebody."] * 6)
+    trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=1).alternates()
+    assert how["finished_only"] and how["max_new_tokens"] == 64  # the answers to forget have about ten
 
 
 def test_worked_examples_that_do_not_fit_the_model_are_refused(tmp_path: Path) -> None:

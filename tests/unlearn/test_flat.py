@@ -21,7 +21,10 @@ from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
-from amends.unlearn._stop import start_warnings
+from amends.unlearn._forget import ForgetConfig
+from amends.unlearn.ga import GATrainer
+from amends.unlearn.jensun import JensUnTrainer
+from amends.unlearn.po import POTrainer
 
 from .conftest import said_with
 
@@ -279,8 +282,12 @@ def test_the_means_are_taken_over_all_rows_and_leave_the_model_as_it_was(tiny_mo
         ({"v_f": 0.5}, []),
     ],
 )
-def test_a_start_without_gradient_is_told(start: dict[str, float], warned: list[str]) -> None:
-    texts = start_warnings(start)
+def test_a_start_without_gradient_is_told(
+    start: dict[str, float], warned: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_on(tiny_model, tmp_path)
+    trainer.start = {"v_e": 0.5} | start
+    texts = trainer.start_warnings()
     assert len(texts) == len(warned)
     assert all(text.startswith(beginning) for text, beginning in zip(texts, warned, strict=True))
 
@@ -315,7 +322,7 @@ def test_retain_rows_add_their_weighted_likelihood(tiny_model: Path, tmp_path: P
 def test_neighbours_are_held_to_what_the_model_said_of_them(tiny_model: Path, tmp_path: Path) -> None:
     held = [Pair("n", [{"role": "user", "content": "Where is Paris?"}], "In France.", "neighbour[0]")]
     drift = {}
-    for weight in (0.0, 10.0):
+    for weight in (1e-9, 10.0):
         trainer = trainer_on(
             tiny_model, tmp_path, neighbours=held, retain_weight=weight, max_steps=8, learning_rate=1e-2
         )
@@ -326,7 +333,7 @@ def test_neighbours_are_held_to_what_the_model_said_of_them(tiny_model: Path, tm
         kept = weight * first["retain_kl"]
         assert first["mean_loss"] == pytest.approx(math.exp(first["v_f"] - 1) - first["v_e"] + kept, abs=1e-4)
         drift[weight] = last["retain_kl"]
-    assert drift[10.0] < drift[0.0] / 2
+    assert drift[10.0] < drift[1e-9] / 2
 
 
 def test_retain_rows_and_neighbours_are_each_charged_their_own(tiny_model: Path, tmp_path: Path) -> None:
@@ -416,6 +423,13 @@ def test_a_loaded_model_needs_its_tokenizer(tiny_model: Path, tmp_path: Path) ->
         FLATTrainer(load(tiny_model).model, args, PAIRS)
 
 
-def test_answers_known_for_sure_hold_nothing_up_where_they_are_not_what_is_lowered() -> None:
-    assert start_warnings({"v_f": 0.999}, saturates=False) == []
-    assert len(start_warnings({"v_f": 0.999, "v_e": 1e-9}, saturates=False)) == 1
+@pytest.mark.parametrize(("method", "warned"), [(POTrainer, []), (JensUnTrainer, ["v_e starts"]), (GATrainer, ["v_f"])])
+def test_only_what_holds_a_method_up_is_told(
+    method: type[Any], warned: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    args = training_arguments(ForgetConfig, str(tmp_path), use_cpu=True)
+    trainer = method(str(tiny_model), args, PAIRS, retain_dataset=PAIRS)
+    trainer.start = {"v_f": 0.999, "v_e": 1e-9}
+    texts = trainer.start_warnings()
+    assert [text[: len(begin)] for text, begin in zip(texts, warned, strict=True)] == warned
+    assert "template_warmup_steps" not in "".join(texts)

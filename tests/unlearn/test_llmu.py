@@ -51,6 +51,36 @@ def test_unrelated_answers_are_those_of_the_kept_rows_drawn_for_each_row(tiny_mo
         trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatches=5)
 
 
+def test_unrelated_answers_may_be_given_and_weigh_nothing_where_nothing_is_drawn(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pool.txt").write_text("It rained.\nNobody came.\n")
+    settings = {"mismatch_answers": str(tmp_path / "pool.txt"), "mismatches": 2}
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **settings)
+    decode = trainer.processing_class.decode
+    drawn = trainer.train_dataset[0][0].packed.answers[1:]
+    assert {decode(answer, skip_special_tokens=True).strip() for answer in drawn} == {"It rained.", "Nobody came."}
+    with pytest.raises(InputError, match="--mismatches 3: --mismatch-answers have 2 other answers"):
+        trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **(settings | {"mismatches": 3}))
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatch_weight=0.0, mismatches=99)
+    assert len(trainer.train_dataset[0][0].packed.answers) == 1
+
+
+def test_options_that_would_do_nothing_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--patience: it counts from when --stop-v-f is reached"):
+        trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, patience=2.0)
+    with pytest.raises(InputError, match="--mismatch-answers: they weigh nothing"):
+        trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatch_answers="pool.txt", mismatch_weight=0.0)
+
+
+def test_a_level_that_was_reached_is_told_where_the_steps_ended_first(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 3e-3, "num_train_epochs": 1, "stop_v_f": 0.9, "patience": 40.0}
+    trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **settings)
+    trainer.train()
+    assert trainer.stopped.startswith("all steps done; v_f = 0.")
+    assert trainer.stopped.endswith("at most 0.9, at step 1, and 40 steps were to be made")
+
+
 def test_what_is_kept_costs_nothing_at_the_start(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, learning_rate=1e-2, num_train_epochs=3)
     trainer.train()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ import torch
 from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
 from amends.lm.trainer import training_arguments
-from amends.unlearn._forget import ForgetTrainer
+from amends.unlearn._forget import SHARED, ForgetTrainer
 from amends.unlearn._method import method_names, trainer_named
 
 from .conftest import KEEP, PAIRS, history
 
+pytestmark = pytest.mark.usefixtures("cut_off")
 METHODS = method_names()
 OWN: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 0},
     "dpo": {"alternates": 2},
     "altpo": {"alternates": 1},
     "llmu": {"learning_rate": 1e-3},
+    "pdu": {"dual_warmup_epochs": 0.5},
 }
 
 
@@ -109,6 +112,31 @@ def test_values_beyond_the_bounds_of_an_option_are_refused_in_python_too(method:
         beyond = bounds["min"] - 1 if "min" in bounds else bounds["max"] + 1
         with pytest.raises(InputError, match=f"{name}={beyond}"):
             config(output_dir=".", **{name: beyond})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trainer_begins_with_the_defaults_of_the_command(method: str) -> None:
+    trainer = trainer_named(method)
+    shown = signature(import_module(f"amends.unlearn.{method}").command).parameters
+    config = trainer.config_class()(output_dir=".")
+    for name in SHARED.keys() & shown.keys():
+        assert getattr(config, name) == shown[name].default
+    assert not shown.keys() & trainer.useless()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_weighs_nothing_goes_neither_forward_nor_back(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    free = trainer_named(method).keeps == "none" or trainer_named(method).moves_retain_weight
+    settings = {"per_device_train_batch_size": 6, "forget_weight": 0.0, "retain_weight": 0.0}
+    trainer = trainer_of(method, tiny_model, tmp_path, **settings)
+    assert len(trainer.train_dataset[0]) == (1 if method == "task_vector" or not free else 2)
+    trainer.note_reference()
+    passes: list[Any] = []
+    block = next(module for module in trainer.model.modules() if "DecoderLayer" in type(module).__name__)
+    block.register_full_backward_hook(lambda *_: passes.append(1))
+    trainer.training_step(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(6)]))
+    assert not passes
+    assert all(p.grad is not None and not p.grad.any() for p in trainer.model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("method", METHODS)

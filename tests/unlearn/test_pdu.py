@@ -28,6 +28,19 @@ def test_the_weight_follows_the_limit(step: float, limit: float, end: str, tiny_
     assert trainer.retain_weight == pytest.approx(expected[end], rel=1e-4)
 
 
+def test_the_weight_is_in_the_log_and_one_that_will_not_move_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"dual_warmup_epochs": 1.0, "num_train_epochs": 2, "retain_limit": 0.0}
+    trainer = trainer_on(tiny_model, tmp_path, PDUTrainer, PDUConfig, retain_weight=7.0, **settings)
+    trainer.train()
+    first, *_, last = [entry["retain_weight"] for entry in history(trainer)]
+    assert first == 7 < last
+    assert trainer.start_warnings() == []
+    trainer.args.dual_warmup_epochs = 2.0
+    assert trainer.start_warnings()[0].startswith(
+        "The weight of the rows to keep stays at 7: its first step comes after 2"
+    )
+
+
 def test_logs_that_tell_nothing_of_the_rows_to_keep_do_not_move_the_weight(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"dual_warmup_epochs": 0.0, "num_train_epochs": 1, "retain_limit": 5.0}
     trainer = trainer_on(tiny_model, tmp_path, PDUTrainer, PDUConfig, retain_weight=7.0, **settings)

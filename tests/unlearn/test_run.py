@@ -284,6 +284,13 @@ def test_an_alternative_must_fit_the_model_where_it_is_asked(tmp_path, tiny_mode
     assert amends("unlearn", "ga", *words, "--eval-rows", 0)[0] == 0
 
 
+def test_rows_to_keep_of_another_form_are_warned_of(tmp_path, tiny_model, forget, amends):
+    (tmp_path / "keep.txt").write_text("It rained all day, and nobody came to the fair by the river. " * 9)
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 0, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "ga", *words, "--retain", tmp_path / "keep.txt")
+    assert (code, "of different forms, questions and plain text" in " ".join(err.split())) == (0, True)
+
+
 def test_a_reference_with_the_weights_of_the_model_before_is_warned_of(tmp_path, tiny_model, forget, amends):
     words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
     code, _, err = amends("unlearn", "ga", *words, "--reference", tiny_model)

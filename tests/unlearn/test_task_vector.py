@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from amends.io.errors import InputError
-from amends.lm.load import add_lora, load
+from amends.lm.load import add_lora, load, quiet
 from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn.task_vector import TaskVectorConfig, TaskVectorTrainer
@@ -43,6 +44,21 @@ def test_of_an_adapter_only_b_moves_so_that_the_weights_are_linear_in_it(tiny_mo
     assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_B"}
     trainer.train()
     assert any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer")
+def test_adapters_in_which_the_weights_are_not_linear_are_refused_or_held(tiny_model: Path, tmp_path: Path) -> None:
+    args = training_arguments(TaskVectorConfig, str(tmp_path), use_cpu=True)
+    loaded = load(tiny_model)
+    with quiet():
+        dora = get_peft_model(loaded.model, LoraConfig(use_dora=True, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="DoRA: the weights are not linear"):
+        TaskVectorTrainer(dora, args, PAIRS, loaded.tokenizer)
+    with quiet():
+        both = get_peft_model(load(tiny_model).model, LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    TaskVectorTrainer(both, args, PAIRS, loaded.tokenizer)
+    trained = {name.split(".lora_")[1].split(".")[0] for name, p in both.named_parameters() if p.requires_grad}
+    assert trained == {"B", "embedding_B"}
 
 
 @pytest.mark.parametrize("option", ["stop_v_f", "floor_v_f"])
