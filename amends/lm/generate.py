@@ -3,10 +3,12 @@
 Shapes: B batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
@@ -30,6 +32,8 @@ def generate(
     label: str = "answering",
 ) -> list[str]:
     """Continue each prompt, greedily or by drawing.
+
+    What a model's folder says of generation (penalties, beams, top-p) is not heeded: it would fill up what is open here.
 
     Parameters
     ----------
@@ -81,7 +85,7 @@ def generate(
             draws = LogitsProcessorList([_Numbers()])
             if temperature and seeds is not None:
                 draws.append(_OwnDraws([seeds[i] for i in batch], temperature, device))
-            with torch.inference_mode(), autocast():
+            with torch.inference_mode(), autocast(), _without_habits(model):
                 out_BT = model.generate(
                     input_ids=ids_BT.to(device),
                     attention_mask=mask_BT.to(device),
@@ -95,6 +99,18 @@ def generate(
                 if ended or not finished_only:
                     texts[i] = text.strip() if strip else text
     return texts
+
+
+@contextmanager
+def _without_habits(model: Any) -> Iterator[None]:
+    """Take away, meanwhile, a model's own settings: transformers fills up with them what a call leaves open."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = inner.generation_config
+    inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
 class _Numbers(LogitsProcessor):
