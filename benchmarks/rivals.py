@@ -123,7 +123,7 @@ class Upstream:
 
     def po(self) -> Tensor:
         """NLL of the template."""
-        template = self.ask(self.model, self.forget, 1)
+        template = self.ask(self.model, self.forget, -1)
         return -template.mean(template.logp).mean() + self.kept_nll()
 
     def dpo(self) -> Tensor:
@@ -176,7 +176,7 @@ class Upstream:
 
     def jensun(self) -> Tensor:
         """JensUn."""
-        template = self.ask(self.model, self.forget, 1)
+        template = self.ask(self.model, self.forget, -1)
         certain = torch.zeros_like(template.logits).scatter(-1, template.labels.clamp_min(0)[..., None], 1.0)
         loss = template.mean(self.js(template.logits.softmax(-1), certain)).mean()
         keep, before = self.ask(self.model, self.keep), self.ask_reference(self.keep)

@@ -10,7 +10,7 @@ from amends.io.errors import InputError
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs
 from amends.unlearn._ledger import READING, Entry, entry_of, parse, set_name
-from amends.unlearn._read import about, read_data
+from amends.unlearn._read import Rows, about, read_data, record_sha256
 from amends.unlearn._request import Request
 
 
@@ -20,6 +20,9 @@ class Earlier(NamedTuple):
     requests: list[dict[str, Any]]
     """The ledger's entries, each with "left_out": why it is not asked again, or None."""
     questions: dict[str, list[Pair]]
+    """What is asked of them again."""
+    forgotten: dict[str, str]
+    """Digest of each of their rows that could be read, and what it is: "row file:line of earlier request 1"."""
     warnings: list[str]
 
 
@@ -29,7 +32,7 @@ def earlier_requests(ledger: Sequence[Entry], loaded: Loaded, request: Request, 
     weights : str
         Digest of the model as it is, which should be what the last of them left.
     """
-    found = Earlier([], {}, [])
+    found = Earlier([], {}, {}, [])
     if ledger and ledger[-1].weights["after"] != weights:
         found.warnings.append(
             "The weights of the model are not those that its last request left, by its ledger: they were changed "
@@ -37,16 +40,45 @@ def earlier_requests(ledger: Sequence[Entry], loaded: Loaded, request: Request, 
         )
     for number, entry in enumerate(ledger, 1):
         left_out = None if request.eval_rows else "this run is without an evaluation (--eval-rows 0)."
-        if left_out is None:
-            try:
-                found.questions[set_name(number)] = read_earlier(entry, loaded).kept
-            except InputError as error:
+        try:
+            pairs = read_earlier(entry, loaded).kept
+        except InputError as error:
+            if left_out is None:
                 left_out = str(error)
                 found.warnings.append(f"earlier request {number} is not asked again: {left_out}")
+        else:
+            found.forgotten.update({record_sha256(p): f"{p.where} of earlier request {number}" for p in pairs})
+            if left_out is None:
+                found.questions[set_name(number)] = pairs
         found.requests.append(asdict(entry) | {"left_out": left_out})
     for text in found.warnings:
         say(f"warning: {text}")
     return found
+
+
+def check_not_forgotten(rows: Rows, forgotten: Mapping[str, str]) -> None:
+    """Refuse rows to keep, to be answered as before or never seen that the model was asked to forget.
+
+    Raises
+    ------
+    InputError : names the first.
+    """
+    for option, why in WHY_NOT_FORGOTTEN.items():
+        pairs = getattr(rows, option)
+        there = [(p.where, forgotten.get(record_sha256(p))) for p in (pairs.kept if pairs else [])]
+        same = [(where, earlier) for where, earlier in there if earlier]
+        if same:
+            raise InputError(
+                f"{same[0][0]}: the same row as {same[0][1]} ({len(same)} of {len(there)} rows of "
+                f"--{option.replace('_', '-')} are such): {why} Leave them out."
+            )
+
+
+WHY_NOT_FORGOTTEN = {
+    "retain": "the training would teach the model again what it was to forget.",
+    "retain_eval": "the model is not to answer them as before.",
+    "holdout": "the model saw them.",
+}
 
 
 def read_earlier(entry: Entry, loaded: Loaded) -> Pairs:

@@ -29,7 +29,7 @@ from amends.report.card import model_card
 from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
-from amends.unlearn._earlier import earlier_requests, ledger_of
+from amends.unlearn._earlier import check_not_forgotten, earlier_requests, ledger_of
 from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
@@ -114,6 +114,7 @@ def run_unlearning(
         forget, tokenizer = rows.forget.kept, loaded.tokenizer
         judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
         earlier = earlier_requests(ledger, loaded, request, before_sha256)
+        check_not_forgotten(rows, earlier.forgotten)
         if trainer_class.takes_templates and (among := [p.where for p in forget if p.answer in known]):
             raise InputError(f"templates: the answer to forget of {among[0]} is among them. Give others in its place.")
         for row in (row for pairs in rows.given().values() for row in pairs.dropped):

@@ -95,6 +95,18 @@ def test_three_requests_are_chained_asked_again_shown_and_verified(tmp_path, tin
     assert "3 in all, each from the weights that the one before it left" in out
 
 
+def test_rows_that_were_forgotten_are_not_taught_again_nor_taken_as_others(tiny_model, unlearn, amends, tmp_path):
+    first = unlearn("rome", tiny_model)
+    kept = write(tmp_path / "kept.jsonl", [*rows(1, "bern"), *rows(2, "rome")])
+    for option in ("--retain", "--retain-eval", "--holdout"):
+        evaluated = [] if option == "--retain" else ["--eval-rows", 2]
+        unlearn("oslo", first / "model", option, kept, *evaluated, code=2)
+        assert "kept.jsonl:2: the same row as" in unlearn.err
+        assert f"rome.jsonl:1 of earlier request 1 (2 of 3 rows of {option} are such)" in unlearn.err
+    unlearn("oslo", first / "model", "--retain", kept, "--eval-rows", 0, code=2)
+    unlearn("oslo", first / "model", "--retain", write(tmp_path / "other.jsonl", rows(2, "bern")))
+
+
 def test_what_cannot_be_asked_again_is_said_and_recorded_and_the_rest_is_asked(tiny_model, unlearn, amends, tmp_path):
     first = unlearn("rome", tiny_model)
     second = unlearn("oslo", first / "model")
