@@ -69,8 +69,22 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     return _at_least_one(_reader(path, name)(path, name), name)
 
 
+EXPECTED = "expected a list of dictionaries or a datasets.Dataset."
+
+
 def rows_of(records: Iterable[Mapping[str, Any]], name: str = "data") -> list[Row]:
-    """Rows from dictionaries (a list, a `datasets.Dataset`), located as `data[3]`."""
+    """Rows from dictionaries (a list, a `datasets.Dataset`), located as `data[3]`.
+
+    Raises
+    ------
+    InputError : something else.
+    """
+    if isinstance(records, str | Mapping) or not isinstance(records, Iterable):
+        raise InputError(f"{name} is a {type(records).__name__}: {EXPECTED}")
+    records = list(records)
+    for number, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise InputError(f"{name}[{number}] is a {type(record).__name__}: {EXPECTED}")
     return [Row(dict(record), f"{name}[{number}]") for number, record in enumerate(records)]
 
 

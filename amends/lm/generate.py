@@ -33,7 +33,7 @@ def generate(
 ) -> list[str]:
     """Continue each prompt, greedily or by drawing.
 
-    What a model's folder says of generation (penalties, beams, top-p) is not heeded: it would fill up what is open here.
+    What a model's folder says of generation (penalties, beams, top-p) is not heeded: it would fill up what is open.
 
     Parameters
     ----------

@@ -219,7 +219,11 @@ def prepare(loaded: Loaded, lora_rank: int) -> Any:
     if lora_rank == 0:
         whole = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
         return whole.float().requires_grad_(True)
-    return loaded.model if isinstance(loaded.model, PeftModel) else add_lora(loaded.model, lora_rank)
+    if not isinstance(loaded.model, PeftModel):
+        return add_lora(loaded.model, lora_rank)
+    if not any(weight.requires_grad for weight in loaded.model.parameters()):  # as peft loads it by default
+        loaded.model.set_adapter(loaded.model.active_adapter)
+    return loaded.model
 
 
 def count_layers(source: str | Path) -> int:

@@ -1,7 +1,8 @@
 """Question-answer pairs: from the column shapes people have to token ids.
 
-Shapes read: question/answer, prompt/completion, instruction(+input)/output, chat `messages`, and plain `text` that is
-cut into prefix and continuation. Chat models are asked through their own chat template, base models in a plain layout.
+Shapes read: question/answer, prompt/completion, instruction(+input)/output, chat `messages`, ShareGPT's `conversations`
+and plain `text` that is cut into prefix and continuation. Chat models are asked through their own chat template, base
+models in a plain layout.
 """
 
 import re
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ from amends.io.errors import InputError
 from amends.io.tables import Row
 
 SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+"""Roles as ShareGPT writes them."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SAME = "same prompt and answer as"
 """What the reason begins with of a row that is there twice; the others were left out for a fault."""
@@ -138,15 +141,16 @@ def read_pairs(
         except InputError as error:
             if not skip_bad_rows:
                 raise
-            dropped.append(Dropped(row.where, str(error).removeprefix(f"{row.where}: ")))
+            dropped.append(Dropped(row.where, str(error).removeprefix(f"{row.where}: ").replace(OR_SKIP, ".")))
             continue
         for pair in found:
             seen_ids[pair.id] = row.where
             text = (repr(pair.prompt), pair.answer)
+            place = pair.id if pair.is_text else row.where  # a row of text has several
             if text in seen_texts:
-                dropped.append(Dropped(row.where, f"{SAME} {seen_texts[text]}"))
+                dropped.append(Dropped(place, f"{SAME} {seen_texts[text]}"))
                 continue
-            seen_texts[text] = row.where
+            seen_texts[text] = place
             kept.append(pair)
     if not kept:
         reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
@@ -155,7 +159,7 @@ def read_pairs(
 
 
 def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
-    if columns is None and "messages" in row.data:
+    if columns is None and ("messages" in row.data or "conversations" in row.data):
         prompt, answer = _split_messages(row)
     else:
         question_column, answer_column = columns or _find_shape(row)
@@ -192,8 +196,8 @@ def _find_shape(row: Row) -> tuple[str, str]:
             )
     raise InputError(
         f"{row.where}: no known columns (found: {', '.join(row.data) or 'none'}). Needed: question and answer, prompt "
-        "and completion, instruction and output, messages, or text; or name yours with --question-column and "
-        "--answer-column."
+        "and completion, instruction and output, messages, conversations, or text; or name yours with "
+        "--question-column and --answer-column."
     )
 
 
@@ -209,14 +213,15 @@ def _text(row: Row, column: str) -> str:
 
 
 def _split_messages(row: Row) -> tuple[list[Message], str]:
-    messages = row.data["messages"]
+    messages = row.data["messages"] if "messages" in row.data else _from_sharegpt(row.data["conversations"])
     well_formed = isinstance(messages, list | tuple) and all(
         isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in messages
     )
     if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise InputError(
-            f"{row.where}: messages must be a list of {{role, content}} that ends with the assistant's answer."
+            f"{row.where}: messages must be a list of {{role, content}}, or conversations one of {{from, value}}, that "
+            "ends with the assistant's answer."
         )
     for role in (m["role"] for m in messages):  # it stands in the template, where text may be a control token
         if role not in ROLES:
@@ -224,6 +229,15 @@ def _split_messages(row: Row) -> tuple[list[Message], str]:
     if not messages[-1]["content"].strip():
         raise InputError(f"{row.where}: the last message is empty. Fill it{OR_SKIP}")
     return [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], messages[-1]["content"].strip()
+
+
+def _from_sharegpt(turns: Any) -> Any:
+    """Make messages of turns that are told by "from" and "value"; others stay as they are."""
+    if not isinstance(turns, list | tuple) or not all(
+        isinstance(t, Mapping) and {"from", "value"} <= t.keys() for t in turns
+    ):
+        return turns
+    return [{"role": SHAREGPT.get(str(t["from"]), t["from"]), "content": t["value"]} for t in turns]
 
 
 def _cut_text(

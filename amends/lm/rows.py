@@ -71,7 +71,7 @@ def without_too_long(
             encode_rows(tokenizer, [pair], limit, alternatives=alternatives)
             kept.append(pair)
         except InputError as error:
-            dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ")))
+            dropped.append(Dropped(pair.where, str(error).removeprefix(f"{pair.where}: ").replace(OR_SKIP, ".")))
     if not kept:
         raise InputError(f"no row is short enough; the first: {dropped[-1].where}: {dropped[-1].reason}")
     return Pairs(kept, dropped)

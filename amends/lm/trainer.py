@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from amends.io.atomic import lock, write_json
 from amends.io.console import say
@@ -124,6 +124,8 @@ class AnswerTrainer(Trainer):
     def __init__(
         self, model: Any, args: Any, num_samples: int, processing_class: PreTrainedTokenizerBase, **kwargs: Any
     ):
+        if kwargs.get("eval_dataset") is not None or args.eval_strategy != IntervalStrategy.NO:
+            raise InputError("eval_dataset, eval_strategy: nothing is evaluated during a training. Leave them out.")
         if args.save_only_model:
             raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
         # The collator's columns are ours, not the model's.

@@ -3,7 +3,7 @@
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_type_hints
 
@@ -121,8 +121,8 @@ class ForgetTrainer(AnswerTrainer):
 
     Raises
     ------
-    InputError : faulty rows, an answer longer than `args.max_length` or the model's context; no rows to keep where the
-        method needs them; templates that are missing, empty or too long.
+    InputError : settings of another class; faulty rows, an answer longer than `args.max_length` or the model's context;
+        no rows to keep where the method needs them; templates that are missing, empty or too long.
 
     The reference of a method is the model when the training begins. What is needed of it is noted then, once; no second
     model is held, and none is asked again.
@@ -168,6 +168,8 @@ class ForgetTrainer(AnswerTrainer):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(args, self.config_class()):
+            raise InputError(f"args is a {type(args).__name__}: {self.title} needs a {self.config_class().__name__}.")
         self.check(args, keeps=retain_dataset is not None or bool(neighbours))
         if isinstance(model, str):
             loaded = load(model, trainable=True)
@@ -411,6 +413,12 @@ class ForgetTrainer(AnswerTrainer):
                 f"v_e starts at {self.start['v_e']:.1e}: the template answers are so unlikely to the model that they "
                 "will hardly move at first. Raise the learning rate, or give templates nearer to its own words."
             )
+        limit = self.args.stop_v_f
+        if limit is not None and self.start["v_f"] <= limit:
+            texts.append(
+                f"v_f starts at {self.start['v_f']:.2g}, which is at most the {limit:g} of --stop-v-f: the model may "
+                "not know what it is to forget. One step is made all the same."
+            )
         return texts
 
     def note_reference(self) -> None:
@@ -448,6 +456,8 @@ def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
     """Pairs from a list of pairs, a list of dictionaries or a `datasets.Dataset`."""
     if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Pair):
         return list(dataset)
-    if not isinstance(dataset, Iterable) or isinstance(dataset, str | Mapping):
-        raise InputError(f"data is a {type(dataset).__name__}: expected a list of dictionaries or a datasets.Dataset.")
-    return read_pairs(rows_of(dataset), tokenizer=tokenizer).kept
+    found = read_pairs(rows_of(dataset), tokenizer=tokenizer)
+    if found.dropped:
+        where, reason = found.dropped[0]
+        warnings.warn(f"left out rows: {len(found.dropped)}, the first {where}: {reason}", stacklevel=3)
+    return found.kept

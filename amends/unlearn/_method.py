@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -62,6 +63,10 @@ def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callabl
         if templates is not None and not trainer.takes_templates:
             raise InputError(f"templates: {trainer.title} has none. Leave them out.")
         settings = {f.name: options.pop(f.name) for f in own if f.name in options}
+        known = [f.name for f in fields(Request)]
+        if unknown := sorted(options.keys() - set(known)):
+            near = get_close_matches(unknown[0], [*known, *(f.name for f in own)], n=1)
+            raise InputError(f"{unknown[0]}: no such option." + (f" Did you mean {near[0]}?" if near else ""))
         request = Request(forget=forget, **{**trainer.defaults(), **options})
         return run_unlearning(
             trainer,

@@ -16,6 +16,7 @@ from amends.unlearn._request import Data, Request
 
 QUESTIONS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
 """Sets of questions that a run asks, and the options that name them."""
+FORGOTTEN = "those to forget"
 
 
 class Rows(NamedTuple):
@@ -50,10 +51,10 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     forget = rows.forget.kept
     if request.retain is not None:
         retain = read_data("retain", request, loaded)
-        check_unseen(retain, forget, "--retain")
+        check_unseen(retain, forget, "--retain", FORGOTTEN)
         rows = rows._replace(retain=retain)
     if rows.retain_eval:
-        check_unseen(rows.retain_eval, forget, "--retain-eval")
+        check_unseen(rows.retain_eval, forget, "--retain-eval", FORGOTTEN)
     trained = [*forget, *(rows.retain.kept if rows.retain else [])]
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
@@ -128,7 +129,9 @@ def read_templates(source: Data | Sequence[str] | None) -> list[str]:
     return [str(text) for text in source]
 
 
-def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout") -> None:
+def check_unseen(
+    unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout", those: str = "those to forget or to keep"
+) -> None:
     """Refuse rows to measure with that are among those of the training.
 
     Raises
@@ -141,8 +144,8 @@ def check_unseen(unseen: Pairs, trained: Sequence[Pair], option: str = "--holdou
         where, there = seen[0]
         give = "Give rows that no model saw." if option == "--holdout" else "Give other rows."
         raise InputError(
-            f"{where}: the same row as {there} ({len(seen)} of {len(unseen.kept)} rows of {option} are among those "
-            f"to forget or to keep). {give}"
+            f"{where}: the same row as {there} ({len(seen)} of {len(unseen.kept)} rows of {option} are among {those}). "
+            f"{give}"
         )
 
 

@@ -42,6 +42,10 @@ EARLIER_TURNS = (
     "{count} rows to forget, {where} the first, have answers in earlier turns of their conversation: those are read as "
     "what was said, and only the last one is forgotten. Give a row for each turn that is to be forgotten."
 )
+TRAINED_AND_ASKED = (
+    "{both} of {count} rows of --retain-eval are among those of --retain, on which the model is trained: what is "
+    "measured of them says less of rows that it is not trained on."
+)
 OTHER_FORM = (
     "Rows to forget and rows to keep are of different forms, questions and plain text: the model may learn to tell "
     "them apart by that alone. Give rows to keep of the same form."
@@ -131,6 +135,11 @@ def run_unlearning(
         if rows.retain and {p.is_text for p in forget} != {p.is_text for p in rows.retain.kept}:
             warned.append(OTHER_FORM)
             say(f"warning: {OTHER_FORM}")
+        if rows.retain and rows.retain_eval:
+            trained = {record_sha256(p) for p in rows.retain.kept}
+            if both := sum(record_sha256(p) in trained for p in rows.retain_eval.kept):
+                warned.append(TRAINED_AND_ASKED.format(both=both, count=len(rows.retain_eval.kept)))
+                say(f"warning: {warned[-1]}")
         if "reference" in evaluations and evaluations["reference"]["weights"] == before_sha256:
             say(f"warning: {SAME_WEIGHTS}")
             warned.append(SAME_WEIGHTS)

@@ -302,6 +302,8 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
     weights = {role: asked.weights for role, asked in findings.asked.items()}
     if "reference" in weights and weights["reference"] == weights.get("before"):
         found.append(SAME_WEIGHTS)
+    if weights["after"] == weights.get("before"):
+        found.append("The model after has the weights of the model before: nothing was forgotten, or a path is wrong.")
     if plan.cut_short:
         found.append(
             f"{plan.cut_short} of {len(plan.forget)} answers to forget have more than {plan.max_new_tokens} tokens "

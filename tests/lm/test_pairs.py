@@ -42,6 +42,16 @@ def pairs_of(*records: dict[str, Any], **options: Any) -> Pairs:
             },
             [{"role": "system", "content": "Be brief."}, *ASKED],
         ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    {"from": "human", "value": "Who?"},
+                    {"from": "gpt", "value": "Ada."},
+                ]
+            },
+            [{"role": "system", "content": "Be brief."}, *ASKED],
+        ),
     ],
 )
 def test_every_known_column_shape_is_read(record: dict[str, Any], prompt: list[dict[str, str]]) -> None:
@@ -111,7 +121,7 @@ def test_bad_rows_are_counted_with_their_reasons_when_they_may_be_skipped() -> N
     found = pairs_of(*rows, skip_bad_rows=True)
     assert [pair.where for pair in found.kept] == ["data[1]"]
     assert [dropped.where for dropped in found.dropped] == ["data[0]", "data[2]"]
-    assert found.dropped[0].reason.startswith('column "answer" is empty')
+    assert found.dropped[0].reason == 'column "answer" is empty. Fill it.'  # and not: leave it out
     assert found.num_rows == 3
 
 
@@ -132,6 +142,15 @@ def test_plain_text_is_cut_into_windows_that_follow_each_other(tokenizer: PreTra
     ]
     assert "".join(f"{pair.prompt}{pair.answer}" for pair in found.kept) == text
     assert [pair.id for pair in found.kept] == ["data[0]#0", "data[0]#12", "data[0]#24"]
+
+
+def test_of_windows_that_are_alike_each_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "abcd" * 3
+    found = pairs_of({"text": text}, tokenizer=tokenizer, prefix_tokens=2, continuation_tokens=2)
+    assert [tuple(one) for one in found.dropped] == [
+        ("data[0]#4", "same prompt and answer as data[0]#0"),
+        ("data[0]#8", "same prompt and answer as data[0]#0"),
+    ]
 
 
 def test_a_rest_of_one_token_is_no_continuation(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from amends.io.errors import InputError
 from amends.lm.load import load
@@ -415,6 +415,21 @@ def test_settings_and_data_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         trainer_on(tiny_model, tmp_path, **settings)
+
+
+def test_what_a_trainer_would_ignore_is_said(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"left out rows: 1, the first data\[6\]: same prompt and answer as data\[0\]"):
+        trainer_on(tiny_model, tmp_path, [*PAIRS, PAIRS[0]])
+    with pytest.raises(InputError, match="eval_dataset, eval_strategy: nothing is evaluated"):
+        trainer_on(tiny_model, tmp_path, eval_strategy="epoch")
+    with pytest.raises(InputError, match="args is a TrainingArguments: FLAT needs a FLATConfig"):
+        FLATTrainer(str(tiny_model), TrainingArguments(output_dir=str(tmp_path)), PAIRS)
+
+
+def test_a_stop_that_is_reached_at_the_start_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, stop_v_f=0.5)
+    trainer.start = trainer.forget_means()
+    assert any("which is at most the 0.5 of --stop-v-f" in text for text in trainer.start_warnings())
 
 
 def test_a_loaded_model_needs_its_tokenizer(tiny_model: Path, tmp_path: Path) -> None:

@@ -284,6 +284,34 @@ def test_an_alternative_must_fit_the_model_where_it_is_asked(tmp_path, tiny_mode
     assert amends("unlearn", "ga", *words, "--eval-rows", 0)[0] == 0
 
 
+def test_from_python_what_was_meant_is_named(tiny_model):
+    rows = [{"question": "Where?", "answer": "There."}]
+    with pytest.raises(InputError, match=r"epoch: no such option. Did you mean epochs\?"):
+        flat.run(tiny_model, rows, epoch=1)
+    with pytest.raises(InputError, match="forget is a DatasetDict: expected a list of dictionaries"):
+        flat.run(tiny_model, datasets.DatasetDict(train=datasets.Dataset.from_list(rows)))
+    with pytest.raises(InputError, match=r"forget\[0\] is a str: expected a list of dictionaries"):
+        flat.run(tiny_model, ["Where?"])
+
+
+def test_a_frozen_adapter_in_memory_goes_on_training(tiny_model, tmp_path):
+    rows = [{"question": "Where?", "answer": "There."}]
+    flat.run(tiny_model, rows, out=tmp_path / "one", epochs=1, eval_rows=0, lora_rank=2)
+    frozen = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "one" / "model")
+    assert not any(p.requires_grad for p in frozen.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    found = flat.run(frozen, rows, processing_class=tokenizer, epochs=1, eval_rows=0, learning_rate=1e-2)
+    assert {name.split(".")[-3] for name, p in found.model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+def test_rows_that_are_trained_on_and_asked_are_told(tmp_path, tiny_model, forget, amends):
+    keep = tmp_path / "keep.jsonl"
+    keep.write_text("".join(json.dumps({"question": f"Who is {i}?", "answer": f"Bob {i}."}) + "\n" for i in range(2)))
+    words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
+    code, _, err = amends("unlearn", "ga", *words, "--retain", keep, "--retain-eval", keep)
+    assert (code, "warning: 2 of 2 rows of --retain-eval are among those of --retain" in " ".join(err.split())) == (0, True)
+
+
 def test_rows_to_keep_of_another_form_are_warned_of(tmp_path, tiny_model, forget, amends):
     (tmp_path / "keep.txt").write_text("It rained all day, and nobody came to the fair by the river. " * 9)
     words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 0, "--out", tmp_path / "run"]
