@@ -34,25 +34,26 @@ NOWHERE = Interval(np.nan, np.nan)
 
 
 def bootstrap_mean(values: ArrayLike, rng: np.random.Generator, resamples: int = RESAMPLES) -> Interval:
-    """95 % percentile bootstrap interval of a mean.
+    """95 % percentile bootstrap interval of a mean of numbers within 0 and 1; where all are 0, or 1, as `saturated`.
 
     Parameters
     ----------
-    values : array (rows,)
+    values : array (rows,), each 0 to 1
         NaN means "no value" and is left out; `summarise` reports how many were. The order does not matter.
     rng : numpy.random.Generator
     resamples : int, default 1000
 
     Returns
     -------
-    Interval
+    Interval, of fewer than `LEAST_ROWS` rows none.
 
     Source: Efron, Annals of Statistics 7 (1979) 1.
     """
     numbers_N = np.sort(numbers(values))
-    if not numbers_N.size:
+    if numbers_N.size < LEAST_ROWS:
         return NOWHERE
-    return interval_of(resampled_means(numbers_N[:, None], rng, resamples)[:, 0])
+    everywhere = saturated(float(numbers_N.mean()), numbers_N.size)
+    return everywhere or interval_of(resampled_means(numbers_N[:, None], rng, resamples)[:, 0])
 
 
 class Mean(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from amends.unlearn._intervals import (
+    LEAST_ROWS,
     NOWHERE,
     RESAMPLES,
     Direction,
@@ -266,7 +267,9 @@ def _summarise_utility(sets: Sets, mean: str, rng: np.random.Generator) -> dict[
         return entry(np.nan, NOWHERE, n, left_out, "higher", meaning, missing)
     value = model_utility([mean_of(values_N) for values_N3 in columns.values() for values_N in values_N3.T])
     resampled_R9 = np.hstack([resampled_means(values_N3, rng, RESAMPLES) for values_N3 in columns.values()])
-    return entry(value, interval_of(harmonic_mean(resampled_R9)), n, left_out, "higher", meaning, None)
+    fewest = min(int((~np.isnan(values_N3)).sum(axis=0).min()) for values_N3 in columns.values())
+    interval = interval_of(harmonic_mean(resampled_R9)) if fewest >= LEAST_ROWS else NOWHERE
+    return entry(value, interval, n, left_out, "higher", meaning, None)
 
 
 def _summarise_perplexity(sets: Sets, rng: np.random.Generator) -> dict[str, Any]:
@@ -293,7 +296,7 @@ def _perplexity(
     def perplexity(means_K2: FloatArray) -> FloatArray:
         return np.exp(np.minimum(means_K2[:, 0] / means_K2[:, 1], LARGEST_LOG))
 
-    interval = interval_of(perplexity(resampled_means(both_N2, rng, RESAMPLES)))
+    interval = interval_of(perplexity(resampled_means(both_N2, rng, RESAMPLES))) if n >= LEAST_ROWS else NOWHERE
     value = float(perplexity(both_N2.mean(axis=0, keepdims=True))[0])
     return entry(value, interval, n, len(rows) - n, "lower", meaning, None)
 
@@ -311,4 +314,5 @@ def _summarise_deviation(sets: Sets, rng: np.random.Generator) -> dict[str, Any]
         return entry(np.nan, NOWHERE, n, left_out, "lower", meaning, missing)
     value = deviation_score(*(values_N.mean() for values_N in said))
     resampled = [resampled_means(values_N[:, None], rng, RESAMPLES)[:, 0] for values_N in said]
-    return entry(float(value), interval_of(deviation_score(*resampled)), n, left_out, "lower", meaning, None)
+    interval = interval_of(deviation_score(*resampled)) if min(map(len, said)) >= LEAST_ROWS else NOWHERE
+    return entry(float(value), interval, n, left_out, "lower", meaning, None)

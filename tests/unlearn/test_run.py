@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.atomic import check_manifest
+from amends.io.errors import InputError
 from amends.io.run import FIELDS, read_run
 from amends.lm.load import load, weights_sha256
 from amends.unlearn import _compare, _run, flat
@@ -210,8 +212,8 @@ def test_the_package_of_methods_imports_no_torch_until_it_is_asked():
 def test_what_a_method_has_no_use_for_is_told_before_anything_is_read(tmp_path, forget, amends):
     words = ["--model", "./nowhere", "--forget", forget, "--out", tmp_path / "run"]
     assert "GradDiff needs rows to keep" in amends("unlearn", "graddiff", *words)[2]
-    assert "--floor-v-f: RMU" in amends("unlearn", "rmu", *words, "--floor-v-f", 0.5)[2]
-    assert "--stop-v-f: the probability rises" in amends("unlearn", "task_vector", *words, "--stop-v-f", 0.5)[2]
+    for method, option in (("rmu", "--floor-v-f"), ("task_vector", "--stop-v-f"), ("kl", "--retain-loss")):
+        assert f"No such option: {option}" in amends("unlearn", method, *words, option, 0.5)[2]
 
 
 def test_of_a_folder_of_checkpoints_nothing_else_is_removed(tmp_path, tiny_model, forget, amends):
@@ -301,7 +303,10 @@ def test_a_frozen_adapter_in_memory_goes_on_training(tiny_model, tmp_path):
     assert not any(p.requires_grad for p in frozen.parameters())
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     found = flat.run(frozen, rows, processing_class=tokenizer, epochs=1, eval_rows=0, learning_rate=1e-2)
-    assert {name.split(".")[-3] for name, p in found.model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert {name.split(".")[-3] for name, p in found.model.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
 
 
 def test_rows_that_are_trained_on_and_asked_are_told(tmp_path, tiny_model, forget, amends):
@@ -309,7 +314,10 @@ def test_rows_that_are_trained_on_and_asked_are_told(tmp_path, tiny_model, forge
     keep.write_text("".join(json.dumps({"question": f"Who is {i}?", "answer": f"Bob {i}."}) + "\n" for i in range(2)))
     words = ["--model", tiny_model, "--forget", forget, "--epochs", 0.1, "--eval-rows", 1, "--out", tmp_path / "run"]
     code, _, err = amends("unlearn", "ga", *words, "--retain", keep, "--retain-eval", keep)
-    assert (code, "warning: 2 of 2 rows of --retain-eval are among those of --retain" in " ".join(err.split())) == (0, True)
+    assert (code, "warning: 2 of 2 rows of --retain-eval are among those of --retain" in " ".join(err.split())) == (
+        0,
+        True,
+    )
 
 
 def test_rows_to_keep_of_another_form_are_warned_of(tmp_path, tiny_model, forget, amends):
