@@ -17,7 +17,7 @@ from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, spread
 from amends.unlearn._intervals import FloatArray
-from amends.unlearn._read import check_unseen
+from amends.unlearn._read import check_unseen, columns_of
 from amends.unlearn._request import Data
 
 Embed = Callable[[Sequence[str]], FloatArray]
@@ -133,10 +133,11 @@ def make_plan(
         if source is None:
             continue
         found = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, name))
+        _, (question_column, answer_column) = columns_of(name, found, sources.question_column, sources.answer_column)
         read[name] = read_pairs(
             found,
-            question_column=sources.question_column,
-            answer_column=sources.answer_column,
+            question_column=question_column,
+            answer_column=answer_column,
             tokenizer=tokenizer,
         )
         if name == "forget":
