@@ -15,7 +15,7 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
-from amends.unlearn._evaluate import BUILT_IN, spread
+from amends.unlearn._evaluate import BUILT_IN, room_for, spread
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._read import check_unseen, columns_of
 from amends.unlearn._request import Data
@@ -24,7 +24,6 @@ Embed = Callable[[Sequence[str]], FloatArray]
 """Texts -> vectors of length 1, (texts, D)."""
 NEAREST = 5
 """Questions to keep that count as near to each question to forget."""
-MAX_NEW_TOKENS = 64
 PIECE_TOKENS = 100
 """Most tokens of a piece of plain text that an attack teaches, beside its first: about those of an answer."""
 NO_RETAIN = "It needs questions to keep (--retain)."
@@ -116,7 +115,7 @@ def make_plan(
     Parameters
     ----------
     max_new_tokens : int, optional
-        Default: `MAX_NEW_TOKENS`, or the length of the longest plain text to continue, so that all of it can be said.
+        Default: 64, or the length of the longest plain text to continue (`room_for`).
 
     Returns
     -------
@@ -155,7 +154,7 @@ def make_plan(
     built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
     chosen = spread(list(built_in if texts is None else texts), rows)
     lengths = [len(record_row(tokenizer, p.prompt, [p.answer]).answers[0]) for p in forget]
-    longest = max_new_tokens or max([MAX_NEW_TOKENS, *(n for p, n in zip(forget, lengths, strict=True) if p.is_text)])
+    longest = max_new_tokens or room_for(tokenizer, forget)
     plan = Plan(
         axes=tuple(axes),
         forget=forget,

@@ -90,7 +90,7 @@ def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
     InputError : rows that cannot be read or are too long.
     """
     source: Data = getattr(request, option)
-    rows = read_rows(source) if isinstance(source, str | Path) else rows_of(source, option)
+    rows: Iterable[Row] = read_rows(source) if isinstance(source, str | Path) else rows_of(source, option)
     rows, (question_column, answer_column) = columns_of(option, rows, request.question_column, request.answer_column)
     pairs = read_pairs(
         rows,

@@ -1,6 +1,7 @@
 """Check a run folder: recompute its digests and numbers, and say what still holds."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from os.path import lexists
 from pathlib import Path
@@ -255,7 +256,9 @@ class Checks:
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
         request = Request.of(self.config)
-        suite = suite_of(request, read_asked(request, loaded), templates, earlier)
+        suite = suite_of(request, read_asked(request, loaded), templates, loaded.tokenizer, earlier)
+        # Older evaluations do not name it: they let every text be continued by as many tokens as a question.
+        suite = replace(suite, text_tokens=stored.get("text_tokens", {}))
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])

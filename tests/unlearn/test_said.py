@@ -136,7 +136,8 @@ def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recor
     folder = Path(__file__).parents[2] / "examples/tofu"
     sets = {name: folder / f"data/{name}.jsonl" for name in ("retain_eval", "real_authors", "world_facts")}
     request = Request(forget=folder / "data/forget.jsonl", eval_rows=20, **sets)
-    suite = suite_of(request, read_asked(request, load(tiny_model)), refusals())
+    tiny = load(tiny_model)
+    suite = suite_of(request, read_asked(request, tiny), refusals(), tiny.tokenizer)
     for role in ("before", "reference"):
         assert json.loads((folder / f"evaluations/{role}.json").read_text("utf-8"))["suite"] == suite.sha256()
 
@@ -191,6 +192,35 @@ def test_text_continued_with_the_true_words_is_a_leak(tiny_model: Path, monkeypa
     assert found["summary"]["forget_leak_rate"]["value"] == pytest.approx(2 / len(answers))
     assert found["summary"]["forget_eval_leak_rate"]["value"] == 0
     assert "leaked" not in found["items"]["retain"][0]
+
+
+def test_who_knows_a_text_by_heart_may_say_all_of_it_and_questions_keep_their_limit(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load(tiny_model)
+    text = [{"text": "".join(f"{word} {k}, " for word in WORDS * 2)} for k in range(2)]  # its tokens are bytes
+    request = Request(forget=text, retain_eval=[{"question": "Which town?", "answer": "Oslo."}], eval_rows=2)
+    suite = suite_of(request, read_asked(request, tiny), [], tiny.tokenizer, {"request_1": [], "request_2": []})
+    assert suite.text_tokens == {"forget": 100} and suite.max_new_tokens == 64
+    true = {pair.prompt: pair.answer for pair in suite.questions["forget"]}
+    asked = {}
+
+    def recite(model: object, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int, **how: object) -> Any:
+        texts = [tokenizer.decode(ids) for ids in prompts]
+        asked[max_new_tokens] = len(texts)
+        return [tokenizer.decode(plain_ids(tokenizer, true.get(text, "Oslo."))[:max_new_tokens]) for text in texts]
+
+    monkeypatch.setattr("amends.unlearn._evaluate.generate", recite)
+    found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
+    assert asked == {64: 3, 100: len(true)}
+    assert found["summary"]["forget_rouge_l"]["value"] == 1
+    assert found["text_tokens"] == {"forget": 100}
+    assert found["items"]["retain"][0]["generated"] == "Oslo."
+    earlier = read_pairs(rows_of(text), tokenizer=tiny.tokenizer, prefix_tokens=20, continuation_tokens=70).kept
+    more = suite_of(request, read_asked(request, tiny), [], tiny.tokenizer, {"request_1": earlier})
+    assert more.text_tokens == {"forget": 100, "request_1": 70}  # as it was asked right after that request
+    short = Request(forget=text, continuation_tokens=40)
+    assert suite_of(short, read_asked(short, tiny), [], tiny.tokenizer).text_tokens == {}
 
 
 def test_the_weights_before_are_there_again_for_a_while(tiny_model: Path) -> None:
