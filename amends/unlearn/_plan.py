@@ -17,8 +17,8 @@ from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.unlearn._evaluate import BUILT_IN, room_for, spread
 from amends.unlearn._intervals import FloatArray
-from amends.unlearn._read import check_unseen, columns_of
-from amends.unlearn._request import Data
+from amends.unlearn._read import check_lengths, check_unseen, columns_of
+from amends.unlearn._request import Data, Request
 
 Embed = Callable[[Sequence[str]], FloatArray]
 """Texts -> vectors of length 1, (texts, D)."""
@@ -87,13 +87,15 @@ class Plan:
 
 
 class Sources(NamedTuple):
-    """Where the rows come from."""
+    """Where the rows come from, and how they are read."""
 
     forget: Data
     retain: Data | None = None
     holdout: Data | None = None
     question_column: str | None = None
     answer_column: str | None = None
+    prefix_tokens: int = Request.prefix_tokens
+    continuation_tokens: int = Request.continuation_tokens
 
 
 def make_plan(
@@ -123,7 +125,8 @@ def make_plan(
 
     Raises
     ------
-    InputError : faulty rows; rows to forget among those to keep, or either among the holdout.
+    InputError : faulty rows; rows to forget among those to keep, or either among the holdout; lengths of plain text
+        where there is none.
     """
     read: dict[str, Pairs] = {}
     places: dict[str, Wordings] = {}
@@ -138,9 +141,12 @@ def make_plan(
             question_column=question_column,
             answer_column=answer_column,
             tokenizer=tokenizer,
+            prefix_tokens=sources.prefix_tokens,
+            continuation_tokens=sources.continuation_tokens,
         )
         if name == "forget":
             places = wordings(found)
+    check_lengths(read.values(), sources.prefix_tokens, sources.continuation_tokens)
     trained: list[Pair] = []
     for name, pairs in read.items():
         check_unseen(pairs, trained, f"--{name}")

@@ -62,10 +62,7 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
             check_unseen(unseen, trained, option)
-    if not any(pair.is_text for pairs in rows.given().values() for pair in pairs.kept):
-        for name in ("prefix_tokens", "continuation_tokens"):
-            if getattr(request, name) != getattr(Request, name):
-                raise InputError(f"--{name.replace('_', '-')}: no row is plain text that is cut. Leave it out.")
+    check_lengths(rows.given().values(), request.prefix_tokens, request.continuation_tokens)
     return rows
 
 
@@ -129,6 +126,20 @@ def columns_of(
     start = [row for row in (next(rows, None),) if row is not None]
     there = bool(start) and all(name in start[0].data for name in named)
     return chain(start, rows), named if there else (None, None)
+
+
+def check_lengths(read: Iterable[Pairs], prefix_tokens: int, continuation_tokens: int) -> None:
+    """Refuse lengths of plain text where no row is plain text.
+
+    Raises
+    ------
+    InputError
+    """
+    if any(pair.is_text for pairs in read for pair in pairs.kept):
+        return
+    for name, given in (("prefix_tokens", prefix_tokens), ("continuation_tokens", continuation_tokens)):
+        if given != getattr(Request, name):
+            raise InputError(f"--{name.replace('_', '-')}: no row is plain text that is cut. Leave it out.")
 
 
 def read_templates(source: Data | Sequence[str] | None) -> list[str]:
