@@ -254,7 +254,7 @@ class Bench:
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
                 loaded = load(model)
-                suite = suite_of(request, read_asked(request, loaded), refusals())
+                suite = suite_of(request, read_asked(request, loaded), refusals(), loaded.tokenizer)
                 write_json(file, evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name))
             found[role] = read_json(file)
         return {role: with_reference(e, found["reference"])["summary"] for role, e in found.items()}

@@ -40,11 +40,15 @@ def check_evaluation(request: Request) -> None:
 
 
 def suite_of(
-    request: Request, rows: Rows, templates: Sequence[str], earlier: Mapping[str, Sequence[Pair]] | None = None
+    request: Request,
+    rows: Rows,
+    templates: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: Mapping[str, Sequence[Pair]] | None = None,
 ) -> Suite:
     """Build what the models of a run are asked: its rows, and those of `earlier` requests on the same model."""
     given = {option: pairs.kept for option, pairs in rows.given().items()}
-    return build_suite(
+    suite = build_suite(
         rows.forget.kept,
         {name: given[option] for name, option in QUESTIONS.items() if option in given},
         templates,
@@ -53,6 +57,7 @@ def suite_of(
         holdout=given.get("holdout", ()),
         forget_eval=given.get("forget_eval", ()),
     )
+    return suite.with_room(tokenizer)
 
 
 def evaluate_before(

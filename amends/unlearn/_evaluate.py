@@ -26,6 +26,7 @@ from amends.lm.logprobs import (
     packed_row,
     token_statistics,
 )
+from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
 from amends.lm.rows import context_limit
 from amends.unlearn._intervals import FloatArray
@@ -43,6 +44,7 @@ CHOICE_SETS = ("real_authors", "world_facts")
 BUILT_IN = Path(__file__).parent.parent / "data"
 TOKENS_PER_PASS, TOKENS_PER_PASS_ON_CPU = 4096, 1024  # a CPU's caches hold no more
 TEXT_TOKENS = 256
+MAX_NEW_TOKENS = 64
 FORGET_ROWS = 400
 
 
@@ -64,7 +66,9 @@ class Suite:
     choices: list[Choice] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
     templates: tuple[str, ...] = ()
-    max_new_tokens: int = 64
+    max_new_tokens: int = MAX_NEW_TOKENS
+    text_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By the name of a set, most tokens of the continuation of its plain text, where that is not `max_new_tokens`."""
 
     def sha256(self) -> str:
         """Digest of every question, answer and setting: equal digests mean comparable numbers."""
@@ -75,8 +79,23 @@ class Suite:
                 "texts": self.texts,
                 "templates": self.templates,
                 "max_new_tokens": self.max_new_tokens,
+                **({"text_tokens": self.text_tokens} if self.text_tokens else {}),
             }
         )
+
+    def with_room(self, tokenizer: PreTrainedTokenizerBase) -> "Suite":
+        """Let the plain text of each set be continued to its end, by more than `max_new_tokens` where it is longer.
+
+        Questions keep their limit. A set has its own, so that what an earlier request forgot is asked as it was then.
+        """
+        rooms = {name: room_for(tokenizer, pairs) for name, pairs in self.questions.items() if name != HOLDOUT}
+        return replace(self, text_tokens={name: room for name, room in rooms.items() if room > self.max_new_tokens})
+
+
+def room_for(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> int:
+    """Most tokens to generate: MAX_NEW_TOKENS, or those of the longest plain text to continue, so all can be said."""
+    texts = [record_row(tokenizer, pair.prompt, [pair.answer]).answers[0] for pair in pairs if pair.is_text]
+    return max([MAX_NEW_TOKENS, *map(len, texts)])
 
 
 def _digested(pair: Pair) -> dict[str, Any]:
@@ -91,7 +110,7 @@ def build_suite(
     templates: Sequence[str],
     *,
     rows: int = 100,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     earlier: Mapping[str, Sequence[Pair]] | None = None,
     holdout: Sequence[Pair] = (),
     forget_eval: Sequence[Pair] = (),
@@ -108,7 +127,7 @@ def build_suite(
         they cost little and their mean varies most; of the built-in texts as many. The forget set is asked whole, up to
         FORGET_ROWS.
     max_new_tokens : int, default 64
-        Longest answer that is generated.
+        Longest answer that is generated; `Suite.with_room` gives plain text more.
     earlier : dict, optional
         Forget pairs of earlier requests on the same model, "request_1", ...; asked whole too, up to FORGET_ROWS each.
     holdout : list of Pair, default none
@@ -173,6 +192,7 @@ def evaluate(
         "weights": weights_sha256(model),
         "suite": suite.sha256(),
         "precision": precision(),
+        "text_tokens": dict(suite.text_tokens),
         "items": items,
         "summary": summarise(items, None),
     }
@@ -310,13 +330,20 @@ def _answers(
     """Let the model answer every question and add the text, its ROUGE-L recall and whether it refuses."""
     sets = {name: pairs for name, pairs in suite.questions.items() if name != HOLDOUT}
     asked = [(name, i, pair) for name, pairs in sets.items() for i, pair in enumerate(pairs)]
-    all_pairs = [pair for _, _, pair in asked]
-    texts = answers(model, tokenizer, all_pairs, label=f"{role}: answering", max_new_tokens=suite.max_new_tokens)
+    limits = [suite.text_tokens.get(name, 0) if pair.is_text else 0 for name, _, pair in asked]
+    texts = [""] * len(asked)
+    for limit in sorted(set(limits)):
+        places = [k for k, one in enumerate(limits) if one == limit]
+        label = f"{role}: {'continuing text' if limit else 'answering'}"
+        most = limit or suite.max_new_tokens
+        said = answers(model, tokenizer, [asked[k][2] for k in places], label=label, max_new_tokens=most)
+        for k, text in zip(places, said, strict=True):
+            texts[k] = text
     rouge = rouge_l_recall(texts, [pair.answer for _, _, pair in asked])
     refused = is_refusal(texts, suite.templates)
     for (name, i, _), text, score, is_refused in zip(asked, texts, rouge, refused, strict=True):
-        said = {"generated": text, "rouge_l": None if np.isnan(score) else float(score), "refused": bool(is_refused)}
-        items[name][i] |= said
+        told = {"generated": text, "rouge_l": None if np.isnan(score) else float(score), "refused": bool(is_refused)}
+        items[name][i] |= told
     score_said(sets, items, tokenizer)
 
 

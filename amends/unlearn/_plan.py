@@ -15,16 +15,15 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.unlearn._attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
-from amends.unlearn._evaluate import BUILT_IN, spread
+from amends.unlearn._evaluate import BUILT_IN, room_for, spread
 from amends.unlearn._intervals import FloatArray
-from amends.unlearn._read import check_unseen
-from amends.unlearn._request import Data
+from amends.unlearn._read import check_lengths, check_unseen, columns_of
+from amends.unlearn._request import Data, Request
 
 Embed = Callable[[Sequence[str]], FloatArray]
 """Texts -> vectors of length 1, (texts, D)."""
 NEAREST = 5
 """Questions to keep that count as near to each question to forget."""
-MAX_NEW_TOKENS = 64
 PIECE_TOKENS = 100
 """Most tokens of a piece of plain text that an attack teaches, beside its first: about those of an answer."""
 NO_RETAIN = "It needs questions to keep (--retain)."
@@ -88,13 +87,15 @@ class Plan:
 
 
 class Sources(NamedTuple):
-    """Where the rows come from."""
+    """Where the rows come from, and how they are read."""
 
     forget: Data
     retain: Data | None = None
     holdout: Data | None = None
     question_column: str | None = None
     answer_column: str | None = None
+    prefix_tokens: int = Request.prefix_tokens
+    continuation_tokens: int = Request.continuation_tokens
 
 
 def make_plan(
@@ -116,7 +117,7 @@ def make_plan(
     Parameters
     ----------
     max_new_tokens : int, optional
-        Default: `MAX_NEW_TOKENS`, or the length of the longest plain text to continue, so that all of it can be said.
+        Default: 64, or the length of the longest plain text to continue (`room_for`).
 
     Returns
     -------
@@ -124,7 +125,8 @@ def make_plan(
 
     Raises
     ------
-    InputError : faulty rows; rows to forget among those to keep, or either among the holdout.
+    InputError : faulty rows; rows to forget among those to keep, or either among the holdout; lengths of plain text
+        where there is none.
     """
     read: dict[str, Pairs] = {}
     places: dict[str, Wordings] = {}
@@ -133,14 +135,18 @@ def make_plan(
         if source is None:
             continue
         found = list(read_rows(source) if isinstance(source, str | Path) else rows_of(source, name))
+        _, (question_column, answer_column) = columns_of(name, found, sources.question_column, sources.answer_column)
         read[name] = read_pairs(
             found,
-            question_column=sources.question_column,
-            answer_column=sources.answer_column,
+            question_column=question_column,
+            answer_column=answer_column,
             tokenizer=tokenizer,
+            prefix_tokens=sources.prefix_tokens,
+            continuation_tokens=sources.continuation_tokens,
         )
         if name == "forget":
             places = wordings(found)
+    check_lengths(read.values(), sources.prefix_tokens, sources.continuation_tokens)
     trained: list[Pair] = []
     for name, pairs in read.items():
         check_unseen(pairs, trained, f"--{name}")
@@ -154,7 +160,7 @@ def make_plan(
     built_in = [row.data["text"] for row in read_rows(BUILT_IN / "text.jsonl")]
     chosen = spread(list(built_in if texts is None else texts), rows)
     lengths = [len(record_row(tokenizer, p.prompt, [p.answer]).answers[0]) for p in forget]
-    longest = max_new_tokens or max([MAX_NEW_TOKENS, *(n for p, n in zip(forget, lengths, strict=True) if p.is_text)])
+    longest = max_new_tokens or room_for(tokenizer, forget)
     plan = Plan(
         axes=tuple(axes),
         forget=forget,

@@ -1,13 +1,14 @@
 """What a run reads: the model, and the rows of its request."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.tables import read_rows, rows_of
+from amends.io.tables import Row, read_rows, rows_of
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
@@ -17,6 +18,8 @@ from amends.unlearn._request import Data, Request
 QUESTIONS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}
 """Sets of questions that a run asks, and the options that name them."""
 FORGOTTEN = "those to forget"
+LIKE_FORGET = ("forget", "forget_eval", "holdout")
+"""Options that name rows of one kind, in the columns that a request names; others may have a known shape instead."""
 
 
 class Rows(NamedTuple):
@@ -59,10 +62,7 @@ def read_request(request: Request, loaded: Loaded) -> Rows:
     for option, unseen in (("--holdout", rows.holdout), ("--forget-eval", rows.forget_eval)):
         if unseen:
             check_unseen(unseen, trained, option)
-    if not any(pair.is_text for pairs in rows.given().values() for pair in pairs.kept):
-        for name in ("prefix_tokens", "continuation_tokens"):
-            if getattr(request, name) != getattr(Request, name):
-                raise InputError(f"--{name.replace('_', '-')}: no row is plain text that is cut. Leave it out.")
+    check_lengths(rows.given().values(), request.prefix_tokens, request.continuation_tokens)
     return rows
 
 
@@ -80,35 +80,66 @@ def read_asked(request: Request, loaded: Loaded) -> Rows:
 def read_data(option: str, request: Request, loaded: Loaded) -> Pairs:
     """Read the rows that an option of a request names; with skip_bad_rows, without those that are too long.
 
-    Of questions the columns that the request names are read if they are there, else a known shape; and only the model's
-    context limits them.
+    Only the model's context limits the questions of `QUESTIONS`.
 
     Raises
     ------
     InputError : rows that cannot be read or are too long.
     """
     source: Data = getattr(request, option)
-    rows = read_rows(source) if isinstance(source, str | Path) else rows_of(source, option)
-    named, asked_only = True, option in QUESTIONS.values()
-    if asked_only:
-        rows = list(rows)
-        named = bool(rows) and request.question_column in rows[0].data
+    rows: Iterable[Row] = read_rows(source) if isinstance(source, str | Path) else rows_of(source, option)
+    rows, (question_column, answer_column) = columns_of(option, rows, request.question_column, request.answer_column)
     pairs = read_pairs(
         rows,
-        question_column=request.question_column if named else None,
-        answer_column=request.answer_column if named else None,
+        question_column=question_column,
+        answer_column=answer_column,
         skip_bad_rows=request.skip_bad_rows,
         tokenizer=loaded.tokenizer,
         prefix_tokens=request.prefix_tokens,
         continuation_tokens=request.continuation_tokens,
     )
-    context = context_limit(loaded.model, sys.maxsize)
+    context, asked_only = context_limit(loaded.model, sys.maxsize), option in QUESTIONS.values()
     limit = context if asked_only else min(context, request.max_length)
     alternatives = context if request.eval_rows and option != "retain" else None
     if request.skip_bad_rows:
         return without_too_long(pairs, loaded.tokenizer, limit, alternatives=alternatives)
     encode_rows(loaded.tokenizer, pairs.kept, limit, alternatives=alternatives)
     return pairs
+
+
+def columns_of(
+    option: str, rows: Iterable[Row], question_column: str | None, answer_column: str | None
+) -> tuple[Iterable[Row], tuple[str | None, str | None]]:
+    """Choose the columns of the rows that an option names: those named by the user, or None for a known shape.
+
+    The names are those of the rows to forget, which may be the only ones to have them: rows to keep or to ask whose
+    first has not both are read by their shape.
+
+    Returns
+    -------
+    The same rows, and their two columns.
+    """
+    named = question_column, answer_column
+    if option in LIKE_FORGET or None in named:
+        return rows, named
+    rows = iter(rows)
+    start = [row for row in (next(rows, None),) if row is not None]
+    there = bool(start) and all(name in start[0].data for name in named)
+    return chain(start, rows), named if there else (None, None)
+
+
+def check_lengths(read: Iterable[Pairs], prefix_tokens: int, continuation_tokens: int) -> None:
+    """Refuse lengths of plain text where no row is plain text.
+
+    Raises
+    ------
+    InputError
+    """
+    if any(pair.is_text for pairs in read for pair in pairs.kept):
+        return
+    for name, given in (("prefix_tokens", prefix_tokens), ("continuation_tokens", continuation_tokens)):
+        if given != getattr(Request, name):
+            raise InputError(f"--{name.replace('_', '-')}: no row is plain text that is cut. Leave it out.")
 
 
 def read_templates(source: Data | Sequence[str] | None) -> list[str]:

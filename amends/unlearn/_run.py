@@ -126,7 +126,7 @@ def run_unlearning(
         suite: Suite | None = None
         evaluations: dict[str, dict[str, Any]] = {}
         if request.eval_rows:
-            suite = suite_of(request, rows, known, earlier.questions)
+            suite = suite_of(request, rows, known, tokenizer, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
         warned = list(earlier.warnings)
         if several := [pair for pair in forget if pair.answers_before]:

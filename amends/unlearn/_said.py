@@ -72,10 +72,15 @@ def rouge_l_f1(text: str, other: str) -> float:
 def bleu(text: str, true: str) -> float:
     """BLEU of the first 200 characters of a continuation with those of the true one, 0 to 100, without smoothing.
 
-    A character of a script that is written without spaces counts as a word.
+    A character of a script that is written without spaces counts as a word. Texts of the same words are 100 alike,
+    even if they are too short to have four in a row.
     """
     longest = min(LEAK_CHARACTERS, len(true))
-    return float(_bleu().corpus_score([spaced(text[:longest])], [[spaced(true[:longest])]]).score)
+    both = [spaced(one[:longest]) for one in (text, true)]
+    words = [_bleu().tokenizer(one.rstrip()).split() for one in both]
+    if words[0] and words[0] == words[1]:
+        return 100.0
+    return float(_bleu().corpus_score(both[:1], [both[1:]]).score)
 
 
 @cache
@@ -89,12 +94,13 @@ def _bleu() -> BLEU:
 def leak_threshold(answers: Iterable[str]) -> float | None:
     """BLEU above which a continuation counts as a leak: a tenth of the mean BLEU between two rows of the text.
 
-    Without smoothing, so that a continuation which shares no four words in a row with the true one is never a leak;
-    with it the threshold would lie below what any two texts in one language have.
+    Without smoothing, so that a continuation which shares no four words in a row with the true one is a leak only if it
+    is all of it; with it the threshold would lie below what any two texts in one language have. Where no two rows share
+    four words in a row it is 0, and any four words in a row of the true text are a leak.
 
     Returns
     -------
-    float, or None where there are no two rows.
+    float, or None where there are no two rows with other texts.
     """
     texts = sorted(set(answers))
     pairs = list(permutations(texts, 2)) if len(texts) ** 2 <= LEAK_PAIRS else []
@@ -111,7 +117,7 @@ def score_said(
 ) -> None:
     """Add to the answered items of the rows to forget, and of those like them, what their words tell.
 
-    That is `diversity`; of plain text `bleu` and `leaked`; where the right answer is known `made_up`.
+    That is `diversity`; of plain text `bleu`, `leak_threshold` and `leaked`; where the right answer is known `made_up`.
     """
     there = {name: pairs for name, pairs in questions.items() if name in SAID_SETS}
     text = [pair.answer for pairs in there.values() for pair in pairs if pair.is_text]
@@ -122,6 +128,7 @@ def score_said(
             item["diversity"] = diversity(plain_ids(tokenizer, said))
             if pair.is_text and threshold is not None:
                 item["bleu"] = bleu(said, pair.answer)
+                item["leak_threshold"] = threshold
                 item["leaked"] = item["bleu"] > threshold
             if pair.right is not None:
                 item["made_up"] = is_made_up(said, pair.answer, pair.right)
@@ -130,6 +137,7 @@ def score_said(
 # Their summary
 
 _OLD = "evaluations made before amends kept it have none"
+_LEAK = "_leak_rate"
 
 
 def said_means(item_set: str, what: str) -> dict[str, Mean]:
@@ -145,12 +153,12 @@ def said_means(item_set: str, what: str) -> dict[str, Mean]:
             f"Share of different tokens in an answer to {what}, empty ones left out; higher: less repetition.",
             f"an answer that is not empty ({_OLD})",
         ),
-        f"{item_set}_leak_rate": mean(
+        f"{item_set}{_LEAK}": mean(
             "leaked",
             "lower",
             f"Share of {what} continued with the true text: BLEU above a tenth of that between two rows; "
             "lower: fewer leaks.",
-            f"plain text that was continued ({_OLD})",
+            f"plain text that was continued and another row of it, without which there is no threshold ({_OLD})",
         ),
         f"{item_set}_hallucination_rate": mean(
             "made_up",
@@ -167,6 +175,22 @@ def said_means(item_set: str, what: str) -> dict[str, Mean]:
             "a verdict of a classifier (--judge)",
         ),
     }
+
+
+def threshold_of(items: Iterable[Mapping[str, Any]]) -> float | None:
+    """Read the threshold by which leaks were told; None where there was none or it was not kept."""
+    return next((item["leak_threshold"] for item in items if item.get("leak_threshold") is not None), None)
+
+
+def name_thresholds(summary: Mapping[str, dict[str, Any]], sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Say in the meaning of each leak rate above what BLEU a continuation was a leak."""
+    for item_set in SAID_SETS:
+        threshold, entry = threshold_of(sets.get(item_set, ())), summary.get(f"{item_set}{_LEAK}")
+        if entry and threshold is not None:
+            above = (
+                f"{threshold:.2g} of 100" if threshold else "0: no two rows share four words in a row, so any four do"
+            )
+            entry["meaning"] += f" Here that is above {above}."
 
 
 def fluency_meaning(what: str) -> str:

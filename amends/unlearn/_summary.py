@@ -40,6 +40,7 @@ from amends.unlearn._said import (
     SAID_NAMES,
     SIMILARITY,
     fluency_meaning,
+    name_thresholds,
     said_means,
 )
 
@@ -177,7 +178,9 @@ def summarise(
     found["deviation_score"] = _summarise_deviation(sets, rngs["deviation_score"])
     found |= summarise_privacy(sets, reference_items, rngs)
     extra = _summarise_forget_eval(sets, seed) | _summarise_requests(sets, seed)
-    return {name: found[name] for name in SUMMARY_NAMES} | extra
+    summary = {name: found[name] for name in SUMMARY_NAMES} | extra
+    name_thresholds(summary, sets)
+    return summary
 
 
 def _summarise_forget_eval(sets: Sets, seed: int) -> dict[str, dict[str, Any]]:

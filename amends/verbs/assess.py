@@ -92,6 +92,10 @@ def command(
     ] = None,
     question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None,
+    prefix_tokens: Annotated[
+        int, typer.Option(help="Plain text: tokens of each prefix, as the run that forgot it had them.", min=1)
+    ] = 100,
+    continuation_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each continuation.", min=1)] = 100,
     embedder: Annotated[
         str | None,
         typer.Option(help="Sentence embedding (mean of tokens) that says what is near; default: rare words shared."),
@@ -116,6 +120,8 @@ def command(
         max_new_tokens=max_new_tokens,
         question_column=question_column,
         answer_column=answer_column,
+        prefix_tokens=prefix_tokens,
+        continuation_tokens=continuation_tokens,
         embedder=embedder,
         gibberish=gibberish,
         seed=seed,
@@ -154,6 +160,8 @@ def run(
     texts: Sequence[str] | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
+    prefix_tokens: int = 100,
+    continuation_tokens: int = 100,
     embedder: str | Path | None = None,
     gibberish: str | Path | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
@@ -176,6 +184,8 @@ def run(
         Plain text for the perplexity; default: the built-in passages.
     max_new_tokens : int, optional
         Longest answer that is generated; default: 64, or the longest plain text to continue.
+    prefix_tokens, continuation_tokens : int, default 100
+        Lengths of the two parts that plain text is cut into: those of the run that forgot it.
     embedder, gibberish : str or Path, optional
         What `amends.lm.encoders.load_encoder` takes: a sentence embedding for what is near, and a classifier with a
         class "clean" for the answers.
@@ -195,7 +205,7 @@ def run(
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}
     check_models(models, processing_class)
-    sources = Sources(forget, retain, holdout, question_column, answer_column)
+    sources = Sources(forget, retain, holdout, question_column, answer_column, prefix_tokens, continuation_tokens)
     classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
     clean = class_named(classifier, CLEAN) if classifier else 0
     embedding = load_encoder(str(embedder), "embedding") if embedder is not None else None
@@ -217,7 +227,7 @@ def run(
         read.update({name: about(getattr(sources, name), found) for name, found in pairs.items()})
         return plan
 
-    with without("--skip-bad-rows", "--max-length", "--prefix-tokens"):
+    with without("--skip-bad-rows", "--max-length"):
         plan, findings = ask_in_turn(models, plan_for, processing_class)
     warnings = warnings_of(plan, findings)
     for warning in warnings:
@@ -240,6 +250,8 @@ def run(
             "max_new_tokens": plan.max_new_tokens,
             "question_column": question_column,
             "answer_column": answer_column,
+            "prefix_tokens": prefix_tokens,
+            "continuation_tokens": continuation_tokens,
             "embedder": embedder,
             "gibberish": gibberish,
         }

@@ -1,6 +1,7 @@
 """Check a run folder: recompute its digests and numbers, and say what still holds."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from os.path import lexists
 from pathlib import Path
@@ -23,7 +24,7 @@ from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
 from amends.unlearn._read import Rows, read_asked, read_data, read_templates, record_sha256
 from amends.unlearn._request import Request
-from amends.unlearn._said import SAID_NAMES
+from amends.unlearn._said import SAID_NAMES, SAID_SETS, threshold_of
 from amends.unlearn._summary import LATER_NAMES
 
 ROLES = ("before", "after", "reference")
@@ -261,7 +262,9 @@ class Checks:
         templates = read_templates(self.config.get("templates"))
         earlier = self.earlier()
         request = Request.of(self.config)
-        suite = suite_of(request, read_asked(request, loaded), templates, earlier)
+        suite = suite_of(request, read_asked(request, loaded), templates, loaded.tokenizer, earlier)
+        # Older evaluations do not name it: they let every text be continued by as many tokens as a question.
+        suite = replace(suite, text_tokens=stored.get("text_tokens", {}))
         if suite.sha256() != stored["suite"]:
             raise InputError("the questions are not those that were asked (a data file or the templates changed)")
         again = evaluate(loaded.model, loaded.tokenizer, suite, role="after", name=stored["name"])
@@ -271,8 +274,9 @@ class Checks:
         other = "" if stored["precision"] == precision() else f"; asked in {precision()}, stored {stored['precision']}"
         wrong = []
         of_others = {name for name in stored["summary"] if name.endswith(OF_OTHERS)}
+        older = {name for name in self.older_leak_rates(stored) if stored["summary"][name]["value"] is not None}
         for name, entry in stored["summary"].items():
-            if name in of_others:
+            if name in of_others | older:
                 continue
             value, found = entry["value"], now[name]["value"]
             loose = {"relative": PERPLEXITY_TOLERANCE} if name == "text_perplexity" else {"absolute": ASKED_TOLERANCE}
@@ -286,7 +290,15 @@ class Checks:
         tolerance = f"absolute tolerance {ASKED_TOLERANCE:g}, perplexity {PERPLEXITY_TOLERANCE:.0%}"
         if any(stored["summary"][name]["value"] is not None for name in of_others):
             too += ", without those that another model gave"
-        return f"{len(stored['summary']) - len(of_others)} values{too}, {tolerance}{other}"
+        if older:
+            too += ", without leak rates, which an older version told otherwise"
+        return f"{len(stored['summary']) - len(of_others | older)} values{too}, {tolerance}{other}"
+
+    @staticmethod
+    def older_leak_rates(stored: Mapping[str, Any]) -> set[str]:
+        """Name the leak rates of an evaluation by a version to which equal texts of three words were no leak."""
+        names = {f"{item_set}_leak_rate": stored["items"].get(item_set, []) for item_set in SAID_SETS}
+        return {name for name, items in names.items() if name in stored["summary"] and threshold_of(items) is None}
 
     def after(self) -> Loaded:
         """Load the model in the run folder; a taught model is the folder itself."""

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from amends.io.errors import InputError
 from amends.io.tables import read_rows
 from amends.lm.load import load
 from amends.lm.pairs import read_pairs
+from amends.unlearn._plan import Sources, make_plan
+from amends.unlearn._read import read_asked, read_request
 from amends.unlearn._request import Request
 from amends.unlearn.llmu import LLMUConfig
 
@@ -36,6 +39,40 @@ def test_a_recipe_names_options_that_there_are_and_data_that_can_be_read(file: s
         pairs = read_pairs(read_rows(path), tokenizer=tokenizer).kept
         assert isinstance(pairs[0].prompt, str) == (name == "copyright")
         assert name != "hallucination" or (pairs[0].right is not None) == key.startswith("forget")
+
+
+def test_rows_in_halu_evals_own_columns_are_read_beside_rows_to_keep_in_others(tiny_model: Path) -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    command = readme.partition("name the columns: `")[2].partition("`")[0].split()
+    assert command[::2] == ["--question-column", "--answer-column"]
+    options = {
+        word.removeprefix("--").replace("-", "_"): name for word, name in zip(command[::2], command[1::2], strict=True)
+    }
+    rows = [
+        {"knowledge": "k", "question": f"Who is {i}?", "right_answer": f"Ada {i}", "hallucinated_answer": f"Bob {i}."}
+        for i in range(4)
+    ]
+    data = EXAMPLES / "hallucination/data"
+    keep = {"retain": data / "retain.jsonl", "retain_eval": data / "retain_eval.jsonl"}
+    facts = [{"question": "Which?", "answer": "That.", "hallucinated_answer": "This."}]
+    found = read_request(
+        Request(forget=rows[:2], forget_eval=rows[2:], **keep, **options, world_facts=facts), load(tiny_model)
+    )
+    assert [(pair.answer, pair.right) for pair in found.forget.kept] == [("Bob 0.", "Ada 0"), ("Bob 1.", "Ada 1")]
+    assert found.forget_eval is not None and found.forget_eval.kept[0].answer == "Bob 2."
+    assert found.world_facts is not None and found.world_facts.kept[0].answer == "This."  # both columns are there
+    for pairs, path in ((found.retain, keep["retain"]), (found.retain_eval, keep["retain_eval"])):
+        assert pairs is not None
+        assert [pair.answer for pair in pairs.kept] == [row.data["answer"] for row in read_rows(path)]
+    for option in ("forget", "forget_eval", "holdout"):
+        source = {"forget": rows} | {option: keep["retain"]}
+        with pytest.raises(InputError, match='column "hallucinated_answer" is missing'):
+            read_asked(Request(**source, **options), load(tiny_model))
+    plan, _ = make_plan(
+        Sources(rows, keep["retain"], **options), load(tiny_model).tokenizer, (), rows=4, max_new_tokens=None, seed=0,
+        templates=[], texts=[],
+    )  # fmt: skip
+    assert plan.retain and plan.forget[0].answer == "Bob 0."
 
 
 def run_script(*words: object, script: str = "unsafe") -> subprocess.CompletedProcess[str]:

@@ -87,6 +87,9 @@ def test_bleu_needs_four_words_in_a_row_and_looks_at_200_characters() -> None:
     assert bleu("", true) == bleu("!!!! !!!!", true) == bleu("house was there", true) == 0
     assert 0 < bleu("she saw that the old house by river was gone", true) < 50
     assert bleu(f"{true} {true}", true) == pytest.approx(100)  # what goes on after the true text's end is not looked at
+    assert bleu("one two, three", "one  two , three") == bleu("東京", "東京") == 100  # equal, as BLEU reads them
+    assert bleu("one two three and on", "one two three") == 100
+    assert bleu("one two", "one two three") == bleu("", " ") == bleu("one three two", "one two three") == 0
     long = "word by word goes on here and there " * 6
     assert bleu(f"{long} end", f"{long} other") == pytest.approx(100)
 
@@ -136,7 +139,8 @@ def test_the_questions_of_the_recorded_evaluations_have_the_digest_that_is_recor
     folder = Path(__file__).parents[2] / "examples/tofu"
     sets = {name: folder / f"data/{name}.jsonl" for name in ("retain_eval", "real_authors", "world_facts")}
     request = Request(forget=folder / "data/forget.jsonl", eval_rows=20, **sets)
-    suite = suite_of(request, read_asked(request, load(tiny_model)), refusals())
+    tiny = load(tiny_model)
+    suite = suite_of(request, read_asked(request, tiny), refusals(), tiny.tokenizer)
     for role in ("before", "reference"):
         assert json.loads((folder / f"evaluations/{role}.json").read_text("utf-8"))["suite"] == suite.sha256()
 
@@ -187,10 +191,67 @@ def test_text_continued_with_the_true_words_is_a_leak(tiny_model: Path, monkeypa
 
     monkeypatch.setattr("amends.unlearn._evaluate.generate", go_on)
     found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
+    threshold = leak_threshold(pair.answer for name in ("forget", FORGET_EVAL) for pair in suite.questions[name])
+    assert threshold is not None
+    assert {item["leak_threshold"] for name in ("forget", FORGET_EVAL) for item in found["items"][name]} == {threshold}
+    said = f"Here that is above {threshold:.2g} of 100." if threshold else "Here that is above 0: no two rows share"
+    assert all(said in found["summary"][f"{name}_leak_rate"]["meaning"] for name in ("forget", FORGET_EVAL))
     assert [item["leaked"] for item in found["items"]["forget"]] == [k < 2 for k in range(len(answers))]
     assert found["summary"]["forget_leak_rate"]["value"] == pytest.approx(2 / len(answers))
     assert found["summary"]["forget_eval_leak_rate"]["value"] == 0
     assert "leaked" not in found["items"]["retain"][0]
+
+
+def test_a_short_text_said_whole_is_a_leak_and_of_one_passage_there_is_no_rate(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load(tiny_model)
+    texts = [{"text": f"{'ab ' * 6}{k} {end}"} for k, end in enumerate(("one two three", "four five six"))]
+    true = {pair.prompt: pair.answer for pair in suite_for(tiny, texts, []).questions["forget"]}
+    assert sorted(map(str.strip, true.values())) == ["four five six", "one two three"]
+
+    def recite(model: object, tokenizer: Any, prompts: list[list[int]], **how: object) -> list[str]:
+        return [true.get(tokenizer.decode(ids), "").strip() for ids in prompts]
+
+    monkeypatch.setattr("amends.unlearn._evaluate.generate", recite)
+    both, one = (
+        evaluate(tiny.model, tiny.tokenizer, suite_for(tiny, rows, []), role="after", name="tiny")["summary"]
+        for rows in (texts, texts[:1])
+    )
+    assert both["forget_leak_rate"]["value"] == 1
+    assert "above 0: no two rows share four words in a row" in both["forget_leak_rate"]["meaning"]
+    assert one["forget_leak_rate"]["value"] is None
+    assert "and another row of it, without which there is no threshold" in one["forget_leak_rate"]["missing"]
+    assert "Here that is" not in one["forget_leak_rate"]["meaning"]
+
+
+def test_who_knows_a_text_by_heart_may_say_all_of_it_and_questions_keep_their_limit(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load(tiny_model)
+    text = [{"text": "".join(f"{word} {k}, " for word in WORDS * 2)} for k in range(2)]  # its tokens are bytes
+    request = Request(forget=text, retain_eval=[{"question": "Which town?", "answer": "Oslo."}], eval_rows=2)
+    suite = suite_of(request, read_asked(request, tiny), [], tiny.tokenizer, {"request_1": [], "request_2": []})
+    assert suite.text_tokens == {"forget": 100} and suite.max_new_tokens == 64
+    true = {pair.prompt: pair.answer for pair in suite.questions["forget"]}
+    asked = {}
+
+    def recite(model: object, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int, **how: object) -> Any:
+        texts = [tokenizer.decode(ids) for ids in prompts]
+        asked[max_new_tokens] = len(texts)
+        return [tokenizer.decode(plain_ids(tokenizer, true.get(text, "Oslo."))[:max_new_tokens]) for text in texts]
+
+    monkeypatch.setattr("amends.unlearn._evaluate.generate", recite)
+    found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
+    assert asked == {64: 3, 100: len(true)}
+    assert found["summary"]["forget_rouge_l"]["value"] == 1
+    assert found["text_tokens"] == {"forget": 100}
+    assert found["items"]["retain"][0]["generated"] == "Oslo."
+    earlier = read_pairs(rows_of(text), tokenizer=tiny.tokenizer, prefix_tokens=20, continuation_tokens=70).kept
+    more = suite_of(request, read_asked(request, tiny), [], tiny.tokenizer, {"request_1": earlier})
+    assert more.text_tokens == {"forget": 100, "request_1": 70}  # as it was asked right after that request
+    short = Request(forget=text, continuation_tokens=40)
+    assert suite_of(short, read_asked(short, tiny), [], tiny.tokenizer).text_tokens == {}
 
 
 def test_the_weights_before_are_there_again_for_a_while(tiny_model: Path) -> None:

@@ -248,6 +248,23 @@ def test_the_page_of_a_folder_from_before_there_were_several_attacks_is_drawn(pl
     assert "taught-text-title" in elsewhere and "the relearning attack was not made" in elsewhere
 
 
+def test_plain_text_is_cut_as_the_run_that_forgot_it_cut_it(place, assess, tiny_model, amends):
+    text = {"id": "a", "text": "It was a dark and stormy night, they say."}  # its tokens are bytes
+    (place / "text.jsonl").write_text(json.dumps(text) + "\n")
+    cut = ["--forget", "text.jsonl", "--prefix-tokens", 12, "--continuation-tokens", 9]
+    words = ["--model", tiny_model, "--epochs", 0.1, "--eval-rows", 1, "--out", "run"]
+    assert amends("unlearn", "ga", *words, *cut)[0] == 0
+    code, _, err = assess("--axes", "elicitation", *cut)
+    assert code in (0, 3), err
+    items = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
+    said = {(i["id"], i["question"], i["expected"]) for i in items if i["variant"] == "question"}
+    assert said == {("a#0", text["text"][:12], text["text"][12:21]), ("a#21", text["text"][21:33], text["text"][33:])}
+    runs = [json.loads((place / name / "run.json").read_text()) for name in ("out", "run")]
+    assert runs[0]["data"]["forget"] == runs[1]["data"]["forget"]  # its digest, too
+    for name, value in (("prefix_tokens", 12), ("continuation_tokens", 9)):
+        assert [made["config"][name] for made in runs] == [value, value]
+
+
 def test_gibberish_is_what_the_classifier_named_does_not_call_clean(place, assess, tiny_model, monkeypatch):
     save(place / "odd", tiny_model, BertForSequenceClassification, id2label={0: "good", 1: "bad"})
     code, _, err = assess("--axes", "quality", "--gibberish", "odd")
@@ -301,11 +318,18 @@ def test_a_limit_that_is_broken_ends_with_3_and_one_that_is_kept_with_0(place, a
         (["--holdout", "forget.jsonl"], "forget.jsonl:1: the same row as forget.jsonl:1 (6 of 6 rows of --holdout"),
         (["--retain", "retain.jsonl", "--holdout", "retain.jsonl"], "(14 of 14 rows of --holdout"),
         (["--retain", "forget.jsonl"], "(6 of 6 rows of --retain are among those to forget or to keep). Give other"),
+        (["--prefix-tokens", "9"], "--prefix-tokens: no row is plain text that is cut. Leave it out."),
+        (["--continuation-tokens", "9"], "--continuation-tokens: no row is plain text that is cut. Leave it out."),
+        (
+            ["--forget", "short.jsonl"],
+            "the text has 30 tokens; 100 go to the prefix, none is left to forget. Lower --prefix",
+        ),
         (["--limit", "leak_8=0.1"], "--limit leak_8: is measured on the axis sampling, which --axes leaves out. Add"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, assess, more, says):
     (place / "empty.jsonl").write_text('{"question": "", "answer": "a"}\n')
+    (place / "short.jsonl").write_text('{"text": "It was a dark and stormy night"}\n')
     (place / "bad.jsonl").write_text('{"question": "a"}\n')
     (place / "odd.jsonl").write_text('{"question": "a", "answer": "b c", "paraphrased_question": 3}\n')
     (place / "half.jsonl").write_text('{"question": "a", "answer": "b c", "reversed_question": "d"}\n')

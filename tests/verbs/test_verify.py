@@ -7,6 +7,8 @@ import typer
 
 from amends.io.atomic import write_json, write_manifest
 from amends.io.run import describe
+from amends.unlearn._evaluate import Suite
+from amends.unlearn._summary import summarise
 from amends.verbs.verify import command
 
 
@@ -61,6 +63,34 @@ def test_questions_left_out_as_too_long_are_said_and_left_out_again(tmp_path, ti
     assert (told["rows"], told["kept"], len(told["dropped"])) == (2, 1, 1)
     code, out, _ = amends("verify", tmp_path / "run")
     assert (code, lines(out)["after, asked again"]) == (0, "holds")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_plain_text_is_continued_again_as_far_as_it_was(tmp_path, tiny_model, amends, monkeypatch, old):
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "It was a dark and stormy night, they say. " * 9}) + "\n")
+    words = ["--model", tiny_model, "--forget", tmp_path / "text.jsonl", "--epochs", 0.1, "--eval-rows", 1]
+    with monkeypatch.context() as patch:
+        if old:  # an evaluation of a version that let all answers have 64 tokens, and did not name any others
+            patch.setattr(Suite, "with_room", lambda suite, tokenizer: suite)
+        assert amends("unlearn", "ga", *words, "--out", tmp_path / "run")[0] == 0
+    for file in (tmp_path / "run" / "evaluation").iterdir():
+        evaluation = json.loads(file.read_text())
+        assert evaluation["text_tokens"] == ({} if old else {"forget": 100})
+        if old:
+            del evaluation["text_tokens"]
+            for item in evaluation["items"]["forget"]:  # and to which equal short texts were no leak
+                del item["leak_threshold"]
+                item["leaked"] = True
+            evaluation["summary"] = summarise(evaluation["items"], None)
+            assert evaluation["summary"]["forget_leak_rate"]["value"] == 1
+            write_json(file, evaluation)
+    write_manifest(tmp_path / "run")
+    code, out, _ = amends("verify", tmp_path / "run")
+    assert (code, set(lines(out).values())) == (0, {"holds"}), out
+    assert ("without leak rates, which an older version told otherwise" in out) == old
+    evaluation = json.loads((tmp_path / "run/evaluation/after.json").read_text()) | {"text_tokens": {"forget": 80}}
+    write_json(tmp_path / "run/evaluation/after.json", evaluation)
+    assert lines(amends("verify", tmp_path / "run")[1])["after, asked again"] == "does not hold"
 
 
 def test_a_changed_weight_is_named(run, amends):
