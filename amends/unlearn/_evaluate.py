@@ -1,5 +1,6 @@
 """Ask a model everything the audit needs, once: one forward pass for all answers of a question, and its own words."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from amends.lm.logprobs import (
 )
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
-from amends.lm.rows import context_limit
+from amends.lm.rows import context_limit, context_of
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio
@@ -314,10 +315,21 @@ def answers(
     label: str,
     max_new_tokens: int = Suite.max_new_tokens,
 ) -> list[str]:
-    """Ask a model each question, and give what it says without drawing; `label` stands at the progress bar."""
+    """Ask a model each question, and give what it says without drawing; `label` stands at the progress bar.
+
+    No answer goes beyond the model's context.
+    """
     prompts = [encode(tokenizer, pair.prompt, [pair.answer])[0].prompt for pair in pairs]
-    stop_ids = turn_end(tokenizer)
-    return generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, label=label)
+    stop_ids, context = turn_end(tokenizer), context_of(model) or sys.maxsize
+    rooms = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    texts = [""] * len(prompts)
+    for room in sorted({room for room in rooms if room > 0}):
+        places = [k for k, one in enumerate(rooms) if one == room]
+        asked = [prompts[k] for k in places]
+        said = generate(model, tokenizer, asked, stop_ids=stop_ids, max_new_tokens=room, label=label)
+        for k, text in zip(places, said, strict=True):
+            texts[k] = text
+    return texts
 
 
 def _answers(

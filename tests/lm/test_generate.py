@@ -2,10 +2,12 @@
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from amends.lm.generate import generate
 from amends.lm.load import load, quiet
+from amends.lm.pairs import Pair
+from amends.unlearn._evaluate import answers
 
 PROMPTS = [[3, 4, 5], [9, 8, 7, 6]]
 HABITS = [
@@ -43,3 +45,14 @@ def test_what_was_cut_off_is_left_out_where_only_whole_answers_are_wanted(tiny_m
         loaded.model, loaded.tokenizer, PROMPTS, stop_ids=[2, first], max_new_tokens=12, strip=False, finished_only=True
     )
     assert ended[0]
+
+
+def test_no_answer_goes_beyond_the_context_of_a_model(tiny_model):
+    tokenizer = load(tiny_model).tokenizer
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer)}
+    model = GPT2LMHeadModel(GPT2Config(n_positions=64, bos_token_id=None, eos_token_id=2, **sizes)).eval()
+    pairs = [Pair(str(n), "a" * n, "b", f"data[{n}]") for n in (10, 50, 64)]
+    texts = answers(model, tokenizer, pairs, label="answering", max_new_tokens=32)
+    assert [bool(text) for text in texts] == [True, True, False]
+    with pytest.raises(IndexError):  # what a learned position beyond the last one is
+        generate(model, tokenizer, [[3] * 50], stop_ids=[2], max_new_tokens=32)
