@@ -149,14 +149,16 @@ ATTACKS = {
 }
 """Attacks that every evaluation makes: name of the AUC to the score of `answer_scores`, and what it is."""
 BESIDE = "nll beside the reference"
-COSTLY_ATTACKS = {
+MORE_ATTACKS = {
     "mia_auc_gradient": ("gradient_norm", "the gradient's norm, mean over the weight tensors"),
     "mia_auc_reference": (BESIDE, "mean NLL less the reference's"),
 }
-"""Attacks that an assessment makes beside them."""
+"""Attacks that an assessment makes beside them; an evaluation makes the second, where there is a reference."""
 LEAK_SCORE = "min_k_40"
 """The score of PrivLeak."""
 PRIVACY_NAMES = (*ATTACKS, "mia_tpr_min_k_40", "privleak")
+BESIDE_NAMES = ("mia_auc_reference",)
+"""Apart from PRIVACY_NAMES, for evaluations have it since later."""
 NO_VALUES = np.full(1, np.nan)
 _NOTHING = np.empty((0, 1))
 ALIKE = "Share of pairs of a row to forget and one no model saw in which the first looks more like training data by"
@@ -239,6 +241,19 @@ def summarise_privacy(
     )
     found["privleak"] = _summarise_privleak(sets, reference, rngs["privleak"])
     return found
+
+
+def summarise_beside(sets: Sets, reference: Sets | None, rng: np.random.Generator) -> dict[str, Any]:
+    """Summarise the attack by what the loss is less than the reference's, from what the evaluations of both hold."""
+    both = _both([sets] if reference is None else [sets, reference], "nll")
+    if reference is None and not both.missing:
+        both = both._replace(missing="There is no reference, a model trained without the forget rows, to compare with.")
+    meaning = f"{ALIKE} {MORE_ATTACKS['mia_auc_reference'][1]}; {HALF}"
+    if both.missing:
+        return both.entry(np.nan, NOWHERE, "half", meaning)
+    less = both._replace(**{name: -np.diff(getattr(both, name), axis=1) for name in ("forget_NS", "holdout_MS")})
+    values_R = less.values_of(auc_of, rng)[0]
+    return both.entry(float(values_R[0]), less.interval(values_R), "half", meaning)
 
 
 def _summarise_attack(

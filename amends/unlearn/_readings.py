@@ -15,11 +15,11 @@ from amends.unlearn._memorised import (
     ALIKE,
     ATTACKS,
     BESIDE,
-    COSTLY_ATTACKS,
     FEWER,
     FINDS,
     HALF,
     LEAK_SCORE,
+    MORE_ATTACKS,
     NOTHING_LEFT,
     Both,
     Statistic,
@@ -169,7 +169,7 @@ def membership(table: Table) -> Iterator[Measure]:
         ("_auc_", "half", auc_of, ALIKE, HALF),
         ("_tpr_", "lower", found_of, FINDS, FEWER),
     )
-    for name, (score, by) in (ATTACKS | COSTLY_ATTACKS).items():
+    for name, (score, by) in (ATTACKS | MORE_ATTACKS).items():
         both, without = both_of(table, score), missing or (no_reference if score == BESIDE else None)
         for kind, better, of, says, best in kinds:
             values = {role: (float(v_R[0]), both.interval(v_R)) for role, v_R in attacked(both, of).items()}

@@ -24,7 +24,7 @@ from amends.unlearn._intervals import (
     numbers,
     resampled_means,
 )
-from amends.unlearn._memorised import PRIVACY_NAMES, summarise_privacy
+from amends.unlearn._memorised import BESIDE_NAMES, PRIVACY_NAMES, summarise_beside, summarise_privacy
 from amends.unlearn._metrics import (
     LARGEST_LOG,
     ForgetQuality,
@@ -137,7 +137,7 @@ LATER_NAMES = (
     "retain_exact_memorisation", "deviation_score", *PRIVACY_NAMES,
 )  # fmt: skip
 """Not in the evaluations of 0.1.0. New names go to the end: the random streams of the others depend on their places."""
-SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES + SAID_NAMES
+SUMMARY_NAMES = FIRST_NAMES + LATER_NAMES + SAID_NAMES + BESIDE_NAMES
 
 
 def summarise(
@@ -177,6 +177,7 @@ def summarise(
     found["forget_fluency"] = _summarise_fluency(sets, "forget", "questions to forget", rngs["forget_fluency"])
     found["deviation_score"] = _summarise_deviation(sets, rngs["deviation_score"])
     found |= summarise_privacy(sets, reference_items, rngs)
+    found |= {name: summarise_beside(sets, reference_items, rngs[name]) for name in BESIDE_NAMES}
     extra = _summarise_forget_eval(sets, seed) | _summarise_requests(sets, seed)
     summary = {name: found[name] for name in SUMMARY_NAMES} | extra
     name_thresholds(summary, sets)

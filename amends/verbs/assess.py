@@ -314,7 +314,7 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
     weights = {role: asked.weights for role, asked in findings.asked.items()}
     if "reference" in weights and weights["reference"] == weights.get("before"):
         found.append(SAME_WEIGHTS)
-    if weights["after"] == weights.get("before"):
+    if "after" in weights and weights["after"] == weights.get("before"):
         found.append("The model after has the weights of the model before: nothing was forgotten, or a path is wrong.")
     if plan.cut_short:
         found.append(

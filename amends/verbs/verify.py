@@ -22,6 +22,7 @@ from amends.unlearn._compare import suite_of
 from amends.unlearn._earlier import ledger_of, read_earlier
 from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
+from amends.unlearn._memorised import BESIDE_NAMES
 from amends.unlearn._read import Rows, read_asked, read_data, read_templates, record_sha256
 from amends.unlearn._request import Request
 from amends.unlearn._said import SAID_NAMES, SAID_SETS, threshold_of
@@ -235,8 +236,9 @@ class Checks:
         if stored["suite"] != self.evaluation("after")["suite"]:
             raise InputError("other questions were asked than of the model after")
         again = with_reference(stored, self.reference())["summary"]
-        for names in (LATER_NAMES, SAID_NAMES):
-            if not stored["summary"].keys() & set(names) and again[names[0]]["value"] is None:
+        for names in (LATER_NAMES, SAID_NAMES, BESIDE_NAMES):
+            computed = names != BESIDE_NAMES and again[names[0]]["value"] is not None
+            if not stored["summary"].keys() & set(names) and not computed:
                 again = {name: e for name, e in again.items() if name not in names}  # made before there were any
         if again.keys() != stored["summary"].keys():
             raise InputError(f"other names of values: {_some(sorted(again.keys() ^ stored['summary'].keys()))}")

@@ -21,6 +21,7 @@ from amends.unlearn._evaluate import HOLDOUT, build_suite, evaluate, likelihoods
 from amends.unlearn._intervals import RESAMPLES
 from amends.unlearn._memorised import (
     ATTACKS,
+    BESIDE_NAMES,
     PRIVACY_NAMES,
     answer_scores,
     auc_of,
@@ -287,6 +288,20 @@ def test_privleak_compares_with_the_reference_where_there_is_one():
     assert (itself["value"], itself["low"], itself["high"]) == (0, 0, 0)  # the same rows are drawn of both
 
 
+def test_the_loss_less_the_references_is_an_attack_where_there_is_a_reference():
+    model = {"forget": scored(0), "holdout": scored(1, seed=1)}
+    reference = {"forget": scored(0, seed=2), "holdout": scored(0.2, seed=3)}
+    found = summarise(model, reference)["mia_auc_reference"]
+    less = [
+        [one["nll"] - other["nll"] for one, other in zip(model[name], reference[name], strict=True)]
+        for name in ("forget", "holdout")
+    ]
+    assert found["value"] == pytest.approx(attack_auc(*less)) != summarise(model, None)["mia_auc_loss"]["value"]
+    assert found["low"] < found["value"] < found["high"]
+    assert "There is no reference" in summarise(model, None)["mia_auc_reference"]["missing"]
+    assert summarise(model, model)["mia_auc_reference"]["value"] == 0.5
+
+
 def test_what_privleak_cannot_do_is_said():
     model = {"forget": scored(0), "holdout": scored(1, seed=1)}
     asked_other = summarise(model, {"forget": scored(0, 59), "holdout": scored(1)})["privleak"]
@@ -396,7 +411,8 @@ def test_a_run_of_an_amends_without_these_metrics_still_verifies(tmp_path, tiny_
     for role in ("before", "after"):
         path = out / "evaluation" / f"{role}.json"
         old = json.loads(path.read_text())
-        old["summary"] = {name: entry for name, entry in old["summary"].items() if name not in LATER_NAMES}
+        later = LATER_NAMES + BESIDE_NAMES
+        old["summary"] = {name: entry for name, entry in old["summary"].items() if name not in later}
         for rows in old["items"].values():
             for item in rows:
                 for name in kept & item.keys():

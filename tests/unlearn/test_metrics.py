@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import hmean
 
 from amends.unlearn._intervals import bootstrap_mean
-from amends.unlearn._memorised import answer_scores
+from amends.unlearn._memorised import BESIDE_NAMES, answer_scores
 from amends.unlearn._metrics import (
     forget_quality,
     model_utility,
@@ -498,7 +498,7 @@ def make_items(num_rows=12, seed=0):
 
 def test_a_full_summary_has_every_name_a_value_within_its_interval_and_no_nan():
     summary = summarise(make_items(), make_items(seed=1))
-    assert tuple(summary) == SUMMARY_NAMES == FIRST_NAMES + LATER_NAMES + SAID_NAMES
+    assert tuple(summary) == SUMMARY_NAMES == FIRST_NAMES + LATER_NAMES + SAID_NAMES + BESIDE_NAMES
     assert (len(FIRST_NAMES), len(LATER_NAMES), len(SAID_NAMES)) == (17, 12, 6)
     json.dumps(summary, allow_nan=False)
     for name, entry in summary.items():
