@@ -8,13 +8,12 @@ import numpy as np
 from amends.bench._cells import Cell
 from amends.bench._entries import Entry
 from amends.report.plots import Span, spans
+from amends.report.verdict import CHOICES
 
 AS_MUCH = 0.05
 """A model has forgotten as much as the reference if its ROUGE-L is at most this much above the reference's."""
 HARMED = 1.25
 """Perplexity of plain text, as a multiple of what it was, above which a model counts as harmed."""
-ZERO_SHOT = 0.03
-"""Loss of zero-shot accuracy above which a model counts as harmed."""
 COLUMNS = {
     "forget_rouge_l": "forget ROUGE-L",
     "forget_probability": "forget probability",
@@ -184,7 +183,7 @@ def in_words(lines: Sequence[Line], roles: dict[str, Any]) -> list[str]:
         kept = ", ".join(f"`{line.entry}` {at(line, 'retain_rouge_l'):.2f}" for line in by_kept)
         told.append(f"Of those that did, by what they keep (retain ROUGE-L): {kept}.")
     told.append(
-        f"Harmed (perplexity more than {HARMED:g} times what it was, or zero-shot accuracy more than {ZERO_SHOT:g} "
+        f"Harmed (perplexity more than {HARMED:g} times what it was, or zero-shot accuracy more than {CHOICES:g} "
         f"lower): {named(harmed)}."
     )
     for flat in (line for line in forgot if line.entry.method == "flat"):
@@ -213,7 +212,7 @@ def harm(line: Line, roles: dict[str, Any]) -> bool:
     """Whether an entry harmed what has nothing to do with the request."""
     before = roles["before"]
     perplexity = at(line, "text_perplexity") > HARMED * before["text_perplexity"]["value"]
-    return perplexity or at(line, "zero_shot_accuracy") < before["zero_shot_accuracy"]["value"] - ZERO_SHOT
+    return perplexity or at(line, "zero_shot_accuracy") < before["zero_shot_accuracy"]["value"] - CHOICES
 
 
 def at(line: Line, name: str) -> float:
