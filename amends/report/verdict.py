@@ -203,7 +203,8 @@ def entry(summaries: Mapping[str, Any], role: str, name: str) -> Mapping[str, An
 
 def single(found: Mapping[str, Any]) -> bool:
     """Whether a value rests on one question, so that its interval has no width whatever it is."""
-    return is_number(n := found.get("n")) and n < 2
+    n = found.get("n", 2)
+    return is_number(n) and bool(n < 2)
 
 
 def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
