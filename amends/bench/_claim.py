@@ -1,5 +1,6 @@
 """Before the first cell: what the cells need is there, and the folder is theirs."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def claim_folder(out: Path, plan: Plan, world: World) -> None:
     """
     told = {name: value for name, value in vars(plan).items() if name not in ("data", "references")}
     told["rates"] = list(plan.rates)
-    told["world"] = sha256_json([world.taught, world.questions, [vars(split) for split in world.splits.values()]])
+    told["world"] = world_sha256(world)
     told["precision"] = precision()
     file = out / CLAIM
     with lock(file):
@@ -110,12 +111,57 @@ def claim_folder(out: Path, plan: Plan, world: World) -> None:
         for name, value in changed.items():
             if there and any(_used(out / stage) for stage in STAGES[STAGES.index(MATTERS_FROM[name]) :]):
                 raise InputError(
-                    f"{file}: the cells here are of another {name} ({there.get(name)}, now {value}). Give another "
-                    "--out."
+                    f"{file}: the cells here are of another {name} ({there.get(name)}, now {value}). "
+                    f"{_as_there(name, there.get(name))}, or another --out."
                 )
         if changed:
             out.mkdir(parents=True, exist_ok=True)
             write_json(file, there | changed)
+
+
+def plan_of(out: Path, data: str, world: World) -> Plan:
+    """Read the plan that the cells of a folder were made by.
+
+    Raises
+    ------
+    InputError : no such folder, no plan in it, or cells of other data.
+    """
+    file = out / CLAIM
+    if not file.exists():
+        raise InputError(
+            f"{out}: no {CLAIM} here, so there are no cells to write a page of. Give the --out that cells were made "
+            "in, or leave --page-only out to make them."
+        )
+    there = read_json(file)
+    names = {field.name for field in fields(Plan)} - {"data", "references"}
+    if not isinstance(there, dict) or (lacking := sorted(names - there.keys())):
+        what = f"{lacking[0]} is missing" if isinstance(there, dict) else "not a list of settings"
+        raise InputError(f"{file}: not the plan of a table ({what}). Give another --out.")
+    if there.get("world") != (now := world_sha256(world)):
+        raise InputError(
+            f"{file}: the cells here are of another world ({there.get('world')}, now {now}). "
+            f"{_as_there('world', None)}, or another --out."
+        )
+    told = {name: there[name] for name in names}
+    return Plan(**told | {"data": data, "references": {}, "rates": tuple(there["rates"])})
+
+
+def world_sha256(world: World) -> str:
+    """Digest of all rows of a world."""
+    return sha256_json([world.taught, world.questions, [vars(split) for split in world.splits.values()]])
+
+
+def _as_there(name: str, value: Any) -> str:
+    """Say what to give for the cells of a folder to go on."""
+    if name == "world":
+        return "Give the --data that they were made from"
+    if name == "precision":
+        return f"Go on where amends computes in {value}"
+    option = f"--{name.replace('_', '-')}"
+    if value is None:
+        return f"Leave {option} out"
+    values = value if isinstance(value, list) else [value]
+    return f"Give {option} {','.join(v if isinstance(v, str) else f'{v:g}' for v in values)}"
 
 
 def check_references(bench: Bench) -> None:

@@ -144,9 +144,13 @@ def text_of(span: Span | None) -> str:
     """Show a value with its interval."""
     if span is None:
         return ""
-    digits = 1 if abs(span.value) >= 10 else 2
-    value = f"{span.value:.1e}" if 0 < abs(span.value) < 0.005 else f"{span.value:.{digits}f}"
-    return value if span.low is None else f"{value} ({span.low:.{digits}f} to {span.high:.{digits}f})"
+    # One format for all three: bounds that are rounded away from the value would not hold it.
+    form = ".1e" if 0 < abs(span.value) < 0.005 else ".1f" if abs(span.value) >= 10 else ".2f"
+    value = f"{span.value:{form}}"
+    if span.low is None or span.high is None:
+        return value
+    low, high = (f"{end:{form}}" if end or form != ".1e" else "0" for end in (span.low, span.high))
+    return f"{value} ({low} to {high})"
 
 
 def chart(lines: Sequence[Line], roles: dict[str, Any]) -> str:
