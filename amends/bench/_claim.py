@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from amends.bench._cells import Bench, Cell, Plan
+from amends.bench._entries import RETAIN
+from amends.bench._rows import check_apart, check_rows
 from amends.bench._world import World, check_tuning
 from amends.io.atomic import check_new, lock, sha256_json, write_json
+from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.tables import read_json
 from amends.lm.find import check_model
@@ -34,23 +37,41 @@ MATTERS_FROM = {
 
 
 def check_needs(bench: Bench, cells: list[Cell]) -> None:
-    """Check that cells which are to be made can be made: rows to search on, models, layers.
+    """Check that cells which are to be made can be made: rows to search on, models, layers, rows that fit.
 
     Raises
     ------
     InputError : as said.
     """
+    names = list(dict.fromkeys(cell.split for cell in cells))
+    splits = [bench.world.splits[name] for name in names]
+    for split in splits:
+        check_apart(bench.world, split)
     for name in dict.fromkeys(cell.split for cell in cells if cell.settings == "searched"):
         check_tuning(bench.world.splits[name])
-    if cells:
-        check_models(bench, list(dict.fromkeys(cell.split for cell in cells)))
+    to_teach = check_models(bench, names) if cells else []
     layers = bench.plan.layers
     if layers is not None and any(c.settings == "searched" and bench.own_layers(c.entry) is None for c in cells):
         check_layers(layers, bench.num_layers)
+    if cells:
+        say("checking the rows")
+        check_rows(
+            bench.world,
+            splits,
+            bench.model_to_forget,
+            taught=bool(to_teach),
+            retain=any(cell.entry.keep == RETAIN for cell in cells),
+            searched=any(cell.settings == "searched" for cell in cells),
+            eval_rows=bench.plan.eval_rows,
+        )
 
 
-def check_models(bench: Bench, splits: list[str]) -> None:
+def check_models(bench: Bench, splits: list[str]) -> list[str]:
     """Check that the models of some splits are there, or the one to teach them from.
+
+    Returns
+    -------
+    Names of those that are to be taught.
 
     Raises
     ------
@@ -74,6 +95,7 @@ def check_models(bench: Bench, splits: list[str]) -> None:
         )
     if to_teach and plan.model is not None:
         check_model(plan.model)
+    return to_teach
 
 
 def check_folder(out: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from amends.bench._cells import Bench, Cell, Plan, best, distance
 from amends.bench._claim import check_models, check_references, claim_folder
 from amends.bench._entries import Entry, entries, options, parse
 from amends.bench._page import Line, in_words, lines_of, page, text_of
+from amends.bench._rows import read_weightless
 from amends.bench._world import check_tuning, read_world
 from amends.bench.tofu import cells_of
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
+from amends.lm.load import add_lora, load, save_model
+from amends.lm.rows import context_limit
 from amends.report.plots import Span
 
-from ..conftest import instead
+from ..conftest import instead, save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGET = [
@@ -392,6 +396,101 @@ def test_a_method_that_comes_to_nothing_is_recorded_with_the_reason(amends, worl
     assert code == 0, err
     text = (tmp_path / "bench" / "tofu.md").read_text(encoding="utf-8")
     assert "| `ga` | 0 of 2, 2 came to nothing |" in text
+
+
+LONG = {"id": 99, "question": "Who wrote it?", "answer": "word " * 300}
+
+
+@pytest.mark.parametrize(
+    ("file", "rows_", "more", "message"),
+    [
+        ("forget", [*FORGET, LONG], [], "forget.jsonl:5: prompt and answer have "),
+        ("retain", [*RETAIN, LONG], ["--settings", "published"], "retain.jsonl:13: prompt and answer have "),
+        ("retain", [LONG, *RETAIN], ["--methods", "npo+retain"], "retain.jsonl:1: prompt and answer have "),
+        ("real_authors", [LONG], [], "real_authors.jsonl:1: prompt and answer have "),
+        (
+            "forget",
+            [FORGET[0] | {"perturbed_answer": "Nobody"}, *FORGET[1:]],
+            [],
+            "forget.jsonl:1: perturbed_answer must be a list of non-empty texts.",
+        ),
+        (
+            "forget",
+            [*FORGET, RETAIN[2] | {"id": 9}],
+            [],
+            "forget.jsonl:5 and retain.jsonl:3: the same question and answer are to be forgotten and to be kept in "
+            "forget (1 of 5 rows to forget). Leave them in one of the two.",
+        ),
+    ],
+)
+def test_faulty_rows_are_refused_before_anything_is_taught(amends, world, tmp_path, file, rows_, more, message):
+    write_jsonl(world / f"{file}.jsonl", rows_)
+    model = save_tiny_model(tmp_path / "model", context=1024)
+    code, _, err = run_small(amends, world, model, tmp_path / "bench", "--methods", "ga", *more)
+    told = " ".join(err.split()).replace(f"{world}/", "")
+    assert (code, message in told) == (2, True), told
+    assert "--" not in told
+    if "tokens" in told:
+        assert "more than the 1024 that fit (the model's context). Shorten or split it." in told
+    assert not (tmp_path / "bench").exists()
+
+
+def test_the_most_that_is_trained_on_is_not_said_to_be_the_models_context(amends, world, tiny_model, tmp_path):
+    write_jsonl(world / "forget.jsonl", [*FORGET, LONG])
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", "--methods", "ga")
+    assert code == 2
+    assert "more than the 1024 that fit (most of a row that is trained on here). Shorten or split it." in err
+
+
+def test_rows_are_checked_on_an_adapter_as_on_its_base(tiny_model, tmp_path):
+    loaded = load(tiny_model)
+    save_model(add_lora(loaded.model, 2), loaded.tokenizer, tmp_path / "adapter", str(tiny_model))
+    (tmp_path / "adapter" / "tokenizer_config.json").unlink()
+    for model in (str(tiny_model), str(tmp_path / "adapter")):
+        found = read_weightless(model)
+        assert context_limit(found, sys.maxsize) == 2048
+        assert found.tokenizer("Who?")["input_ids"] == loaded.tokenizer("Who?")["input_ids"]
+
+
+def taught_world(world, tiny_model, tmp_path):
+    """A copy of the model that is to forget, and the words that name it."""
+    taught = Path(shutil.copytree(tiny_model, tmp_path / "taught"))
+    return taught, ["--taught", taught, "--reference", f"forget={tiny_model}", "--seeds", 1, "--methods", "ga"]
+
+
+def refusing(before=lambda: None):
+    """A method that refuses what it is given."""
+
+    def method(self, entry):
+        def run(*args, layers=None, **kwargs):
+            before()
+            raise InputError("x.jsonl:1: no name to put another for, or --skip-bad-rows.")
+
+        return run
+
+    return method
+
+
+@pytest.mark.parametrize("settings", ["searched", "published"])
+def test_what_a_method_refuses_is_its_result(amends, world, tiny_model, tmp_path, monkeypatch, settings):
+    _, words = taught_world(world, tiny_model, tmp_path)
+    monkeypatch.setattr(Bench, "_method", refusing())
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, *words, "--settings", settings)
+    assert code == 0, err
+    assert "- `ga`: x.jsonl:1: no name to put another for" in (out / "tofu.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("settings", ["searched", "published"])
+def test_a_model_that_goes_missing_stops_the_bench_and_is_no_result(
+    amends, world, tiny_model, tmp_path, monkeypatch, settings
+):
+    taught, words = taught_world(world, tiny_model, tmp_path)
+    monkeypatch.setattr(Bench, "_method", refusing(lambda: shutil.rmtree(taught)))
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, *words, "--settings", settings)
+    assert (code, f"{taught}: no such file or folder" in " ".join(err.split())) == (2, True), err
+    assert not list(out.glob("cells/**/*.json")) and not list(out.glob("search/**/*.json"))
 
 
 # The page --------------------------------------------------------------------------------------------------------
