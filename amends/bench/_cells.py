@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import import_module
 from inspect import signature
@@ -21,14 +21,16 @@ from amends.io.run import versions, write_jsonl
 from amends.io.tables import read_json, rows_of
 from amends.lm.load import count_layers, layer_numbers, load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
-from amends.unlearn._compare import suite_of
+from amends.unlearn._compare import check_evaluation, suite_of
 from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
+from amends.unlearn._ledger import read_ledger
 from amends.unlearn._metrics import rouge_l_recall
-from amends.unlearn._read import read_asked
+from amends.unlearn._read import read_asked, read_request
 from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._run import Result
 from amends.verbs import teach
+from amends.verbs._advice import ADVICE, without
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,18 @@ class Bench:
                 )
         return str(folder)
 
-    @cached_property
-    def num_layers(self) -> int:
-        """Layers of the model that is to forget."""
+    @property
+    def model_to_forget(self) -> str:
+        """Model that was taught everything, or the one that it is to be made from."""
         made = self.out / "models" / "taught"
         model = self.plan.taught or (str(made) if made.exists() else self.plan.model)
         assert model is not None  # as above
-        return count_layers(model)
+        return model
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Layers of the model that is to forget."""
+        return count_layers(self.model_to_forget)
 
     def own_layers(self, entry: Entry) -> str | None:
         """Layers that a method trains whatever the plan says."""
@@ -133,8 +140,8 @@ class Bench:
 
         Returns
         -------
-        dict : what stands in the cell's file. "failed" is the reason where training broke down, or where the model has
-            too few layers for the method, and null otherwise.
+        dict : what stands in the cell's file. "failed" is the reason where training broke down, or where the method
+            cannot work with this model or these rows, and null otherwise.
         """
         split = self.world.splits[cell.split]
         record = {
@@ -158,7 +165,7 @@ class Bench:
         started = time.time(), time.process_time()
         try:
             result = self._forget(cell.entry, cell.settings, split, cell.seed, own | asked)
-        except (NoResult, InputError) as error:  # what is wrong with the data of all was said before the first cell
+        except NoResult as error:
             say(f"came to nothing: {error}")
             return record | {"failed": str(error)}
         return record | {
@@ -226,7 +233,29 @@ class Bench:
         if entry.keep == RETAIN:
             given = given | {"retain": self._rows(f"{split.name}-keep", split.keep)}
         file = self._rows(f"{split.name}-forget", split.forget)
-        return self._method(entry)(self.taught, file, seed=seed, **options(entry, settings) | given)
+        given = options(entry, settings) | given
+        try:
+            with without(*ADVICE):
+                return self._method(entry)(self.taught, file, seed=seed, **given)
+        except (Held, NoResult):
+            raise
+        except InputError as error:
+            # What is no fault of the method's stops the bench, and is not kept as if it were the method's result.
+            self._check_without_method(file, given)
+            raise NoResult(str(error)) from error
+
+    def _check_without_method(self, forget: str, given: dict[str, Any]) -> None:
+        """Check that model and rows of a cell can be read, whatever the method makes of them.
+
+        Raises
+        ------
+        InputError : what is wrong: a model that was removed meanwhile, say.
+        """
+        names = {field.name for field in fields(Request)}
+        request = Request(forget=forget, **{name: value for name, value in given.items() if name in names})
+        read_ledger(self.taught)
+        check_evaluation(request)
+        read_request(request, load(self.taught))
 
     def _asked(self, split: Split) -> dict[str, Any]:
         """Options for what every model of a split is asked."""

@@ -8,13 +8,12 @@ import numpy as np
 from amends.bench._cells import Cell
 from amends.bench._entries import Entry
 from amends.report.plots import Span, spans
+from amends.report.verdict import CHOICES
 
 AS_MUCH = 0.05
 """A model has forgotten as much as the reference if its ROUGE-L is at most this much above the reference's."""
 HARMED = 1.25
 """Perplexity of plain text, as a multiple of what it was, above which a model counts as harmed."""
-ZERO_SHOT = 0.03
-"""Loss of zero-shot accuracy above which a model counts as harmed."""
 COLUMNS = {
     "forget_rouge_l": "forget ROUGE-L",
     "forget_probability": "forget probability",
@@ -145,9 +144,13 @@ def text_of(span: Span | None) -> str:
     """Show a value with its interval."""
     if span is None:
         return ""
-    digits = 1 if abs(span.value) >= 10 else 2
-    value = f"{span.value:.1e}" if 0 < abs(span.value) < 0.005 else f"{span.value:.{digits}f}"
-    return value if span.low is None else f"{value} ({span.low:.{digits}f} to {span.high:.{digits}f})"
+    # One format for all three: bounds that are rounded away from the value would not hold it.
+    form = ".1e" if 0 < abs(span.value) < 0.005 else ".1f" if abs(span.value) >= 10 else ".2f"
+    value = f"{span.value:{form}}"
+    if span.low is None or span.high is None:
+        return value
+    low, high = (f"{end:{form}}" if end or form != ".1e" else "0" for end in (span.low, span.high))
+    return f"{value} ({low} to {high})"
 
 
 def chart(lines: Sequence[Line], roles: dict[str, Any]) -> str:
@@ -184,7 +187,7 @@ def in_words(lines: Sequence[Line], roles: dict[str, Any]) -> list[str]:
         kept = ", ".join(f"`{line.entry}` {at(line, 'retain_rouge_l'):.2f}" for line in by_kept)
         told.append(f"Of those that did, by what they keep (retain ROUGE-L): {kept}.")
     told.append(
-        f"Harmed (perplexity more than {HARMED:g} times what it was, or zero-shot accuracy more than {ZERO_SHOT:g} "
+        f"Harmed (perplexity more than {HARMED:g} times what it was, or zero-shot accuracy more than {CHOICES:g} "
         f"lower): {named(harmed)}."
     )
     for flat in (line for line in forgot if line.entry.method == "flat"):
@@ -213,7 +216,7 @@ def harm(line: Line, roles: dict[str, Any]) -> bool:
     """Whether an entry harmed what has nothing to do with the request."""
     before = roles["before"]
     perplexity = at(line, "text_perplexity") > HARMED * before["text_perplexity"]["value"]
-    return perplexity or at(line, "zero_shot_accuracy") < before["zero_shot_accuracy"]["value"] - ZERO_SHOT
+    return perplexity or at(line, "zero_shot_accuracy") < before["zero_shot_accuracy"]["value"] - CHOICES
 
 
 def at(line: Line, name: str) -> float:

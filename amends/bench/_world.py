@@ -1,7 +1,7 @@
 """TOFU as a user has it: the rows that are taught, and for each split those to forget, to keep and to measure with."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class World:
     splits: dict[str, Split]
     questions: dict[str, Rows]
     """real_authors and world_facts, as far as they are there."""
+    places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Files and lines of a row, by its texts."""
 
 
 def read_world(folder: str | Path) -> World:
@@ -84,23 +86,26 @@ def read_world(folder: str | Path) -> World:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder of a copy of TOFU.")
+    places: dict[tuple[str, str], list[str]] = {}
+
+    def table(*names: str) -> Rows | None:
+        return _table(folder, *names, places=places)
+
+    full, forget, retain = (table(*names) for names in (("full", "tofu_full"), ("forget",), ("retain",)))
     found = {
-        name: rows
-        for name in ("real_authors", "world_facts")
-        if (rows := _table(folder, f"{name}_perturbed", name)) is not None
+        name: rows for name in ("real_authors", "world_facts") if (rows := table(f"{name}_perturbed", name)) is not None
     }
-    full, forget, retain = (_table(folder, *names) for names in (("full", "tofu_full"), ("forget",), ("retain",)))
     if full is not None:
         if not (splits := dict(_official(folder, full))):
             raise InputError(f"{folder}: the {len(full)} rows of full are too few to forget 10 % of them.")
-        return World(full, splits, found)
+        return World(full, splits, found, places)
     if forget is None or retain is None:
         raise InputError(
             f"{folder}: neither a file full nor the files forget and retain are in it (.jsonl, .json, .parquet, ...)."
         )
-    keep, asked = (_table(folder, name) for name in ("retain_train", "retain_eval"))
+    keep, asked = (table(name) for name in ("retain_train", "retain_eval"))
     split = Split("forget", forget, retain, retain if keep is None else keep, retain if asked is None else asked)
-    return World(forget + retain, {"forget": split}, found)
+    return World(forget + retain, {"forget": split}, found, places)
 
 
 def _official(folder: Path, full: Rows) -> Iterator[tuple[str, Split]]:
@@ -112,12 +117,19 @@ def _official(folder: Path, full: Rows) -> Iterator[tuple[str, Split]]:
             yield name, Split(name, full[-count:], retain, retain, full[: max(1, round(ASKED * len(full)))])
 
 
-def _table(folder: Path, *names: str) -> Rows | None:
-    """Read the first of these that there is."""
+def _table(folder: Path, *names: str, places: dict[tuple[str, str], list[str]] | None = None) -> Rows | None:
+    """Read the first of these that there is, and note in `places` where each row stands."""
     rows = [row for file in find_split(folder, names) for row in read_rows(file)]
     for row in rows:
         text_of(row, "question"), text_of(row, "answer")
+        if places is not None:
+            places.setdefault(texts_of(row.data), []).append(row.where)
     return [{name: value for name in COLUMNS if (value := row.data.get(name)) is not None} for row in rows] or None
+
+
+def texts_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and answer as a model gets them."""
+    return row["question"].strip(), row["answer"].strip()
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:

@@ -5,15 +5,15 @@ search for each method's learning rate, the cells. Each is kept in the folder as
 command goes on where it was stopped, and several processes can share the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from amends.bench._cells import Bench, Cell, Plan, fill
-from amends.bench._claim import check_folder, check_needs, check_references, claim_folder
+from amends.bench._claim import check_folder, check_needs, check_references, claim_folder, plan_of
 from amends.bench._entries import Entry, Settings, entries, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
@@ -56,11 +56,19 @@ def command(
     teach_epochs: Annotated[float, typer.Option(help="Passes over the data when a model is taught.", min=0)] = 5,
     teach_rate: Annotated[float, typer.Option(help="Learning rate when a model is taught.", min=0)] = 2e-3,
     lora_rank: Annotated[int, typer.Option(help="LoRA rank when a model is taught; 0 tunes all weights.", min=0)] = 16,
-    page_only: Annotated[bool, typer.Option("--page-only", help="Make no cell; write the page of those there are.")] = (
-        False
-    ),
+    page_only: Annotated[
+        bool, typer.Option("--page-only", help="Make no cell; write the page of those there are, by the plan in OUT.")
+    ] = False,
 ) -> None:
-    """Fill the cells that are missing in OUT, then write OUT/tofu.md."""
+    """Fill the cells that are missing in OUT, then write OUT/tofu.md, of these and all others that are there."""
+    world = read_world(data)
+    lines = [parse(text) for text in listed(methods)]
+    wanted = cells_of(world, listed(splits), lines, listed(settings), seeds)
+    if page_only:  # by the plan that is there: options for what is made say nothing of it
+        check_folder(out)
+        file = write(Bench(plan_of(out, data, world), world, out), wanted)
+        say(f"done: {file}")
+        return
     for option, number in {"epochs": epochs, "teach-epochs": teach_epochs, "teach-rate": teach_rate}.items():
         if not isfinite(number):
             raise InputError(f"--{option} {number}: a finite number is expected.")
@@ -77,18 +85,15 @@ def command(
         layers=layers,
         eval_rows=eval_rows,
     )
-    world = read_world(data)
-    wanted = cells_of(world, listed(splits), [parse(text) for text in listed(methods)], listed(settings), seeds)
     for name in plan.references:
         if name not in world.splits:
             raise InputError(f"--reference {name}=...: no such split. There are: {', '.join(world.splits)}.")
     bench = Bench(plan, world, out)
     check_folder(out)
     check_references(bench)
-    check_needs(bench, [] if page_only else [cell for cell in wanted if not cell.file(out).exists()])
+    check_needs(bench, [cell for cell in wanted if not cell.file(out).exists()])
     claim_folder(out, plan, world)
-    if not page_only:
-        fill(bench, wanted)
+    fill(bench, wanted)
     file = write(bench, wanted)
     say(f"done: {file}")
 
@@ -151,13 +156,39 @@ def cells_of(
 
 
 def write(bench: Bench, cells: Sequence[Cell]) -> Path:
-    """Write the page and its charts from the cells that are there."""
+    """Write the page and its charts: of these cells, and of all others that are there."""
+    cells = in_order({*cells, *cells_there(bench)}, bench.world)
     found = [(cell, read_json(file) if (file := cell.file(bench.out)).exists() else None) for cell in cells]
     text, charts = page("Methods on TOFU", found, compared(bench.out, bench.world), about(bench, found))
     for name, svg in charts.items():
         write_text(bench.out / name, svg)
     write_text(bench.out / PAGE, text)
     return bench.out / PAGE
+
+
+def cells_there(bench: Bench) -> list[Cell]:
+    """Cells that are in the folder, whichever process made them."""
+    found = []
+    for split in bench.world.splits:
+        for settings in get_args(Settings):
+            for file in (bench.out / "cells" / split / settings).glob("*-*.json"):
+                entry, _, seed = file.stem.rpartition("-")
+                try:
+                    found.append(Cell(parse(entry), split, settings, int(seed)))
+                except ValueError:
+                    say(f"{file}: no method of this version of amends with a seed; left out of the page")
+    return found
+
+
+def in_order(cells: Iterable[Cell], world: World) -> list[Cell]:
+    """Put cells in the order of the page, which does not depend on who writes it."""
+    splits, kinds, lines = list(world.splits), get_args(Settings), list(entries())
+
+    def place(cell: Cell) -> tuple[Any, ...]:
+        line = lines.index(cell.entry) if cell.entry in lines else len(lines)
+        return splits.index(cell.split), kinds.index(cell.settings), line, str(cell.entry), cell.seed
+
+    return sorted(cells, key=place)
 
 
 def compared(out: Path, world: World) -> dict[str, dict[str, Any]]:

@@ -77,9 +77,21 @@ def shares_base(loaded: Loaded, name: str | Path) -> bool:
     if not isinstance(loaded.model, PeftModel) or not file.exists() or (file.parent / "tokenizer_config.json").exists():
         return False
     try:
-        return bool(settings(file).get("base_model_name_or_path") == loaded.base)
+        return same_model(str(settings(file).get("base_model_name_or_path")), loaded.base)
     except InputError:
         return False  # `load` says it too
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: the same name, or the same place."""
+    return kept_name(one) == kept_name(other)
+
+
+def kept_name(base: str) -> str:
+    """Name of a base model that holds in every folder: of one that lies on this machine its whole path."""
+    path = Path(base).expanduser()
+    # The parts above are resolved, so that no ".." is left; the name itself may be a link on purpose.
+    return str(path.parent.resolve() / path.name) if base and path.exists() else base
 
 
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
@@ -301,9 +313,11 @@ def train_only(model: Any, layers: str) -> None:
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
     """Write what plain `transformers` (full weights) or plain `peft` (adapter) loads: safetensors, config, tokenizer.
 
-    An adapter's folder also says which base weights it belongs to, so that it is never put on others unnoticed.
+    An adapter's folder also says which base weights it belongs to, so that it is never put on others unnoticed. It
+    names a base that lies on this machine by its whole path, as it is to load from any folder.
     """
     if isinstance(model, PeftModel):
+        base = kept_name(base)
         settings: Any
         for settings in model.peft_config.values():
             settings.base_model_name_or_path = base

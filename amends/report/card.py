@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -32,7 +33,7 @@ PAGE = """{header}
 
 # Unlearned model
 
-This is {base} after `amends {command}` (amends {version}).
+This is {base}{adapter} after `amends {command}` (amends {version}).
 
 ## What was forgotten
 
@@ -94,8 +95,8 @@ def model_card(
     summaries : dict
         Role (before, after, reference) to the summary of its evaluation; may be empty.
     base_model : str or None
-        What the weights stand on. Named in the header, which the hub reads, only if it looks like a hub id; of a path
-        only its last part is shown, as a card is made to be passed on. None: not known.
+        What the weights stand on. Named in the header, which the hub reads, only if it looks like a hub id and no such
+        path is here; of a path only its last part is shown, as a card is made to be passed on. None: not known.
     is_adapter : bool
         Whether the folder holds a PEFT adapter or whole weights.
 
@@ -104,9 +105,8 @@ def model_card(
     str : Markdown with a YAML header. None of the texts to forget is in it.
     """
     method = run["command"].removeprefix("unlearn ")
-    hub_id = base_model if base_model and HUB_ID.fullmatch(base_model) else None
     header = ModelCardData(
-        base_model=hub_id,
+        base_model=hub_id(base_model),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "machine-unlearning", "amends", code_word(method)],
@@ -116,7 +116,8 @@ def model_card(
     forget, earlier = data.get("forget", {}), data.get("earlier")
     return PAGE.format(
         header=f"---\n{header.to_yaml()}\n---",
-        base=plain(hub_id or last_part(base_model) or "a model") if base_model else "a model that was given in memory",
+        base=plain(shown(base_model)) if base_model else "a model that was given in memory",
+        adapter=of_adapter(run["config"].get("model"), base_model, is_adapter),
         command=code_word(run["command"]),
         version=plain(run["amends"]),
         kept=plain(forget.get("kept", "An unknown number of")),
@@ -134,6 +135,23 @@ def model_card(
         metrics=metrics_table(summaries),
         load=LOAD_ADAPTER if is_adapter else LOAD_WHOLE,
     )
+
+
+def hub_id(name: str | None) -> str | None:
+    """Give the name of a model if the hub may know it: one of the hub's form, with no such path here."""
+    return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def shown(name: str) -> str:
+    """Name of a model as others may read it."""
+    return hub_id(name) or last_part(name) or "a model"
+
+
+def of_adapter(model: object, base_model: str | None, is_adapter: bool) -> str:
+    """Say that the run began with an adapter on the base, if it did."""
+    if not isinstance(model, str) or not base_model or model == base_model:
+        return ""
+    return f" with the adapter {plain(shown(model))}{'' if is_adapter else ', merged into it,'}"
 
 
 def metrics_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:

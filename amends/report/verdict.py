@@ -1,14 +1,18 @@
 """The verdict of a report: what the numbers of a run say, in plain words, weaknesses like strengths."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from amends.report._text import percent
+from amends.report._text import number, percent
 
 ROLES = {"before": "before", "after": "after", "reference": "retrained reference"}
-HARM, REFUSED = 0.1, 0.05
-"""From here on a loss of ability (relative) and a rise of refusals (absolute) are called a weakness."""
+HARM, REFUSED, CHOICES = 0.1, 0.05, 0.03
+"""From here on a loss of ability (relative), a rise of refusals and a loss of right choices (both absolute) are called
+a weakness. Choices have a share that guessing gets, so a part of their value says little."""
+
+
+ONE = "not clear, as it was measured on one alone."
 
 
 class Finding(NamedTuple):
@@ -19,6 +23,59 @@ class Finding(NamedTuple):
     short: str = ""
 
 
+class Ability(NamedTuple):
+    """A measure of what should stay; `long` and `short` are templates with {before} and {after}."""
+
+    name: str
+    long: str
+    short: str
+    form: Callable[[float], str] = percent
+    most: float | None = None
+    """Loss, absolute, that does not count yet; None: HARM of the value before."""
+
+
+ABILITIES = (
+    Ability(
+        "retain_rouge_l",
+        "Of the answers to keep it says {after} of the words (before: {before})",
+        "says {after} of the words of the answers to keep (before {before})",
+    ),
+    Ability(
+        "retain_probability",
+        "It finds the answers to keep likely by {after} a token (before: {before})",
+        "finds the answers to keep less likely ({after} a token, before {before})",
+    ),
+    Ability(
+        "general_rouge_l",
+        "Of the answers to unrelated everyday questions it says {after} of the words (before: {before})",
+        "says {after} of the words of everyday answers (before {before})",
+    ),
+    Ability(
+        "general_probability",
+        "It finds the answers to unrelated everyday questions likely by {after} a token (before: {before})",
+        "finds everyday answers less likely ({after} a token, before {before})",
+    ),
+    Ability(
+        "zero_shot_accuracy",
+        "Of multiple-choice questions it answers {after} right (before: {before})",
+        "answers {after} of multiple-choice questions right (before {before})",
+        most=CHOICES,
+    ),
+    Ability(
+        "model_utility_geo",
+        "Model utility went from {before} to {after}",
+        "has a model utility of {after} (before {before})",
+        number,
+    ),
+    Ability(
+        "text_perplexity",
+        "Perplexity of plain text went from {before} to {after}",
+        "reads plain text worse (perplexity {before}, now {after})",
+        lambda value: f"{value:,.1f}",
+    ),
+)
+
+
 def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Finding]:
     """Say in plain words what the numbers say; harm counts sooner than benefit (HARM, REFUSED)."""
     if "after" not in summaries:
@@ -27,12 +84,7 @@ def verdict(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Fi
     found: list[Finding | None] = [forgotten(summaries), likely(summaries), resembles(summaries)]
     found.append(refusals(summaries, "retain_refusal_rate", "questions that it should keep answering"))
     found.append(refusals(summaries, "general_refusal_rate", "unrelated everyday questions"))
-    kept = "Of the answers to keep it says {after} of the words (before: {before})"
-    short = "says {after} of the words of the answers to keep (before {before})"
-    found.append(change(summaries, "retain_rouge_l", kept, short, percent))
-    plain = "Perplexity of plain text went from {before} to {after}"
-    short = "reads plain text worse (perplexity {before}, now {after})"
-    found.append(change(summaries, "text_perplexity", plain, short, lambda x: f"{x:,.1f}"))
+    found += [change(summaries, ability) for ability in ABILITIES]
     return [finding for finding in found if finding]
 
 
@@ -100,6 +152,8 @@ def resembles(summaries: Mapping[str, Any]) -> Finding | None:
     if quality is None:
         return None
     p = quality["value"]
+    if single(quality):
+        return Finding("open", f"Whether a test tells it from a model retrained without the data: {ONE}")
     if p < 0.05:
         text = f"A test still tells it from a model retrained without the data (forget quality p = {p:.1g})."
         return Finding("weakness", text, f"can still be told from a retrained model (p = {p:.1g})")
@@ -114,6 +168,8 @@ def refusals(summaries: Mapping[str, Any], name: str, what: str) -> Finding | No
         return None
     text = f"It declines {percent(after['value'])} of the {what}"
     text += f" (before: {percent(before['value'])})." if before else "."
+    if single(after):
+        return Finding("open", f"{text[:-1]}: {ONE}")
     worse = after["value"] - (before["value"] if before else 0) >= REFUSED
     kind = "weakness" if worse else "strength" if after["value"] < 0.05 or before else "open"
     short = f"declines {percent(after['value'])} of the {what}"
@@ -121,18 +177,21 @@ def refusals(summaries: Mapping[str, Any], name: str, what: str) -> Finding | No
     return Finding(kind, text, short)
 
 
-def change(summaries: Mapping[str, Any], name: str, long: str, short: str, form: Any) -> Finding | None:
-    """Whether an ability was harmed; `long` and `short` are templates with {before} and {after}."""
-    before, after = entry(summaries, "before", name), entry(summaries, "after", name)
+def change(summaries: Mapping[str, Any], ability: Ability) -> Finding | None:
+    """Whether an ability was harmed."""
+    before, after = entry(summaries, "before", ability.name), entry(summaries, "after", ability.name)
     if before is None or after is None:
         return None
-    values = {"before": form(before["value"]), "after": form(after["value"])}
-    text = long.format(**values)
+    values = {"before": ability.form(before["value"]), "after": ability.form(after["value"])}
+    text = ability.long.format(**values)
+    if single(before) or single(after):
+        return Finding("open", f"{text}: {ONE}")
     direction = 1 if after.get("better") == "higher" else -1
     sign = apart(after, before) * direction
+    most = HARM * abs(before["value"]) if ability.most is None else ability.most
     # Both models had the same questions, so a harm may be real long before the intervals part.
-    if sign < 0 or (after["value"] - before["value"]) * direction < -HARM * abs(before["value"]):
-        return Finding("weakness", f"{text}: worse.", short.format(**values))
+    if sign < 0 or (after["value"] - before["value"]) * direction < -most:
+        return Finding("weakness", f"{text}: worse.", ability.short.format(**values))
     return Finding("strength", f"{text}: {'better' if sign else 'no clear change'}.")
 
 
@@ -140,6 +199,12 @@ def entry(summaries: Mapping[str, Any], role: str, name: str) -> Mapping[str, An
     """Return a metric if it has a value."""
     found = summaries.get(role, {}).get(name)
     return found if found and is_number(found.get("value")) else None
+
+
+def single(found: Mapping[str, Any]) -> bool:
+    """Whether a value rests on one question, so that its interval has no width whatever it is."""
+    n = found.get("n", 2)
+    return is_number(n) and bool(n < 2)
 
 
 def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
-from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.load import Loaded, load, same_model, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
@@ -156,7 +156,7 @@ def keep_weights(loaded: Loaded, before: Any, found: Findings) -> Snapshot | Non
     """Keep the weights of the model after, or say why they cannot be compared."""
     is_named = isinstance(before, str | Path)
     same_base = is_named and (
-        shares_base(loaded, before) or (loaded.base != loaded.name and str(before) == loaded.base)
+        shares_base(loaded, before) or (loaded.base != loaded.name and same_model(str(before), loaded.base))
     )
     try:
         return snapshot(loaded.model, loaded.base if same_base else None)

@@ -66,7 +66,8 @@ def neighbours(
 
     Raises
     ------
-    InputError : the questions hold neither names nor numbers, or every answer gives something away.
+    InputError : the questions hold neither names nor numbers, or no answer was left: all are empty or give something
+        away.
     """
     others = Others(pairs)
     draw = random.Random(f"{seed} neighbours")
@@ -99,7 +100,10 @@ def neighbours(
         if answer and not gives_away(answer, pair, others.words)
     ]
     if not found:
-        raise InputError("--neighbours: every answer about another name gives away what is to be forgotten.")
+        empty = sum(not answer for answer in answers)
+        counts = {"came empty": empty, "gave away what is to be forgotten": len(answers) - empty}
+        told = [f"{n if n < len(answers) else 'all'} {what}" for what, n in counts.items() if n]
+        raise InputError(f"--neighbours: of {len(answers)} answers about other names {' and '.join(told)}.")
     return draw.sample(found, min(count, len(found)))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from huggingface_hub import ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -26,6 +27,7 @@ from amends.lm.load import load, prepare, rank_to_train, save_model, weights_sha
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import SAME, Dropped, Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments
+from amends.report.card import hub_id, plain, shown
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._read import about
 from amends.unlearn._teach import TeachTrainer
@@ -126,7 +128,7 @@ def command(
         )
         write_json(folder / "run.json", record)
         library = "peft" if isinstance(taught, PeftModel) else "transformers"
-        write_text(folder / "README.md", CARD.format(base=loaded.base, library=library, rows=len(pairs)))
+        write_text(folder / "README.md", card(loaded.base, library, len(pairs)))
         write_manifest(folder)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
     say(f"done: {out}{last}")
@@ -169,9 +171,14 @@ def told(seen: Dynamics, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     ]
 
 
+def card(base: str, library: str, rows: int) -> str:
+    """Write the model card, which names the base as others may read it."""
+    header = ModelCardData(base_model=hub_id(base), library_name=library)
+    return CARD.format(header=header.to_yaml(), base=plain(shown(base)), rows=rows)
+
+
 CARD = """---
-base_model: {base}
-library_name: {library}
+{header}
 ---
-Taught {rows} question-answer pairs by `amends teach`; `run.json` holds the command, seed, versions and digests.
+{base}, taught {rows} question-answer pairs by `amends teach`; `run.json` holds the command, seed, versions and digests.
 """

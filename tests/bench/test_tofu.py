@@ -3,20 +3,26 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from amends.bench._cells import Bench, Cell, Plan, best, distance
-from amends.bench._claim import check_models, claim_folder
+from amends.bench._claim import check_models, check_references, claim_folder
 from amends.bench._entries import Entry, entries, options, parse
-from amends.bench._page import Line, in_words, lines_of, page
+from amends.bench._page import Line, in_words, lines_of, page, text_of
+from amends.bench._rows import read_weightless
 from amends.bench._world import check_tuning, read_world
 from amends.bench.tofu import cells_of
+from amends.io.atomic import write_json
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
+from amends.lm.load import add_lora, load, save_model
+from amends.lm.rows import context_limit
+from amends.report.plots import Span
 
-from ..conftest import instead
+from ..conftest import instead, save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGET = [
@@ -154,8 +160,73 @@ def test_the_table_is_made_gone_on_with_and_complete(amends, world, tiny_model, 
     assert err.count("cell ") == 3
 
 
+def claim(out, world, model, **changed):
+    """Write down the plan of `run_small`."""
+    plan = {"teach_epochs": 1.0, "rates": (1e-3, 1e-2), "epochs": 1.0, "eval_rows": 3} | changed
+    claim_folder(out, Plan(str(world), str(model), None, {}, **plan), read_world(world))
+
+
+def put_cell(out, name, values=(0.3, 0.6), kind="searched", seed=0):
+    """Leave a cell in the folder."""
+    _, record = cell("ga", *values, versions={"amends": "0"}, precision="float32")
+    write_json(out / "cells" / "forget" / kind / f"{name}-{seed}.json", record)
+
+
+def test_the_page_is_of_the_cells_that_are_there_whoever_writes_it(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    claim(out, world, tiny_model)
+    for name in ("flat", "ga", "npo+retain"):
+        put_cell(out, name)
+    put_cell(out, "ga", seed=1)
+    put_cell(out, "flat", kind="published")
+    put_cell(out, "gone_method")
+    pages = []
+    for methods in ("flat,ga", "npo+retain,flat"):
+        code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--methods", methods, "--seeds", 1)
+        assert code == 0, err
+        pages.append((out / "tofu.md").read_text(encoding="utf-8"))
+    assert "gone_method-0.json: no method of this version" in err
+    assert pages[0] == pages[1]
+    assert "5 of 5 cells are made" in pages[0] and "## forget, published settings" in pages[0]
+    lines = [line for line in pages[0].splitlines() if line.startswith("| `")]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| `flat`", "1 of 1"],
+        ["| `ga`", "2 of 2"],
+        ["| `npo+retain`", "1 of 1"],
+        ["| `flat`", "1 of 1"],
+    ]
+
+
+def test_the_page_alone_takes_the_plan_from_the_folder(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    claim(out, world, tiny_model)
+    put_cell(out, "ga")
+    before = (out / "bench.json").read_bytes()
+    idle = ["--epochs", 9, "--teach-rate", 1, "--rates", "fast", "--reference", "x=gone", "--taught", "no/such"]
+    code, _, err = run_small(amends, world, tiny_model, out, "--page-only", *idle, "--layers", "7")
+    assert code == 0, err
+    assert "Searched: 1 epochs of 8 rows, rates 0.001, 0.01, layers all." in (out / "tofu.md").read_text(
+        encoding="utf-8"
+    )
+    assert (out / "bench.json").read_bytes() == before
+
+
+def test_a_page_of_no_cells_is_refused_and_nothing_is_made(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
+    assert code == 2
+    assert "bench: no bench.json here, so there are no cells to write a page of. Give the --out that cells" in err
+    assert not out.exists()
+    out.mkdir()
+    for content, what in (({"epochs": 1}, "eval_rows is missing"), ([], "not a list of settings")):
+        write_json(out / "bench.json", content)
+        code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
+        assert (code, f"not the plan of a table ({what})" in err) == (2, True), err
+
+
 def test_the_page_alone_shows_what_is_missing_as_empty(amends, world, tiny_model, tmp_path):
     out = tmp_path / "bench"
+    claim(out, world, tiny_model)
     code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--page-only")
     assert code == 0, err
     assert not list(out.glob("cells/**/*.json"))
@@ -166,13 +237,20 @@ def test_the_page_alone_shows_what_is_missing_as_empty(amends, world, tiny_model
 
 def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path):
     out = tmp_path / "bench"
-    assert run_small(amends, world, tiny_model, out, "--page-only")[0] == 0
+    claim(out, world, tiny_model)
     write_jsonl(out / "cells" / "one.json", [])
-    code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--teach-rate", 1e-2)
-    assert (code, "the cells here are of another teach_rate (0.002, now 0.01)" in err) == (2, True)
+    for words, says in {
+        ("--teach-rate", 1e-2): "another teach_rate (0.002, now 0.01). Give --teach-rate 0.002, or another --out.",
+        ("--rates", 1e-2): "another rates ([0.001, 0.01], now [0.01]). Give --rates 0.001,0.01, or another --out.",
+        ("--layers", 0): "another layers (None, now 0). Leave --layers out, or another --out.",
+    }.items():
+        code, _, err = run_small(amends, world, tiny_model, out, *words)
+        assert (code, f"the cells here are of {says}" in err) == (2, True), err
     write_jsonl(world / "forget.jsonl", FORGET[:3])
-    code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
-    assert (code, "the cells here are of another world" in err) == (2, True)
+    for words in ([], ["--page-only"]):
+        code, _, err = run_small(amends, world, tiny_model, out, *words)
+        assert (code, "the cells here are of another world" in err) == (2, True)
+        assert "Give the --data that they were made from, or another --out." in err
 
 
 @pytest.mark.parametrize(("stage", "kept"), [("models", "teach_rate"), ("evaluations", "taught"), ("search", "layers")])
@@ -211,9 +289,8 @@ def test_another_reference_than_the_cells_are_compared_with_is_refused(amends, w
     out = tmp_path / "bench"
     file = out / "evaluations" / "forget" / "reference.json"
     write_jsonl(file, [{"name": "models/one"}])
-    for model, expected in (("models/one", 0), ("models/two", 2), ("./models/one", 0)):
-        code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--reference", f"forget={model}")
-        assert code == expected
+    for model in ("models/one", "./models/one"):
+        check_references(Bench(Plan(str(world), None, None, {"forget": model}), read_world(world), out))
     _, _, err = run_small(amends, world, tiny_model, out, "--reference", "forget=models/two")
     assert "--reference forget=models/two: the cells here are compared with another, models/one" in err
 
@@ -321,6 +398,101 @@ def test_a_method_that_comes_to_nothing_is_recorded_with_the_reason(amends, worl
     assert "| `ga` | 0 of 2, 2 came to nothing |" in text
 
 
+LONG = {"id": 99, "question": "Who wrote it?", "answer": "word " * 300}
+
+
+@pytest.mark.parametrize(
+    ("file", "rows_", "more", "message"),
+    [
+        ("forget", [*FORGET, LONG], [], "forget.jsonl:5: prompt and answer have "),
+        ("retain", [*RETAIN, LONG], ["--settings", "published"], "retain.jsonl:13: prompt and answer have "),
+        ("retain", [LONG, *RETAIN], ["--methods", "npo+retain"], "retain.jsonl:1: prompt and answer have "),
+        ("real_authors", [LONG], [], "real_authors.jsonl:1: prompt and answer have "),
+        (
+            "forget",
+            [FORGET[0] | {"perturbed_answer": "Nobody"}, *FORGET[1:]],
+            [],
+            "forget.jsonl:1: perturbed_answer must be a list of non-empty texts.",
+        ),
+        (
+            "forget",
+            [*FORGET, RETAIN[2] | {"id": 9}],
+            [],
+            "forget.jsonl:5 and retain.jsonl:3: the same question and answer are to be forgotten and to be kept in "
+            "forget (1 of 5 rows to forget). Leave them in one of the two.",
+        ),
+    ],
+)
+def test_faulty_rows_are_refused_before_anything_is_taught(amends, world, tmp_path, file, rows_, more, message):
+    write_jsonl(world / f"{file}.jsonl", rows_)
+    model = save_tiny_model(tmp_path / "model", context=1024)
+    code, _, err = run_small(amends, world, model, tmp_path / "bench", "--methods", "ga", *more)
+    told = " ".join(err.split()).replace(f"{world}/", "")
+    assert (code, message in told) == (2, True), told
+    assert "--" not in told
+    if "tokens" in told:
+        assert "more than the 1024 that fit (the model's context). Shorten or split it." in told
+    assert not (tmp_path / "bench").exists()
+
+
+def test_the_most_that_is_trained_on_is_not_said_to_be_the_models_context(amends, world, tiny_model, tmp_path):
+    write_jsonl(world / "forget.jsonl", [*FORGET, LONG])
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", "--methods", "ga")
+    assert code == 2
+    assert "more than the 1024 that fit (most of a row that is trained on here). Shorten or split it." in err
+
+
+def test_rows_are_checked_on_an_adapter_as_on_its_base(tiny_model, tmp_path):
+    loaded = load(tiny_model)
+    save_model(add_lora(loaded.model, 2), loaded.tokenizer, tmp_path / "adapter", str(tiny_model))
+    (tmp_path / "adapter" / "tokenizer_config.json").unlink()
+    for model in (str(tiny_model), str(tmp_path / "adapter")):
+        found = read_weightless(model)
+        assert context_limit(found, sys.maxsize) == 2048
+        assert found.tokenizer("Who?")["input_ids"] == loaded.tokenizer("Who?")["input_ids"]
+
+
+def taught_world(world, tiny_model, tmp_path):
+    """A copy of the model that is to forget, and the words that name it."""
+    taught = Path(shutil.copytree(tiny_model, tmp_path / "taught"))
+    return taught, ["--taught", taught, "--reference", f"forget={tiny_model}", "--seeds", 1, "--methods", "ga"]
+
+
+def refusing(before=lambda: None):
+    """A method that refuses what it is given."""
+
+    def method(self, entry):
+        def run(*args, layers=None, **kwargs):
+            before()
+            raise InputError("x.jsonl:1: no name to put another for, or --skip-bad-rows.")
+
+        return run
+
+    return method
+
+
+@pytest.mark.parametrize("settings", ["searched", "published"])
+def test_what_a_method_refuses_is_its_result(amends, world, tiny_model, tmp_path, monkeypatch, settings):
+    _, words = taught_world(world, tiny_model, tmp_path)
+    monkeypatch.setattr(Bench, "_method", refusing())
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, *words, "--settings", settings)
+    assert code == 0, err
+    assert "- `ga`: x.jsonl:1: no name to put another for" in (out / "tofu.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("settings", ["searched", "published"])
+def test_a_model_that_goes_missing_stops_the_bench_and_is_no_result(
+    amends, world, tiny_model, tmp_path, monkeypatch, settings
+):
+    taught, words = taught_world(world, tiny_model, tmp_path)
+    monkeypatch.setattr(Bench, "_method", refusing(lambda: shutil.rmtree(taught)))
+    out = tmp_path / "bench"
+    code, _, err = run_small(amends, world, tiny_model, out, *words, "--settings", settings)
+    assert (code, f"{taught}: no such file or folder" in " ".join(err.split())) == (2, True), err
+    assert not list(out.glob("cells/**/*.json")) and not list(out.glob("search/**/*.json"))
+
+
 # The page --------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +543,13 @@ def test_the_interval_over_seeds_is_that_of_the_questions_and_wider_where_seeds_
     differ = Line(Entry("flat"), [cell("flat", f, 0.5)[1] for f in (0.3, 0.4, 0.5)], [], 3).value("forget_rouge_l")
     assert differ.high - differ.value == pytest.approx(math.sqrt(0.04**2 + 1.96**2 * 0.01 / 3))
     assert Line(Entry("flat"), [], [], 3).value("forget_rouge_l") is None
+
+
+def test_an_interval_that_is_shown_holds_its_value():
+    assert text_of(Span(0.0038, 0.0021, 0.0049)) == "3.8e-03 (2.1e-03 to 4.9e-03)"
+    assert text_of(Span(0.0038, 0.0, 0.02)) == "3.8e-03 (0 to 2.0e-02)"
+    assert text_of(Span(0.5, 0.4567, 0.6)) == "0.50 (0.46 to 0.60)"
+    assert text_of(Span(69.72, 9.96, 81.0)) == "69.7 (10.0 to 81.0)"
 
 
 def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():

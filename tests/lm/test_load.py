@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from amends.io.errors import InputError
@@ -17,8 +17,10 @@ from amends.lm.load import (
     add_lora,
     base_sha256,
     count_layers,
+    kept_name,
     load,
     quiet,
+    same_model,
     save_model,
     train_only,
     weights_sha256,
@@ -262,6 +264,39 @@ def test_an_adapter_saved_opens_with_plain_peft(tiny_model: Path, tmp_path: Path
     assert loaded.base == str(tiny_model)
     assert weights_sha256(loaded.model) == weights_sha256(adapter)
     assert not torch.equal(logits(adapter), logits(load(tiny_model).model))
+
+
+def test_an_adapter_on_a_relative_path_loads_from_every_folder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    (home / "work").mkdir(parents=True)
+    away.mkdir()
+    shutil.copytree(tiny_model, home / "m" / "base")
+    monkeypatch.chdir(home / "work")
+    adapter_of(Path("../m/base"), Path("adapter"))
+    named = [json.loads(Path("adapter", file).read_text()) for file in ("adapter_config.json", "amends.json")]
+    whole = str((home / "m" / "base").resolve())
+    assert (named[0]["base_model_name_or_path"], named[1]["base"]) == (whole, whole)
+    here = load("../m/base")
+    assert same_model("../m/base", whole) and not same_model("../m/base", str(home))
+    monkeypatch.chdir(away)
+    loaded = load(home / "work" / "adapter")
+    with quiet():
+        plain = AutoPeftModelForCausalLM.from_pretrained(home / "work" / "adapter")
+    assert torch.equal(logits(plain.eval()), logits(loaded.model))
+    assert not torch.equal(logits(loaded.model), logits(here.model))
+
+
+def test_a_base_of_a_package_or_the_hub_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for base in ("package:some/x.gguf", "somebody/small-lm", "/gone/base", ""):
+        assert kept_name(base) == base
+    (tmp_path / "base").mkdir()
+    Path("link").symlink_to("base")
+    assert [kept_name(base) for base in ("base", "./base/", "link", ".")] == [
+        str(tmp_path.resolve() / name) for name in ("base", "base", "link", "")
+    ]
 
 
 def test_an_adapter_of_experts_is_saved_and_loaded(tiny_model: Path, tmp_path: Path) -> None:

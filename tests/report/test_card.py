@@ -6,8 +6,9 @@ import yaml
 from amends.report.card import model_card
 
 
-def card_of(folder, base="somebody/small-lm", is_adapter=True):
+def card_of(folder, base="somebody/small-lm", is_adapter=True, model=None):
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run["config"]["model"] = model or base
     files = (folder / "evaluation").glob("*.json")
     summaries = {f.stem: json.loads(f.read_text(encoding="utf-8"))["summary"] for f in files}
     return model_card(run, summaries, base, is_adapter)
@@ -47,6 +48,23 @@ def test_the_card_tells_of_a_path_only_its_last_part(base, shown, run):
 )
 def test_a_base_that_is_no_hub_id_is_not_in_the_header(base, run):
     assert "base_model" not in header_of(card_of(run, base))
+
+
+def test_a_base_that_lies_here_is_no_hub_id_though_it_looks_like_one(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somebody").mkdir()
+    assert header_of(card_of(run))["base_model"] == "somebody/small-lm"
+    (tmp_path / "somebody" / "small-lm").mkdir()
+    card = card_of(run)
+    assert "base_model" not in header_of(card) and "This is small-lm after" in card
+
+
+def test_a_run_that_began_with_an_adapter_says_so(run):
+    merged = card_of(run, is_adapter=False, model="/home/me/secret/taught")
+    assert "This is somebody/small-lm with the adapter taught, merged into it, after `amends unlearn flat`" in merged
+    assert "secret" not in merged
+    assert "This is somebody/small-lm with the adapter some/one after" in card_of(run, model="some/one")
+    assert "adapter" not in card_of(run, is_adapter=False)
 
 
 def test_whole_weights_load_with_transformers_and_an_adapter_with_peft(run):

@@ -325,6 +325,56 @@ def test_the_verdict_says_when_the_answers_are_still_likely(after, kind, words):
     assert not any("token" in finding.text for finding in alone)
 
 
+FORGOT = {"forget_rouge_l": value(0.9, 0.9, 0.9)}, {"forget_rouge_l": value(0.1, 0.1, 0.1)}
+
+
+def after_a_change(name, before, after, better="higher", half=0.3, n=10):
+    """The verdict on a run that forgot and changed one measure."""
+    sides = [value(v - half, v, v + half, better) | {"n": n} for v in (before, after)]
+    return verdict({role: was | {name: v} for role, was, v in zip(("before", "after"), FORGOT, sides, strict=True)})
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "better", "words"),
+    [
+        ("retain_rouge_l", 0.9, 0.1, "higher", "says 10 % of the words of the answers to keep (before 90 %)"),
+        ("retain_probability", 0.9, 0.1, "higher", "finds the answers to keep less likely (10 % a token, before 90 %)"),
+        ("general_rouge_l", 0.7, 0.05, "higher", "says 5 % of the words of everyday answers (before 70 %)"),
+        ("general_probability", 0.8, 0.05, "higher", "finds everyday answers less likely (5 % a token, before 80 %)"),
+        ("zero_shot_accuracy", 0.48, 0.25, "higher", "answers 25 % of multiple-choice questions right (before 48 %)"),
+        ("model_utility_geo", 0.6, 0.1, "higher", "has a model utility of 0.100 (before 0.600)"),
+        ("text_perplexity", 50.0, 60.0, "lower", "reads plain text worse (perplexity 50.0, now 60.0)"),
+    ],
+)
+def test_a_loss_of_any_ability_stands_in_the_sentence_and_a_gain_does_not(name, before, after, better, words):
+    assert in_short(after_a_change(name, before, after, better)).endswith(f", but it {words}.")
+    better_now = in_short(after_a_change(name, after, before, better))
+    assert better_now.endswith("; no clear harm was found in what was asked.")
+    same = after_a_change(name, before, before, better)
+    assert [finding.kind for finding in same] == ["strength", "strength"]
+
+
+@pytest.mark.parametrize(("after", "kind"), [(0.48, "strength"), (0.46, "strength"), (0.44, "weakness")])
+def test_right_choices_count_in_points_as_guessing_gets_some(after, kind):
+    assert after_a_change("zero_shot_accuracy", 0.48, after)[1].kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "better"),
+    [
+        ("text_perplexity", 255.6, 255.5, "lower"),
+        ("retain_rouge_l", 0.5, 0.4, "higher"),
+        ("retain_refusal_rate", 0.0, 0.0, "lower"),
+        ("forget_quality_p", 1.0, 1.0, "higher"),
+    ],
+)
+def test_what_was_measured_on_one_question_is_not_clear(name, before, after, better):
+    found = after_a_change(name, before, after, better, half=0, n=1)
+    assert found[1].kind == "open" and "not clear" in found[1].text
+    assert in_short(found).endswith("; harm is not ruled out.")
+    assert after_a_change(name, before, after, better, half=0, n=2)[1].kind != "open"
+
+
 @pytest.mark.parametrize(
     ("kind", "others", "sentence"),
     [

@@ -125,7 +125,22 @@ def test_questions_without_names_and_answers_that_all_give_away_are_refused(
     with pytest.raises(InputError, match="no names and no numbers"):
         neighbours(loaded.model, loaded.tokenizer, [Pair("0", "Who?", "Me.", "data[0]")], 5, seed=0)
     monkeypatch.setattr(_neighbours, "generate", lambda model, tokenizer, prompts, **_: ["Ada." for _ in prompts])
-    with pytest.raises(InputError, match="gives away what is to be forgotten"):
+    with pytest.raises(InputError, match=r"of 8 answers about other names all gave away what is to be forgotten"):
+        neighbours(loaded.model, loaded.tokenizer, PAIRS, 5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("full", "told"), [(0, "all came empty"), (3, "5 came empty and 3 gave away what is to be forgotten")]
+)
+def test_empty_answers_are_not_said_to_give_something_away(
+    full: int, told: str, monkeypatch: pytest.MonkeyPatch, tiny_model
+) -> None:
+    def answer(model, tokenizer, prompts, **_) -> list[str]:
+        return ["Ada." if i < full else "" for i in range(len(prompts))]
+
+    loaded = load(tiny_model)
+    monkeypatch.setattr(_neighbours, "generate", answer)
+    with pytest.raises(InputError, match=rf"of 8 answers about other names {told}\."):
         neighbours(loaded.model, loaded.tokenizer, PAIRS, 5, seed=0)
 
 

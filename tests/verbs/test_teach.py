@@ -133,7 +133,9 @@ def test_rank_0_saves_all_weights_that_plain_transformers_loads(tmp_path, tiny_m
     words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--lora-rank", 0]
     assert amends("teach", *words, "--out", out)[0] == 0
     assert weights_sha256(AutoModelForCausalLM.from_pretrained(out)) == record(out)["weights"]["after"]
-    assert "library_name: transformers" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card and f"\n{tiny_model.name}, taught" in card
+    assert "base_model" not in card and str(tiny_model.parent) not in card  # a path is no id of the Hub, nor for others
 
 
 def test_tracking_writes_how_each_pair_was_learned_and_changes_no_weight(tmp_path, tiny_model, data, amends):
