@@ -103,6 +103,19 @@ def test_a_ranked_row_is_read_as_the_record_that_it_was(tiny_model, row):
     assert (again.paraphrase, again.wrong, again.right) == (pair.paraphrase, pair.wrong, pair.right)
 
 
+def test_windows_of_plain_text_come_back_as_the_windows_that_they_were(tmp_path, tiny_model):
+    book = tmp_path / "book.txt"
+    book.write_text("abcd efg hij klm no  pq rs tuvw\n")  # windows of 4 + 4 bytes
+    reading = audit.Reading(prefix_tokens=4, continuation_tokens=4)
+    found = audit.run(tiny_model, book, reading=reading)
+    assert [pair.prompt for pair in found.pairs] == ["abcd", " hij", " no ", "rs t"]
+    ranked = write(tmp_path / "ranked.jsonl", found.ranked())
+    again = audit.run(tiny_model, ranked, reading=reading)
+    assert [(p.prompt, p.answer) for p in again.pairs] == [
+        (found.pairs[i].prompt, found.pairs[i].answer) for i in found.order
+    ]
+
+
 def test_a_holdout_and_a_reference_say_what_is_memory(tmp_path, taught, tiny_model, amends):
     model, seen, unseen = taught
     out = tmp_path / "audit"
