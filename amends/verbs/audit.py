@@ -1,11 +1,11 @@
 """Audit what a model has memorised: its training records, the most memorised first."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -29,10 +29,12 @@ from amends.maths.words import word_scores
 from amends.report.audit import render_audit
 from amends.unlearn._read import about
 from amends.unlearn._request import Data
+from amends.verbs._files import copies_of, text_of, without_repeats
 from amends.verbs._holdout import WORDS, Membership, compare, warnings_of_holdout
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
 
 COMBINED = "combined"
+ALSO = "is also a record,"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Reading:
     skip_bad_rows: bool = False
     prefix_tokens: int = 100
     continuation_tokens: int = 100
+
+
+class Records(NamedTuple):
+    """What was read."""
+
+    pairs: Pairs
+    copies: list[int]
+    """How often each kept record stands in the files, itself among them."""
+    told: dict[str, Any]
+    """As run.json describes each file."""
+
+
+NOTHING = Records(Pairs([]), [], {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +143,9 @@ def run(
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
     tokenizer = processing_class or loaded.tokenizer
     limit = context_limit(loaded.model, max_length)
-    records, of_data = read(data, "data", how, tokenizer, limit)
-    others, of_holdout = Pairs([]), dict[str, Any]()
-    if holdout is not None:
-        others, of_holdout = read(holdout, "holdout", how, tokenizer, limit, records)
+    of_data = read(data, "data", how, tokenizer, limit)
+    of_holdout = read(holdout, "holdout", how, tokenizer, limit, of_data) if holdout is not None else NOTHING
+    records, others = of_data.pairs, of_holdout.pairs
     for row in (*records.dropped, *others.dropped):
         say(f"left out {row.where}: {row.reason}")
     pairs, num = [*records.kept, *others.kept], len(records.kept)
@@ -168,7 +182,7 @@ def run(
         command="audit",
         config={name: _told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
         seed=seed,
-        data=of_data | of_holdout,
+        data=of_data.told | of_holdout.told,
         weights=digests,
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all records looked at",
@@ -196,33 +210,45 @@ def read(
     how: Reading,
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
-    known: Pairs | None = None,
-) -> tuple[Pairs, dict[str, Any]]:
-    """Read records, without those that are also in `known`, and describe each file for run.json."""
+    known: Records | None = None,
+) -> Records:
+    """Read records, without those that are also in `known`, and describe each file for run.json.
+
+    Files may share ids: of those that do, an id is then FILE:id, so that no two records have the same.
+    """
     sources: list[Any] = [source] if isinstance(source, str | Path) else list(source)
     files = [str(s) for s in sources if isinstance(s, str | Path)]
-    rows = chain.from_iterable(read_rows(file) for file in files) if files else rows_of(sources, name)
-    pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
-    if how.skip_bad_rows:
-        pairs = without_too_long(pairs, tokenizer, limit)
-    encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
+    for file in (file for i, file in enumerate(files) if file in files[:i]):
+        say(f"left out {file}: given twice")
+    each = {}
+    for file, rows in ({file: read_rows(file) for file in files} or {name: rows_of(sources, name)}).items():
+        pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
+        each[file] = without_too_long(pairs, tokenizer, limit) if how.skip_bad_rows else pairs
+        encode_rows(tokenizer, each[file].kept, limit)  # stop here at what is too long
+    found = without_repeats(each)
     if known is not None:
-        there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
-        both = [(p, there.get((repr(p.prompt), p.answer))) for p in pairs.kept]
-        dropped = [Dropped(p.where, f"is also a record, {place}") for p, place in both if place is not None]
-        pairs = Pairs([p for p, place in both if place is None], [*pairs.dropped, *dropped])
-        if not pairs.kept:
-            raise InputError(f"--holdout: all its rows are among the data ({dropped[0].where}). Give rows never seen.")
-    told = {file: about(file, _of_file(pairs, file)) for file in files} or {name: about(None, pairs)}
-    return pairs, told
-
-
-def _of_file(pairs: Pairs, file: str) -> Pairs:
-    start = f"{file}:"  # rows of a text file have no number behind it
-    return Pairs(
-        [pair for pair in pairs.kept if f"{pair.where}:".startswith(start)],
-        [row for row in pairs.dropped if f"{row.where}:".startswith(start)],
+        there = {text_of(pair): pair.where for pair in known.pairs.kept}
+        found = {file: _without(pairs, there) for file, pairs in found.items()}
+        if not any(pairs.kept for pairs in found.values()):
+            first = next(row for pairs in found.values() for row in pairs.dropped if ALSO in row.reason)
+            raise InputError(f"--holdout: all its rows are among the data ({first.where}). Give rows never seen.")
+    shared = Counter(pair.id for pairs in found.values() for pair in pairs.kept)
+    kept = [
+        replace(pair, id=f"{file}:{pair.id}") if shared[pair.id] > 1 else pair
+        for file, pairs in found.items()
+        for pair in pairs.kept
+    ]
+    copies = copies_of(each)
+    return Records(
+        Pairs(kept, [row for pairs in found.values() for row in pairs.dropped]),
+        [copies[text_of(pair)] for pair in kept],
+        {file: about(file if files else None, pairs) for file, pairs in found.items()},
     )
+
+
+def _without(pairs: Pairs, there: Mapping[tuple[str, str], str]) -> Pairs:
+    dropped = [Dropped(p.where, f"{ALSO} {there[text_of(p)]}") for p in pairs.kept if text_of(p) in there]
+    return Pairs([p for p in pairs.kept if text_of(p) not in there], [*pairs.dropped, *dropped])
 
 
 def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:

@@ -151,6 +151,23 @@ def test_extractable_is_what_the_model_itself_says(taught):
     assert 0 < sum(right) < 40
 
 
+def test_files_may_share_ids_and_what_is_given_twice_is_told(tmp_path, tiny_model, amends):
+    one, other = write(tmp_path / "one.jsonl", facts(0, 4)), tmp_path / "other.jsonl"
+    rows = [*facts(2, 6), *facts(0, 1)]  # of which rows 2, 3 and 0 stand in both
+    write(other, [row | {"id": f"r{i}"} for i, row in enumerate(rows)])
+    out = tmp_path / "audit"
+    words = [word for file in (one, other, one) for word in ("--data", file)]
+    code, _, err = amends("audit", "--model", tiny_model, *words, "--out", out)
+    assert code == 0, err
+    scores, said = read(out / "scores.jsonl"), " ".join(err.split())
+    assert [row["id"] for row in scores] == ["r0", "r1", f"{one}:r2", f"{one}:r3", f"{other}:r2", f"{other}:r3"]
+    assert f"left out {one}: given twice" in said and f"left out {other}:5: same prompt and answer as {one}:1" in said
+    told = json.loads((out / "run.json").read_text())["data"]
+    assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (one, other)] == [[4, 4], [5, 2]]
+    again = audit.run(tiny_model, out / "ranked.jsonl")  # as every reader of rows takes it: ids are unique
+    assert len(again.pairs) == 6
+
+
 def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
     model, seen, _ = taught
     found = audit.run(model, seen, measures=["gradient", "loss"])
@@ -209,7 +226,7 @@ def test_plain_text_is_counted_by_windows_and_a_window_that_is_a_record_is_left_
     assert [pair.answer for pair in found.holdout] == ["ffff", "hhhh", "jjjj"]
     told = found.record["data"]
     assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (book, other)] == [[4, 2], [4, 3]]
-    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}"] * 2
+    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}#0"] * 2
     assert told[str(other)]["dropped"] == [{"where": str(other), "reason": f"is also a record, {book}"}]
     assert told[str(book)]["sha256"] == sha256_json([record_sha256(pair) for pair in found.pairs])
 
