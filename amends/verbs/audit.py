@@ -2,27 +2,29 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.bounds import check_value
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows, rows_of
+from amends.io.tables import Row, read_rows, rows_of
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
-from amends.lm.logprobs import naming
+from amends.lm.logprobs import PackedRow, naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
-from amends.lm.rows import context_limit, encode_rows, without_too_long
+from amends.lm.rows import context_limit, context_of, encode_rows, without_too_long
 from amends.lm.turns import model_for
 from amends.maths.memorisation import FloatArray, mean_rank, num_tokens
 from amends.maths.words import word_scores
@@ -34,6 +36,10 @@ from amends.verbs._holdout import WORDS, Membership, compare, warnings_of_holdou
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
 
 COMBINED = "combined"
+SAME_WEIGHTS = (
+    "The reference has the weights of the model, so it saw the records: what is said beside it is 0 and counts in the "
+    "rank all the same. Give a model that was not trained on them."
+)
 ALSO = "is also a record,"
 
 
@@ -120,7 +126,8 @@ def run(
     holdout : path or list of dictionaries, optional
         Rows of the same kind that the model never saw.
     measures : list of str, optional
-        Names in `amends.verbs._measures.MEASURES`; default: all but "gradient", with a reference those that need it.
+        Names in `amends.verbs._measures.MEASURES`, as on the command line; default: all but "gradient", with a
+        reference those that need it.
     reading : Reading, optional
         How records are read.
     seed : int, default 0
@@ -136,7 +143,8 @@ def run(
     if out is not None:
         check_new(out)
     started, how = time.time(), reading or Reading()
-    chosen = chosen_measures(measures, reference is not None)
+    check_options(options | vars(how))
+    chosen = chosen_measures(listed([measures] if isinstance(measures, str) else measures), reference is not None)
     for named in [m for m in (model, reference) if isinstance(m, str | Path)]:
         check_model(named)
     say("reading the model and the data")
@@ -152,6 +160,11 @@ def run(
     rows = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
     say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
     digests = {"before": weights_sha256(loaded.model)}
+    in_place = isinstance(model, str | Path) and isinstance(reference, str | Path) and shares_base(loaded, reference)
+    beside = None
+    if reference is not None and not in_place:  # else it takes the model's place, and has its context
+        beside = reference_for(reference, None, tokenizer)
+        check_context(beside, rows, pairs)
     sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
     with naming(f"--model {loaded.name}"):
         found = answer_scores(
@@ -159,7 +172,7 @@ def run(
         )
     found_reference = None
     if reference is not None:
-        beside = reference_for(reference, loaded, tokenizer, takes_turns=isinstance(model, str | Path))
+        beside = beside if beside is not None else reference_for(reference, loaded, tokenizer)
         digests["reference"] = weights_sha256(beside)
         with naming("--reference"):
             found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
@@ -176,6 +189,8 @@ def run(
         texts = [f"{pair.question} {pair.answer}" for pair in pairs]
         membership[WORDS] = compare(*word_scores(texts[:num], texts[num:], np.random.default_rng(seed)))
     warnings = warnings_of_holdout(membership)
+    if digests.get("reference") == digests["before"]:
+        warnings.append(SAME_WEIGHTS)
     for warning in warnings:
         say(f"warning: {warning}")
     record = describe(
@@ -204,6 +219,18 @@ def run(
     return audit
 
 
+def check_options(given: Mapping[str, Any]) -> None:
+    """Check that every value is within the bounds that its option on the command line names, and seeds."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if name in given and get_origin(hint) is Annotated:
+            kind, *extras = get_args(hint)
+            for option in extras:
+                check_value(name, given[name], kind, vars(option))
+            if kind is int and not isinstance(given[name], Integral):
+                raise InputError(f"{name}={given[name]!r}: a whole number is needed.")
+    check_value("seed", given["seed"], int, {"min": 0, "max": 2**32 - 1})
+
+
 def read(
     source: Data | Sequence[str | Path],
     name: str,
@@ -221,7 +248,8 @@ def read(
     for file in (file for i, file in enumerate(files) if file in files[:i]):
         say(f"left out {file}: given twice")
     each = {}
-    for file, rows in ({file: read_rows(file) for file in files} or {name: rows_of(sources, name)}).items():
+    tables: dict[str, Iterable[Row]] = {file: read_rows(file) for file in files} or {name: rows_of(sources, name)}
+    for file, rows in tables.items():
         pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
         each[file] = without_too_long(pairs, tokenizer, limit) if how.skip_bad_rows else pairs
         encode_rows(tokenizer, each[file].kept, limit)  # stop here at what is too long
@@ -251,8 +279,8 @@ def _without(pairs: Pairs, there: Mapping[tuple[str, str], str]) -> Pairs:
     return Pairs([p for p in pairs.kept if text_of(p) not in there], [*pairs.dropped, *dropped])
 
 
-def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:
-    """Load the reference, on the base in memory where both are adapters of it.
+def reference_for(reference: Any, instead_of: Loaded | None, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load the reference, or take it as it is.
 
     Raises
     ------
@@ -260,10 +288,27 @@ def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizer
     """
     if not isinstance(reference, str | Path):
         return reference
-    beside = load(reference, instead_of=loaded if takes_turns and shares_base(loaded, reference) else None)
+    beside = load(reference, instead_of=instead_of)
     if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise InputError(f"{reference}: has another tokenizer than the model, so tokens cannot be compared one by one.")
     return beside.model
+
+
+def check_context(reference: Any, rows: Sequence[PackedRow], pairs: Sequence[Pair]) -> None:
+    """Refuse a reference that does not take the longest of the rows.
+
+    Raises
+    ------
+    InputError
+    """
+    longest = max(range(len(rows)), key=lambda i: rows[i].num_tokens)
+    context, num_tokens = context_of(reference), rows[longest].num_tokens
+    if context and num_tokens > context:
+        cut = "lower --prefix-tokens and --continuation-tokens" if pairs[longest].is_text else "shorten or split it"
+        raise InputError(
+            f"--reference: takes {context} tokens, and {pairs[longest].where} has {num_tokens}. Give one with a longer "
+            f"context, {cut}, or leave such rows out with --max-length {context} --skip-bad-rows."
+        )
 
 
 def row_of(pair: Pair) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
@@ -265,6 +265,67 @@ def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_mo
     tokenizer.save_pretrained(other)
     with pytest.raises(InputError, match="another tokenizer"):
         audit.run(taught[0], taught[1], reference=other)
+
+
+@pytest.fixture
+def short(tmp_path, tiny_model):
+    """A model of GPT-2's kind, which has no place for more than 48 tokens, with the tokenizer of the others."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    return tmp_path / "short"
+
+
+def test_rows_that_a_reference_does_not_take_are_told_before_anything_is_asked(
+    tmp_path, taught, short, amends, monkeypatch
+):
+    model = taught[0]
+    found = audit.run(model, facts(0, 2), reference=short)
+    assert np.isfinite(found.scores["bits"]).all()
+    data = write(tmp_path / "data.jsonl", [*facts(0, 2), {"id": "long", "question": "Who?", "answer": "M" * 60}])
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "answer_scores", None)
+        words = ["audit", "--model", model, "--data", data, "--reference", short, "--out", tmp_path / "audit"]
+        code, _, err = amends(*words)
+        assert code == 2 and f"--reference: takes 48 tokens, and {data}:3 has" in " ".join(err.split())
+    code, _, err = amends(*words, "--max-length", 48, "--skip-bad-rows")
+    assert code == 0 and [row["id"] for row in read(tmp_path / "audit" / "scores.jsonl")] == ["r0", "r1"]
+
+
+def test_a_reference_that_is_the_model_is_told(tmp_path, taught, tiny_model):
+    model, seen, _ = taught
+    found = audit.run(model, seen, reference=model)
+    assert found.record["warnings"] == [audit.SAME_WEIGHTS] and not found.scores["bits"].any()
+    assert audit.run(model, seen, reference=tiny_model).record["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0},
+        {"answer_prefix": -1},
+        {"top": 0},
+        {"top": -5},
+        {"top": 2.5},
+        {"top_k": -1},
+        {"share": 0},
+        {"share": float("nan")},
+        {"max_length": 1},
+        {"seed": -1},
+        {"reading": audit.Reading(prefix_tokens=0)},
+        {"measures": "los"},
+    ],
+    ids=str,
+)
+def test_what_the_command_line_refuses_is_refused_from_python(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(audit, "load", None)
+    with pytest.raises(InputError, match=r"needed|Did you mean loss"):
+        audit.run("no model", facts(0, 2), out=tmp_path / "audit", **wrong)
+
+
+def test_measures_may_be_named_as_on_the_command_line(tiny_model):
+    assert list(audit.run(tiny_model, facts(0, 2), measures="loss,em").scores) == ["loss", "em"]
 
 
 def test_nothing_in_a_record_becomes_markup(tmp_path, tiny_model, amends):
