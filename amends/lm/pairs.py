@@ -202,6 +202,11 @@ def _find_shape(row: Row) -> tuple[str, str]:
 
 
 def _text(row: Row, column: str) -> str:
+    return _text_as_it_is(row, column).strip()
+
+
+def _text_as_it_is(row: Row, column: str) -> str:
+    """Give a text with the white space around it, which alone is none."""
     if column not in row.data:
         raise InputError(f'{row.where}: column "{column}" is missing (found: {", ".join(row.data)}).')
     value = row.data[column]
@@ -209,7 +214,7 @@ def _text(row: Row, column: str) -> str:
         raise InputError(f'{row.where}: column "{column}" holds {type(value).__name__}, expected text.')
     if not value.strip():
         raise InputError(f'{row.where}: column "{column}" is empty. Fill it{OR_SKIP}')
-    return value.strip()
+    return value
 
 
 def _split_messages(row: Row) -> tuple[list[Message], str]:
@@ -243,26 +248,33 @@ def _from_sharegpt(turns: Any) -> Any:
 def _cut_text(
     row: Row, tokenizer: PreTrainedTokenizerBase | None, prefix_tokens: int, continuation_tokens: int
 ) -> list[Pair]:
-    """Cut one text into windows of prefix + continuation, which follow each other without overlap."""
+    """Cut one text into windows of prefix + continuation, which follow each other without overlap.
+
+    White space at a border stays, so that a window that is written down and cut again is the same window. At the end of
+    the whole text (the last line of a file ends in one, too) it never makes a window, nor does it where it is all of a
+    continuation.
+    """
     if tokenizer is None:
         raise InputError(f"{row.where}: plain text is cut by tokens; pass the tokenizer.")
-    text = _text(row, "text")
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    text = _text_as_it_is(row, "text")
+    put = int(text.startswith(" ") and _puts_space(tokenizer))  # one that the tokenizer puts there itself
+    spans = tokenizer(text[put:], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # A token's span may lack its space, and two may share a character: each begins where the one before it ends.
+    border = [0, *(put + min(one[1], other[0]) for one, other in pairwise(spans)), len(text)]
+    num_tokens = sum(start < len(text.rstrip()) for start in border[:-1])
     window = prefix_tokens + continuation_tokens
     shortest = min(2, continuation_tokens)  # a rest of one token is no continuation
-    starts = [s for s in range(0, len(spans), window) if len(spans) - s >= prefix_tokens + (shortest if s else 1)]
-    if not starts:
-        raise InputError(
-            f"{row.where}: the text has {len(spans)} tokens; {prefix_tokens} go to the prefix, none is left to forget. "
-            "Lower --prefix-tokens."
-        )
     identity = row.data.get("id", row.where)
     pairs = []
-    # A token's span may lack its space, and two may share a character: each begins where the one before it ends.
-    border = [0, *(min(one[1], other[0]) for one, other in pairwise(spans)), spans[-1][1]]
-    for start in starts:
+    for start in range(0, num_tokens, window):
         first, middle, end = (border[min(i, len(spans))] for i in (start, start + prefix_tokens, start + window))
-        pairs.append(Pair(f"{identity}#{start}", text[first:middle], text[middle:end], row.where))
+        if num_tokens - start >= prefix_tokens + (shortest if start else 1) and text[middle:end].strip():
+            pairs.append(Pair(f"{identity}#{start}", text[first:middle], text[middle:end], row.where))
+    if not pairs:
+        raise InputError(
+            f"{row.where}: the text has {num_tokens} tokens; {prefix_tokens} go to the prefix, none is left to forget. "
+            "Lower --prefix-tokens."
+        )
     return pairs
 
 
@@ -294,8 +306,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
 
 def _next_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text that goes on from another: a tokenizer that puts a space before every text finds it there."""
-    first = str(tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a"))[0])
-    return plain_ids(tokenizer, text[1:] if first.startswith("\u2581") and text.startswith(" ") else text)
+    return plain_ids(tokenizer, text[1:] if text.startswith(" ") and _puts_space(tokenizer) else text)
+
+
+def _puts_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before every text."""
+    return str(tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a"))[0]).startswith("\u2581")
 
 
 _PLAIN_ROLES = {"system": "Instruction", "user": "Question", "assistant": "Answer"}

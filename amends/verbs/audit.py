@@ -1,38 +1,46 @@
 """Audit what a model has memorised: its training records, the most memorised first."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.bounds import check_value
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import read_rows, rows_of
+from amends.io.tables import Row, read_rows, rows_of
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
-from amends.lm.logprobs import naming
+from amends.lm.logprobs import PackedRow, naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
-from amends.lm.rows import context_limit, encode_rows, without_too_long
+from amends.lm.rows import context_limit, context_of, encode_rows, without_too_long
 from amends.lm.turns import model_for
 from amends.maths.memorisation import FloatArray, mean_rank, num_tokens
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
 from amends.unlearn._read import about
 from amends.unlearn._request import Data
+from amends.verbs._files import copies_of, text_of, without_repeats
 from amends.verbs._holdout import WORDS, Membership, compare, warnings_of_holdout
 from amends.verbs._measures import MEASURES, Numbers, chosen_measures, reasons
 
 COMBINED = "combined"
+SAME_WEIGHTS = (
+    "The reference has the weights of the model, so it saw the records: what is said beside it is 0 and counts in the "
+    "rank all the same. Give a model that was not trained on them."
+)
+ALSO = "is also a record,"
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,19 @@ class Reading:
     skip_bad_rows: bool = False
     prefix_tokens: int = 100
     continuation_tokens: int = 100
+
+
+class Records(NamedTuple):
+    """What was read."""
+
+    pairs: Pairs
+    copies: list[int]
+    """How often each kept record stands in the files, itself among them."""
+    told: dict[str, Any]
+    """As run.json describes each file."""
+
+
+NOTHING = Records(Pairs([]), [], {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +126,8 @@ def run(
     holdout : path or list of dictionaries, optional
         Rows of the same kind that the model never saw.
     measures : list of str, optional
-        Names in `amends.verbs._measures.MEASURES`; default: all but "gradient", with a reference those that need it.
+        Names in `amends.verbs._measures.MEASURES`, as on the command line; default: all but "gradient", with a
+        reference those that need it.
     reading : Reading, optional
         How records are read.
     seed : int, default 0
@@ -121,23 +143,28 @@ def run(
     if out is not None:
         check_new(out)
     started, how = time.time(), reading or Reading()
-    chosen = chosen_measures(measures, reference is not None)
+    check_options(options | vars(how))
+    chosen = chosen_measures(listed([measures] if isinstance(measures, str) else measures), reference is not None)
     for named in [m for m in (model, reference) if isinstance(m, str | Path)]:
         check_model(named)
     say("reading the model and the data")
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
     tokenizer = processing_class or loaded.tokenizer
     limit = context_limit(loaded.model, max_length)
-    records, of_data = read(data, "data", how, tokenizer, limit)
-    others, of_holdout = Pairs([]), dict[str, Any]()
-    if holdout is not None:
-        others, of_holdout = read(holdout, "holdout", how, tokenizer, limit, records)
+    of_data = read(data, "data", how, tokenizer, limit)
+    of_holdout = read(holdout, "holdout", how, tokenizer, limit, of_data) if holdout is not None else NOTHING
+    records, others = of_data.pairs, of_holdout.pairs
     for row in (*records.dropped, *others.dropped):
         say(f"left out {row.where}: {row.reason}")
     pairs, num = [*records.kept, *others.kept], len(records.kept)
     rows = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
     say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
     digests = {"before": weights_sha256(loaded.model)}
+    in_place = isinstance(model, str | Path) and isinstance(reference, str | Path) and shares_base(loaded, reference)
+    beside = None
+    if reference is not None and not in_place:  # else it takes the model's place, and has its context
+        beside = reference_for(reference, None, tokenizer)
+        check_context(beside, rows, pairs)
     sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
     with naming(f"--model {loaded.name}"):
         found = answer_scores(
@@ -145,7 +172,7 @@ def run(
         )
     found_reference = None
     if reference is not None:
-        beside = reference_for(reference, loaded, tokenizer, takes_turns=isinstance(model, str | Path))
+        beside = beside if beside is not None else reference_for(reference, loaded, tokenizer)
         digests["reference"] = weights_sha256(beside)
         with naming("--reference"):
             found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
@@ -162,13 +189,15 @@ def run(
         texts = [f"{pair.question} {pair.answer}" for pair in pairs]
         membership[WORDS] = compare(*word_scores(texts[:num], texts[num:], np.random.default_rng(seed)))
     warnings = warnings_of_holdout(membership)
+    if digests.get("reference") == digests["before"]:
+        warnings.append(SAME_WEIGHTS)
     for warning in warnings:
         say(f"warning: {warning}")
     record = describe(
         command="audit",
         config={name: _told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
         seed=seed,
-        data=of_data | of_holdout,
+        data=of_data.told | of_holdout.told,
         weights=digests,
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all records looked at",
@@ -190,43 +219,68 @@ def run(
     return audit
 
 
+def check_options(given: Mapping[str, Any]) -> None:
+    """Check that every value is within the bounds that its option on the command line names, and seeds."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if name in given and get_origin(hint) is Annotated:
+            kind, *extras = get_args(hint)
+            for option in extras:
+                check_value(name, given[name], kind, vars(option))
+            if kind is int and not isinstance(given[name], Integral):
+                raise InputError(f"{name}={given[name]!r}: a whole number is needed.")
+    check_value("seed", given["seed"], int, {"min": 0, "max": 2**32 - 1})
+
+
 def read(
     source: Data | Sequence[str | Path],
     name: str,
     how: Reading,
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
-    known: Pairs | None = None,
-) -> tuple[Pairs, dict[str, Any]]:
-    """Read records, without those that are also in `known`, and describe each file for run.json."""
+    known: Records | None = None,
+) -> Records:
+    """Read records, without those that are also in `known`, and describe each file for run.json.
+
+    Files may share ids: of those that do, an id is then FILE:id, so that no two records have the same.
+    """
     sources: list[Any] = [source] if isinstance(source, str | Path) else list(source)
     files = [str(s) for s in sources if isinstance(s, str | Path)]
-    rows = chain.from_iterable(read_rows(file) for file in files) if files else rows_of(sources, name)
-    pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
-    if how.skip_bad_rows:
-        pairs = without_too_long(pairs, tokenizer, limit)
-    encode_rows(tokenizer, pairs.kept, limit)  # stop here at what is too long
+    for file in (file for i, file in enumerate(files) if file in files[:i]):
+        say(f"left out {file}: given twice")
+    each = {}
+    tables: dict[str, Iterable[Row]] = {file: read_rows(file) for file in files} or {name: rows_of(sources, name)}
+    for file, rows in tables.items():
+        pairs = read_pairs(rows, tokenizer=tokenizer, **vars(how))
+        each[file] = without_too_long(pairs, tokenizer, limit) if how.skip_bad_rows else pairs
+        encode_rows(tokenizer, each[file].kept, limit)  # stop here at what is too long
+    found = without_repeats(each)
     if known is not None:
-        there = {(repr(p.prompt), p.answer): p.where for p in known.kept}
-        both = [(p, there.get((repr(p.prompt), p.answer))) for p in pairs.kept]
-        dropped = [Dropped(p.where, f"is also a record, {place}") for p, place in both if place is not None]
-        pairs = Pairs([p for p, place in both if place is None], [*pairs.dropped, *dropped])
-        if not pairs.kept:
-            raise InputError(f"--holdout: all its rows are among the data ({dropped[0].where}). Give rows never seen.")
-    told = {file: about(file, _of_file(pairs, file)) for file in files} or {name: about(None, pairs)}
-    return pairs, told
-
-
-def _of_file(pairs: Pairs, file: str) -> Pairs:
-    start = f"{file}:"  # rows of a text file have no number behind it
-    return Pairs(
-        [pair for pair in pairs.kept if f"{pair.where}:".startswith(start)],
-        [row for row in pairs.dropped if f"{row.where}:".startswith(start)],
+        there = {text_of(pair): pair.where for pair in known.pairs.kept}
+        found = {file: _without(pairs, there) for file, pairs in found.items()}
+        if not any(pairs.kept for pairs in found.values()):
+            first = next(row for pairs in found.values() for row in pairs.dropped if ALSO in row.reason)
+            raise InputError(f"--holdout: all its rows are among the data ({first.where}). Give rows never seen.")
+    shared = Counter(pair.id for pairs in found.values() for pair in pairs.kept)
+    kept = [
+        replace(pair, id=f"{file}:{pair.id}") if shared[pair.id] > 1 else pair
+        for file, pairs in found.items()
+        for pair in pairs.kept
+    ]
+    copies = copies_of(each)
+    return Records(
+        Pairs(kept, [row for pairs in found.values() for row in pairs.dropped]),
+        [copies[text_of(pair)] for pair in kept],
+        {file: about(file if files else None, pairs) for file, pairs in found.items()},
     )
 
 
-def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, *, takes_turns: bool) -> Any:
-    """Load the reference, on the base in memory where both are adapters of it.
+def _without(pairs: Pairs, there: Mapping[tuple[str, str], str]) -> Pairs:
+    dropped = [Dropped(p.where, f"{ALSO} {there[text_of(p)]}") for p in pairs.kept if text_of(p) in there]
+    return Pairs([p for p in pairs.kept if text_of(p) not in there], [*pairs.dropped, *dropped])
+
+
+def reference_for(reference: Any, instead_of: Loaded | None, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load the reference, or take it as it is.
 
     Raises
     ------
@@ -234,10 +288,27 @@ def reference_for(reference: Any, loaded: Loaded, tokenizer: PreTrainedTokenizer
     """
     if not isinstance(reference, str | Path):
         return reference
-    beside = load(reference, instead_of=loaded if takes_turns and shares_base(loaded, reference) else None)
+    beside = load(reference, instead_of=instead_of)
     if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise InputError(f"{reference}: has another tokenizer than the model, so tokens cannot be compared one by one.")
     return beside.model
+
+
+def check_context(reference: Any, rows: Sequence[PackedRow], pairs: Sequence[Pair]) -> None:
+    """Refuse a reference that does not take the longest of the rows.
+
+    Raises
+    ------
+    InputError
+    """
+    longest = max(range(len(rows)), key=lambda i: rows[i].num_tokens)
+    context, num_tokens = context_of(reference), rows[longest].num_tokens
+    if context and num_tokens > context:
+        cut = "lower --prefix-tokens and --continuation-tokens" if pairs[longest].is_text else "shorten or split it"
+        raise InputError(
+            f"--reference: takes {context} tokens, and {pairs[longest].where} has {num_tokens}. Give one with a longer "
+            f"context, {cut}, or leave such rows out with --max-length {context} --skip-bad-rows."
+        )
 
 
 def row_of(pair: Pair) -> dict[str, Any]:

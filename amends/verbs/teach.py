@@ -25,13 +25,14 @@ from amends.lm.callbacks import Bar
 from amends.lm.find import check_model
 from amends.lm.load import load, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
-from amends.lm.pairs import SAME, Dropped, Pair, Pairs, read_pairs
+from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments
 from amends.report.card import hub_id, plain, shown
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._read import about
 from amends.unlearn._teach import TeachTrainer
 from amends.verbs._advice import ADVICE, without
+from amends.verbs._files import without_repeats
 
 
 def command(
@@ -136,20 +137,7 @@ def command(
 
 def read(rows: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Pairs]:
     """Read the pairs of each file but those that it, or a file before it, has already; files may share ids."""
-    found: dict[str, Pairs] = {}
-    places: dict[tuple[str, str], str] = {}
-    for file, of_file in rows.items():
-        pairs = read_pairs(of_file, tokenizer=tokenizer)
-        kept, dropped = [], list(pairs.dropped)
-        for pair in pairs.kept:
-            text = (repr(pair.prompt), pair.answer)
-            if text in places:
-                dropped.append(Dropped(pair.where, f"{SAME} {places[text]}"))
-            else:
-                places[text] = pair.where
-                kept.append(pair)
-        found[file] = Pairs(kept, dropped)
-    return found
+    return without_repeats({file: read_pairs(of_file, tokenizer=tokenizer) for file, of_file in rows.items()})
 
 
 def told(seen: Dynamics, pairs: Sequence[Pair]) -> list[dict[str, Any]]:

@@ -189,6 +189,39 @@ def test_a_word_that_goes_on_from_a_text_has_the_token_that_it_has_in_it(kind: s
     assert asked.answer == plain_ids(tokenizer, text)[3:5]
 
 
+@pytest.mark.parametrize("kind", ["trimmed", "whole", "prepend"])
+def test_a_window_that_is_cut_again_is_the_same_window(kind: str) -> None:
+    text = "The quick brown fox jumps over" + " quick fox brown jumps over fox quick over jumps"
+    how = {"tokenizer": word_tokenizer(kind), "prefix_tokens": 3, "continuation_tokens": 2}
+    found = pairs_of({"text": text}, **how).kept
+    assert [(pair.prompt, pair.answer) for pair in found[:2]] == [
+        ("The quick brown", " fox jumps"),
+        (" over quick fox", " brown jumps"),
+    ]
+    assert "".join(f"{pair.prompt}{pair.answer}" for pair in found) == text
+    for pair in found:
+        (again,) = pairs_of({"text": f"{pair.prompt}{pair.answer}"}, **how).kept
+        assert (again.prompt, again.answer) == (pair.prompt, pair.answer)
+
+
+def test_white_space_at_the_end_of_a_text_makes_no_window_and_none_is_all_white_space(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    def cut(text: str, continuation: int = 4) -> list[tuple[str, str]]:
+        found = pairs_of({"text": text}, tokenizer=tokenizer, prefix_tokens=2, continuation_tokens=continuation)
+        return [(pair.prompt, pair.answer) for pair in found.kept]
+
+    assert cut("abcdef\n") == cut("abcdef") == [("ab", "cdef")]
+    assert cut("abcdefgh\n\n\n\n") == [("ab", "cdef")]  # the rest is a prefix and the ends of lines
+    assert cut("abcdefghi\n") == [("ab", "cdef")]  # one token more is no continuation
+    assert cut("abcdefghij\n") == [("ab", "cdef"), ("gh", "ij\n")]
+    assert cut("abcdefg\n", 1) == [("ab", "c"), ("de", "f")]
+    assert cut("  cd    ijkl") == [("  ", "cd  "), ("  ", "ijkl")]
+    assert cut("ab    ghijkl") == [("gh", "ijkl")]
+    with pytest.raises(InputError, match="the text has 2 tokens; 2 go to the prefix"):
+        cut("ab\n")
+
+
 @pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
 def test_an_alternative_that_is_no_text_is_refused_with_its_place(column: str) -> None:
     with pytest.raises(InputError, match=rf"data\[0\]: {column} must be"):

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
@@ -103,6 +103,19 @@ def test_a_ranked_row_is_read_as_the_record_that_it_was(tiny_model, row):
     assert (again.paraphrase, again.wrong, again.right) == (pair.paraphrase, pair.wrong, pair.right)
 
 
+def test_windows_of_plain_text_come_back_as_the_windows_that_they_were(tmp_path, tiny_model):
+    book = tmp_path / "book.txt"
+    book.write_text("abcd efg hij klm no  pq rs tuvw\n")  # windows of 4 + 4 bytes
+    reading = audit.Reading(prefix_tokens=4, continuation_tokens=4)
+    found = audit.run(tiny_model, book, reading=reading)
+    assert [pair.prompt for pair in found.pairs] == ["abcd", " hij", " no ", "rs t"]
+    ranked = write(tmp_path / "ranked.jsonl", found.ranked())
+    again = audit.run(tiny_model, ranked, reading=reading)
+    assert [(p.prompt, p.answer) for p in again.pairs] == [
+        (found.pairs[i].prompt, found.pairs[i].answer) for i in found.order
+    ]
+
+
 def test_a_holdout_and_a_reference_say_what_is_memory(tmp_path, taught, tiny_model, amends):
     model, seen, unseen = taught
     out = tmp_path / "audit"
@@ -136,6 +149,23 @@ def test_extractable_is_what_the_model_itself_says(taught):
     right = [text.startswith(pair.answer[1:]) for text, pair in zip(said, found.pairs, strict=True)]
     assert found.scores["extractable"].tolist() == right
     assert 0 < sum(right) < 40
+
+
+def test_files_may_share_ids_and_what_is_given_twice_is_told(tmp_path, tiny_model, amends):
+    one, other = write(tmp_path / "one.jsonl", facts(0, 4)), tmp_path / "other.jsonl"
+    rows = [*facts(2, 6), *facts(0, 1)]  # of which rows 2, 3 and 0 stand in both
+    write(other, [row | {"id": f"r{i}"} for i, row in enumerate(rows)])
+    out = tmp_path / "audit"
+    words = [word for file in (one, other, one) for word in ("--data", file)]
+    code, _, err = amends("audit", "--model", tiny_model, *words, "--out", out)
+    assert code == 0, err
+    scores, said = read(out / "scores.jsonl"), " ".join(err.split())
+    assert [row["id"] for row in scores] == ["r0", "r1", f"{one}:r2", f"{one}:r3", f"{other}:r2", f"{other}:r3"]
+    assert f"left out {one}: given twice" in said and f"left out {other}:5: same prompt and answer as {one}:1" in said
+    told = json.loads((out / "run.json").read_text())["data"]
+    assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (one, other)] == [[4, 4], [5, 2]]
+    again = audit.run(tiny_model, out / "ranked.jsonl")  # as every reader of rows takes it: ids are unique
+    assert len(again.pairs) == 6
 
 
 def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
@@ -196,7 +226,7 @@ def test_plain_text_is_counted_by_windows_and_a_window_that_is_a_record_is_left_
     assert [pair.answer for pair in found.holdout] == ["ffff", "hhhh", "jjjj"]
     told = found.record["data"]
     assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (book, other)] == [[4, 2], [4, 3]]
-    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}"] * 2
+    assert [row["reason"] for row in told[str(book)]["dropped"]] == [f"same prompt and answer as {book}#0"] * 2
     assert told[str(other)]["dropped"] == [{"where": str(other), "reason": f"is also a record, {book}"}]
     assert told[str(book)]["sha256"] == sha256_json([record_sha256(pair) for pair in found.pairs])
 
@@ -235,6 +265,67 @@ def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_mo
     tokenizer.save_pretrained(other)
     with pytest.raises(InputError, match="another tokenizer"):
         audit.run(taught[0], taught[1], reference=other)
+
+
+@pytest.fixture
+def short(tmp_path, tiny_model):
+    """A model of GPT-2's kind, which has no place for more than 48 tokens, with the tokenizer of the others."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    return tmp_path / "short"
+
+
+def test_rows_that_a_reference_does_not_take_are_told_before_anything_is_asked(
+    tmp_path, taught, short, amends, monkeypatch
+):
+    model = taught[0]
+    found = audit.run(model, facts(0, 2), reference=short)
+    assert np.isfinite(found.scores["bits"]).all()
+    data = write(tmp_path / "data.jsonl", [*facts(0, 2), {"id": "long", "question": "Who?", "answer": "M" * 60}])
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "answer_scores", None)
+        words = ["audit", "--model", model, "--data", data, "--reference", short, "--out", tmp_path / "audit"]
+        code, _, err = amends(*words)
+        assert code == 2 and f"--reference: takes 48 tokens, and {data}:3 has" in " ".join(err.split())
+    code, _, err = amends(*words, "--max-length", 48, "--skip-bad-rows")
+    assert code == 0 and [row["id"] for row in read(tmp_path / "audit" / "scores.jsonl")] == ["r0", "r1"]
+
+
+def test_a_reference_that_is_the_model_is_told(tmp_path, taught, tiny_model):
+    model, seen, _ = taught
+    found = audit.run(model, seen, reference=model)
+    assert found.record["warnings"] == [audit.SAME_WEIGHTS] and not found.scores["bits"].any()
+    assert audit.run(model, seen, reference=tiny_model).record["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0},
+        {"answer_prefix": -1},
+        {"top": 0},
+        {"top": -5},
+        {"top": 2.5},
+        {"top_k": -1},
+        {"share": 0},
+        {"share": float("nan")},
+        {"max_length": 1},
+        {"seed": -1},
+        {"reading": audit.Reading(prefix_tokens=0)},
+        {"measures": "los"},
+    ],
+    ids=str,
+)
+def test_what_the_command_line_refuses_is_refused_from_python(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(audit, "load", None)
+    with pytest.raises(InputError, match=r"needed|Did you mean loss"):
+        audit.run("no model", facts(0, 2), out=tmp_path / "audit", **wrong)
+
+
+def test_measures_may_be_named_as_on_the_command_line(tiny_model):
+    assert list(audit.run(tiny_model, facts(0, 2), measures="loss,em").scores) == ["loss", "em"]
 
 
 def test_nothing_in_a_record_becomes_markup(tmp_path, tiny_model, amends):
