@@ -133,7 +133,7 @@ def read_wmdp(
         name = next((subject for subject in SUBJECTS if subject in stem), GIVEN)
         if subjects and list(subjects) != [name]:
             raise InputError(f"--subjects: {data} is one table, of {name}. Leave the option out, or give a folder.")
-        splits[name] = Split(list(read_rows(data)), str(data))
+        splits[name] = Split(list(read_rows(data)), [str(data)])
     else:
         wanted = subjects or [name for name in SUBJECTS if find_split(data, _names(name))] or list(SUBJECTS)
         for name in wanted:

@@ -2,6 +2,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -199,6 +201,31 @@ def test_a_file_that_is_missing_is_named_with_the_names_that_were_looked_for(tmp
     with pytest.raises(InputError, match=r"knowmem/retain_qa_icl is missing\. Looked for .*retain2_qa_icl.*--parts"):
         read_muse(copy)
     assert read_muse(copy, ["verbmem", "privleak"]).knowmem == {}
+
+
+def test_a_shard_that_is_missing_is_named_and_a_whole_file_is_not_added_to_its_shards(tmp_path, hub):
+    copy = tmp_path / "copy"
+    shutil.copytree(hub, copy)
+    first, second = sorted((copy / "verbmem").iterdir())
+    told = read_muse(copy, ["verbmem"]).told["verbmem"]
+    assert told["paths"] == [str(first), str(second)]
+    whole = pa.concat_tables([pq.read_table(file) for file in (first, second)])
+    second.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"verbmem/forget: shard 00001-of-00002 is missing \(1 of 2 in all\)"):
+        read_muse(copy, ["verbmem"])
+    pq.write_table(whole, copy / "verbmem" / "forget.parquet")
+    again = read_muse(copy, ["verbmem"]).told["verbmem"]
+    assert (again["rows"], again["sha256"]) == (told["rows"], told["sha256"])
+    assert again["paths"] == [str(copy / "verbmem" / "forget.parquet")]
+
+
+def test_shards_of_two_downloads_are_refused(tmp_path, hub):
+    copy = tmp_path / "copy"
+    shutil.copytree(hub, copy)
+    first = min((copy / "verbmem").iterdir())
+    shutil.copy(first, first.with_name("forget-00000-of-00001.parquet"))
+    with pytest.raises(InputError, match="cut into 1 and into 2 shards"):
+        read_muse(copy, ["verbmem"])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
