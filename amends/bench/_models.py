@@ -131,12 +131,15 @@ def write(out: Path, name: str, values: Any, items: Iterable[Mapping[str, Any]],
 
 
 def table(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Write the numbers of all models beside each other, a line each measure; the interval behind each value."""
+    """Write the numbers of all models beside each other, a line each measure; the interval behind each value.
+
+    A measure of which no direction is known ("better": None) has none.
+    """
     first = next(iter(summaries.values()))
     lines = [["", *summaries, ""]]
     for name, entry in first.items():
         values = [_shown(summary[name]) for summary in summaries.values()]
-        lines.append([name, *values, DIRECTIONS[entry["better"]]])
+        lines.append([name, *values, DIRECTIONS.get(entry["better"], "")])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
