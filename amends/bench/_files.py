@@ -5,7 +5,7 @@ kind that `amends.io.tables` reads, or a folder of `datasets.save_to_disk`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ class Split(NamedTuple):
     """Rows of a split, and where they came from."""
 
     rows: list[Row]
-    path: str
+    paths: list[str]
 
 
 def find_split(folder: str | Path, names: Sequence[str]) -> list[Path]:
@@ -34,7 +34,12 @@ def find_split(folder: str | Path, names: Sequence[str]) -> list[Path]:
     folder : path of the copy
     names : list of str
         Names that the split may have, in this order, with the folders in the copy and without the ending:
-        "knowmem/forget_qa". Where several kinds of file are there, they hold the same: one kind is taken.
+        "knowmem/forget_qa". Where several kinds of file are there, or a whole file and shards, they hold the same: one
+        kind is taken, and the whole file.
+
+    Raises
+    ------
+    InputError : some of the shards are missing, or there are shards of two cuts.
     """
     for name in names:
         whole = Path(folder) / name
@@ -42,10 +47,30 @@ def find_split(folder: str | Path, names: Sequence[str]) -> list[Path]:
             return [whole]
         there = sorted(whole.parent.iterdir()) if whole.parent.is_dir() else []
         for ending in _PREFERRED:
-            pattern = re.compile(re.escape(whole.name) + r"(-\d{5}-of-\d{5})?" + re.escape(ending), re.IGNORECASE)
-            if found := [file for file in there if pattern.fullmatch(file.name)]:
-                return found
+            pattern = re.compile(re.escape(whole.name) + r"(?:-(\d{5})-of-(\d{5}))?" + re.escape(ending), re.IGNORECASE)
+            found = [(file, match) for file in there if (match := pattern.fullmatch(file.name))]
+            if single := [file for file, match in found if not match[1]]:
+                return single[:1]
+            if found:
+                return _all_shards(whole, {(int(match[1]), int(match[2])): file for file, match in found})
     return []
+
+
+def _all_shards(whole: Path, shards: Mapping[tuple[int, int], Path]) -> list[Path]:
+    """Files of all shards in their order, by number and how many there are."""
+    counts = sorted({count for _, count in shards})
+    if len(counts) > 1:
+        raise InputError(
+            f"{whole}: cut into {' and into '.join(map(str, counts))} shards. Leave those of one download there."
+        )
+    wanted = [(number, counts[0]) for number in range(counts[0])]
+    if absent := [f"{number:05d}-of-{count:05d}" for number, count in wanted if (number, count) not in shards]:
+        raise InputError(
+            f"{whole}: shard {absent[0]} is missing ({len(absent)} of {counts[0]} in all). Put it beside the others."
+        )
+    if odd := [file for (number, count), file in shards.items() if number >= count]:
+        raise InputError(f"{odd[0]}: there is no such shard, as they count from 00000. Mend its name.")
+    return [shards[one] for one in wanted]
 
 
 def read_split(folder: str | Path, names: Sequence[str], otherwise: str) -> Split:
@@ -53,7 +78,8 @@ def read_split(folder: str | Path, names: Sequence[str], otherwise: str) -> Spli
 
     Raises
     ------
-    InputError : no such folder; no such file, with all names that were looked for and what to do `otherwise`.
+    InputError : no such folder; no such file, with all names that were looked for and what to do `otherwise`; some of
+        its shards are missing.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder. Give the folder of your copy.")
@@ -63,7 +89,7 @@ def read_split(folder: str | Path, names: Sequence[str], otherwise: str) -> Spli
             f"{folder}: {names[0]} is missing. Looked for {' or '.join(names)}, with an ending of "
             f"{', '.join(_PREFERRED)}, in one file or in shards (-00000-of-00001). {otherwise}"
         )
-    return Split([row for file in files for row in read_rows(file)], str(files[0]))
+    return Split([row for file in files for row in read_rows(file)], [str(file) for file in files])
 
 
 def taken(split: Split, make: Callable[[Row, str], Item], most: int) -> list[Item]:
@@ -89,4 +115,5 @@ def text_of(row: Row, column: str) -> str:
 def told(split: Split, items: Sequence[Any]) -> dict[str, Any]:
     """Describe a split for run.json."""
     digest = sha256_json(list(items))
-    return {"path": split.path, "rows": len(split.rows), "kept": len(items), "dropped": [], "sha256": digest}
+    numbers = {"rows": len(split.rows), "kept": len(items), "dropped": [], "sha256": digest}
+    return {"path": split.paths[0], "paths": split.paths, **numbers}

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from amends.io.atomic import new_folder, write_json, write_manifest
+from amends.io.bounds import check_value
 from amends.io.console import say
+from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
+from amends.lm.load import read_config
+from amends.lm.rows import context_of
 from amends.report._text import DIRECTIONS
 
 
@@ -21,6 +25,56 @@ class Answers:
     items: dict[str, list[dict[str, Any]]]
     """By set of what was asked, in the order that it was asked."""
     warnings: list[str]
+
+
+def check_least(**bounds: tuple[Any, int]) -> None:
+    """Refuse numbers below the least that the command line takes: of each name its value and that.
+
+    Raises
+    ------
+    InputError
+    """
+    for name, (value, least) in bounds.items():
+        check_value(name, value, int, {"min": least})
+
+
+def check_room(models: Mapping[str, Any], max_length: int, needed: Mapping[str, int]) -> None:
+    """Refuse, before any model is asked, what has no room for a prompt before its new tokens.
+
+    Parameters
+    ----------
+    models : dict
+        Role to a name, of which the configuration alone is read, or to a loaded model; None where there is none.
+    needed : dict
+        Part to how many new tokens it asks for.
+
+    Raises
+    ------
+    InputError : names the model and its context, or --max-length, and the part.
+    """
+    contexts = [
+        (f"{role}, {_name_of(model)}", context_of(read_config(model) if isinstance(model, str | Path) else model))
+        for role, model in models.items()
+        if model is not None
+    ]
+    for part, count in needed.items():
+        if max_length <= count:
+            raise InputError(
+                f"--max-length {max_length}: no room for a prompt before the {count} new tokens of {part}. Raise it, "
+                f"or leave {part} out with --parts."
+            )
+        for who, context in contexts:
+            if context is not None and context <= count:
+                raise InputError(
+                    f"{who}: its context of {context} tokens has no room for a prompt before the {count} new ones of "
+                    f"{part}. Leave {part} out with --parts."
+                )
+
+
+def _name_of(model: Any) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    return getattr(model.config, "name_or_path", "") or type(model).__name__
 
 
 def items_of(answers: Mapping[str, Answers], set_name: str) -> list[dict[str, Any]]:
@@ -77,12 +131,15 @@ def write(out: Path, name: str, values: Any, items: Iterable[Mapping[str, Any]],
 
 
 def table(summaries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Write the numbers of all models beside each other, a line each measure; the interval behind each value."""
+    """Write the numbers of all models beside each other, a line each measure; the interval behind each value.
+
+    A measure of which no direction is known ("better": None) has none.
+    """
     first = next(iter(summaries.values()))
     lines = [["", *summaries, ""]]
     for name, entry in first.items():
         values = [_shown(summary[name]) for summary in summaries.values()]
-        lines.append([name, *values, DIRECTIONS[entry["better"]]])
+        lines.append([name, *values, DIRECTIONS.get(entry["better"], "")])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

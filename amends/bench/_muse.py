@@ -5,18 +5,19 @@ Parquet. Layout of the authors' repository (data/bbc, data/hp, or data/news, dat
 and .txt files, in which `retain2_qa` stands for `retain_qa`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, read_split, taken, text_of, told
 from amends.io.options import check_names
 from amends.io.tables import Row
 from amends.lm.pairs import plain_ids
+from amends.maths.rouge import rouge_l
 
 PARTS = ("verbmem", "knowmem", "privleak")
 VERBMEM_TOKENS, KNOWMEM_TOKENS = 128, 32
@@ -140,5 +141,9 @@ def until_stop(text: str) -> str:
 
 
 def rouge_f1(expected: str, said: str) -> float:
-    """ROUGE-L F1, 0 to 1, with rouge-score and no stemmer, as MUSE's code has it."""
-    return float(RougeScorer(["rougeL"], use_stemmer=False).score(expected, said)["rougeL"].fmeasure)
+    """ROUGE-L F1, 0 to 1, with rouge-score and no stemmer, as MUSE's code has it; NaN where no word is expected.
+
+    Words of other scripts than a-z, of which rouge-score has none, count too (`amends.maths.rouge.Words`).
+    """
+    score = rouge_l(said, expected, use_stemmer=False)
+    return math.nan if math.isnan(score.recall) else score.f1

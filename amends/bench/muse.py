@@ -5,6 +5,7 @@ Definitions are those of Shi et al. 2024 (arXiv 2407.06460) and of its code. Wha
 Shape suffixes: T tokens of a text.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import Answers, gaps, items_of, record_of, table, write
+from amends.bench._models import Answers, check_least, check_room, gaps, items_of, record_of, table, write
 from amends.bench._muse import (
     KNOWMEM_TOKENS,
     PARTS,
@@ -31,7 +32,6 @@ from amends.bench._muse import (
 )
 from amends.io.atomic import check_new
 from amends.io.console import say
-from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
 from amends.io.progress import progress
 from amends.lm.generate import generate
@@ -45,8 +45,10 @@ from amends.unlearn._intervals import field
 from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
 from amends.unlearn._summary import Mean, summarise_mean
 
+NEW_TOKENS = {"verbmem": VERBMEM_TOKENS, "knowmem": KNOWMEM_TOKENS}
+"""Of each part that generates."""
 TOKENS_AT_ONCE = 16384  # of prompts and answers that are generated together
-_SAID = "a generated text"
+_SAID = "a generated text, and an expected one with words to find in it"
 MEANS = {
     "verbmem": Mean(
         "verbmem",
@@ -115,11 +117,11 @@ def run(
         reference was retrained without the texts to forget.
     data : path
         Folder of the copy, in either layout (`amends.bench._muse`).
-    parts : list of str, default all
+    parts : list of str, or str, default all
         Of "verbmem", "knowmem", "privleak".
-    rows : int, default 100
+    rows : int, at least 1, default 100
         Most rows of each split, evenly spread.
-    max_length : int, default 2048
+    max_length : int, at least 2, default 2048
         Most tokens that go through a model at once; less where its context is shorter.
     seed : int, default 0
         Of the bootstrap; nothing else is drawn.
@@ -133,16 +135,19 @@ def run(
     InputError : what the user can mend; nothing is written then.
     """
     started = time.time()
+    parts = listed(parts)
+    check_least(rows=(rows, 1), max_length=(max_length, 2), seed=(seed, 0))
     models = {"model": model, "before": before, "reference": reference}
     check_models(models, processing_class)
     if out is not None:
         check_new(out)
     muse = read_muse(data, parts, rows)
+    check_room(models, max_length, {part: count for part, count in NEW_TOKENS.items() if part in parts})
     answers = measure_each(models, lambda role, loaded: ask(loaded, muse, role, max_length), processing_class)
     others = answers["reference"].items if "reference" in answers else None
     names = [name for part in PARTS if part in parts for name in SHOWN[part]]
     summaries = {role: summarise(said.items, others, names, seed) for role, said in answers.items()}
-    config = {"data": str(data), "parts": list(parts), "rows": rows, "max_length": max_length}
+    config = {"data": str(data), "parts": parts, "rows": rows, "max_length": max_length}
     record = record_of("bench muse", models, answers, config, muse.told, seed, started)
     result = Result(summaries, items_of(answers, "item_set"), record)
     if out is not None:
@@ -180,17 +185,15 @@ def continuations(
 ) -> list[dict[str, Any]]:
     """Let the model go on from each prompt, greedily, and compare with what is expected: ROUGE-L F1 without stemmer.
 
-    Of a prompt that does not fit the context with the new tokens, the end is kept, and it is counted in `warnings`.
+    Of a prompt that does not fit the context with the new tokens, the end is kept, the item says so ("cut"), and it is
+    counted in `warnings`. Where nothing expected is a word, ROUGE is missing.
     """
     room = limit - num_tokens
-    if room < 1:
-        raise InputError(
-            f"--max-length: {limit} tokens, with the model's context, leave no room for a prompt before {num_tokens} "
-            "new ones. Raise it, or leave the part out with --parts."
-        )
+    assert room > 0  # see check_room
     prompts = [encode(loaded.tokenizer, one.prompt, [""])[0].prompt for one in asked]
-    if cut := sum(len(prompt) > room for prompt in prompts):
-        warnings.append(f"of {cut} of {len(prompts)} {label.partition(': ')[2]} only the last {room} tokens fit.")
+    cut = [len(prompt) > room for prompt in prompts]
+    if any(cut):
+        warnings.append(f"of {sum(cut)} of {len(cut)} {label.partition(': ')[2]} only the last {room} tokens fit.")
     prompts = [prompt[-room:] for prompt in prompts]
     texts = generate(
         loaded.model,
@@ -203,10 +206,11 @@ def continuations(
         label=label,
     )
     found = []
-    for one, right, text in zip(asked, expected, texts, strict=True):
+    for one, is_cut, right, text in zip(asked, cut, expected, texts, strict=True):
         said = until_stop(text) if isinstance(one, Question) else text
         score = rouge_f1(right, said)
-        found.append({"id": one.id, "prompt": one.prompt, "expected": right, "generated": said, "rouge_l": score})
+        item = {"id": one.id, "prompt": one.prompt, "cut": is_cut, "expected": right, "generated": said}
+        found.append(item | {"rouge_l": None if math.isnan(score) else score})
     return found
 
 
@@ -270,12 +274,11 @@ def summarise(
         rngs = zip(PRIVACY_NAMES, streams[len(NAMES) :], strict=True)
         return summarise_privacy(items, other, {name: np.random.default_rng(stream) for name, stream in rngs})
 
-    alone = privacy(None)
-    beside = privacy(reference) if reference is not None else {}
+    alone, beside = privacy(None), privacy(items if reference is None else reference)
     found["mia_auc_min_k_40"], found[NO_REFERENCE] = alone["mia_auc_min_k_40"], alone["privleak"]
     missing = "There is no model retrained without the texts to forget, to compare with (--reference)."
     nothing = {"value": None, "low": None, "high": None, "missing": missing}
-    found["privleak"] = beside.get("privleak") or alone["privleak"] | nothing
+    found["privleak"] = beside["privleak"] | ({} if reference is not None else nothing)
     return {name: found[name] for name in names}
 
 

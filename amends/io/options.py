@@ -12,9 +12,9 @@ ModelOption = Annotated[
 ]
 
 
-def listed(given: Iterable[str] | None) -> list[str]:
-    """Names of an option that may be repeated, or name several with commas between them."""
-    return [name.strip() for text in given or () for name in text.split(",")]
+def listed(given: str | Iterable[str] | None) -> list[str]:
+    """Names of an option that may be repeated, or name several with commas between them; of one text, those in it."""
+    return [name.strip() for text in ([given] if isinstance(given, str) else given or ()) for name in text.split(",")]
 
 
 def check_names(names: Iterable[str], known: Collection[str], option: str, what: str) -> None:

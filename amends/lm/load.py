@@ -239,7 +239,12 @@ def prepare(loaded: Loaded, lora_rank: int) -> Any:
 
 
 def count_layers(source: str | Path) -> int:
-    """Count the layers of a model by its configuration, without its weights; of a GGUF file this takes seconds.
+    """Count the layers of a model by its configuration, as `read_config` finds it."""
+    return int(read_config(source).get_text_config().num_hidden_layers)
+
+
+def read_config(source: str | Path) -> Any:
+    """Read the configuration of a model, an adapter's base's, without its weights; of a GGUF file this takes seconds.
 
     Raises
     ------
@@ -249,15 +254,14 @@ def count_layers(source: str | Path) -> int:
     check_model(name)
     path = resolve(name)
     if path is not None and (path / "adapter_config.json").exists():
-        return count_layers(base_of(name, path))
+        return read_config(base_of(name, path))
     whole = path is None or path.is_dir()
     where = {} if whole else {"gguf_file": path.name}  # type: ignore[union-attr]
     try:
         with quiet():
-            config: Any = AutoConfig.from_pretrained(
+            return AutoConfig.from_pretrained(
                 name if path is None else str(path if whole else path.parent), trust_remote_code=False, **where
             )
-        return int(config.get_text_config().num_hidden_layers)
     except MemoryError:
         raise
     except Exception as error:  # as when a model is loaded

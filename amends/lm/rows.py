@@ -11,8 +11,8 @@ from amends.lm.pairs import OR_SKIP, Dropped, Pair, Pairs, encode
 
 
 def context_of(model: Any) -> int | None:
-    """Most tokens that a model takes, if its configuration says so."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Most tokens that a model, or a configuration, takes, if it says so."""
+    found = getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
 
 

@@ -2,6 +2,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -11,7 +13,7 @@ from amends.bench.muse import pieces_of, run
 from amends.io.errors import InputError
 from amends.lm.load import load
 
-from ..conftest import instead
+from ..conftest import instead, save_tiny_model
 from .conftest import copying, invented, subsets_of, taught, write_hub
 
 MEASURES = ["verbmem", "knowmem_forget", "knowmem_retain", "mia_auc_min_k_40", "privleak", "privleak_no_reference"]
@@ -122,6 +124,8 @@ def test_without_a_reference_privleak_is_a_gap_with_its_reason(place, hub, tiny_
     found = measured(place)["model"]
     assert found["privleak"]["value"] is None
     assert "--reference" in found["privleak"]["missing"]
+    assert "against the reference's" in found["privleak"]["meaning"]
+    assert "as there is no reference" in found["privleak_no_reference"]["meaning"]
     assert found["privleak_no_reference"]["value"] is not None
     assert "privleak: There is no model retrained" in out
     assert list(found) == ["mia_auc_min_k_40", "privleak", "privleak_no_reference"]
@@ -159,8 +163,42 @@ def test_a_prompt_that_is_too_long_keeps_its_end_and_is_counted(hub, tiny_model,
     found = run(copy.model, hub, parts=["verbmem"], max_length=148, processing_class=copy.tokenizer)
     assert found["verbmem"] == pytest.approx(1)  # twenty characters are enough to find the place
     assert found.record["warnings"] == ["model: of 8 of 8 passages only the last 20 tokens fit."]
-    with pytest.raises(InputError, match="--max-length"):
+    assert all(item["cut"] for item in found.items)
+    whole = run(copy.model, hub, parts=["verbmem"], processing_class=copy.tokenizer)
+    assert not any(item["cut"] for item in whole.items)
+    with pytest.raises(InputError, match=r"--max-length 128: no room for a prompt before the 128 new tokens of verb"):
         run(copy.model, hub, parts=["verbmem"], max_length=128, processing_class=copy.tokenizer)
+
+
+def test_a_context_without_room_is_named_with_its_model_before_any_is_asked(tmp_path, hub, tiny_model, monkeypatch):
+    short = save_tiny_model(tmp_path / "short", context=64)
+    monkeypatch.setattr("amends.lm.turns.load", None)
+    with pytest.raises(
+        InputError, match=r"reference, .*short: its context of 64 tokens .* 128 new ones of verbmem\. L"
+    ):
+        run(tiny_model, hub, reference=short)
+
+
+@pytest.mark.parametrize("how", [{"rows": 0}, {"rows": -1}, {"max_length": 1}, {"seed": -1}])
+def test_bounds_of_the_command_line_hold_in_python(hub, tiny_model, how):
+    (name,) = how
+    with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
+        run(tiny_model, hub, **how)
+
+
+def test_one_part_may_be_named_without_a_list(hub, tiny_model):
+    assert list(run(tiny_model, hub, parts="verbmem", rows=1).summaries["model"]) == ["verbmem"]
+
+
+def test_a_passage_said_by_heart_counts_in_every_script_and_one_without_words_not_at_all(tmp_path, tiny_model):
+    texts = ["начало пути и дальше до самого конца", "abcd efgh ijkl mnop qrst uvwx", "abcd efgh ... !!! ,,,"]
+    rows = [{"prompt": text[:9], "gt": text[9:]} for text in texts]
+    (tmp_path / "verbmem").mkdir()
+    (tmp_path / "verbmem" / "forget.json").write_text(json.dumps(rows))
+    copy = copying(tiny_model, texts)
+    found = run(copy.model, tmp_path, parts=["verbmem"], processing_class=copy.tokenizer)
+    assert [item["rouge_l"] for item in found.items] == [1, 1, None]
+    assert (found["verbmem"], found.summaries["model"]["verbmem"]["left_out"]) == (1, 1)
 
 
 def test_an_answer_ends_at_a_blank_line_or_the_next_question():
@@ -199,6 +237,31 @@ def test_a_file_that_is_missing_is_named_with_the_names_that_were_looked_for(tmp
     with pytest.raises(InputError, match=r"knowmem/retain_qa_icl is missing\. Looked for .*retain2_qa_icl.*--parts"):
         read_muse(copy)
     assert read_muse(copy, ["verbmem", "privleak"]).knowmem == {}
+
+
+def test_a_shard_that_is_missing_is_named_and_a_whole_file_is_not_added_to_its_shards(tmp_path, hub):
+    copy = tmp_path / "copy"
+    shutil.copytree(hub, copy)
+    first, second = sorted((copy / "verbmem").iterdir())
+    told = read_muse(copy, ["verbmem"]).told["verbmem"]
+    assert told["paths"] == [str(first), str(second)]
+    whole = pa.concat_tables([pq.read_table(file) for file in (first, second)])
+    second.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"verbmem/forget: shard 00001-of-00002 is missing \(1 of 2 in all\)"):
+        read_muse(copy, ["verbmem"])
+    pq.write_table(whole, copy / "verbmem" / "forget.parquet")
+    again = read_muse(copy, ["verbmem"]).told["verbmem"]
+    assert (again["rows"], again["sha256"]) == (told["rows"], told["sha256"])
+    assert again["paths"] == [str(copy / "verbmem" / "forget.parquet")]
+
+
+def test_shards_of_two_downloads_are_refused(tmp_path, hub):
+    copy = tmp_path / "copy"
+    shutil.copytree(hub, copy)
+    first = min((copy / "verbmem").iterdir())
+    shutil.copy(first, first.with_name("forget-00000-of-00001.parquet"))
+    with pytest.raises(InputError, match="cut into 1 and into 2 shards"):
+        read_muse(copy, ["verbmem"])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own

@@ -11,6 +11,8 @@ from amends.bench.wmdp import letters, read_wmdp, run
 from amends.io.errors import InputError
 from amends.lm.load import load
 
+from ..conftest import save_tiny_model
+
 
 def rows(count, seed=0):
     draw = random.Random(seed)
@@ -100,8 +102,41 @@ def test_a_letter_is_what_stands_behind_the_prompt_when_both_are_read_together(t
 
 
 def test_a_question_that_is_too_long_keeps_its_end_and_is_counted(place, tiny_model):
-    found = run(tiny_model, "chem.json", max_length=30)
-    assert found.record["warnings"] == ["model: of 4 of 4 questions on chem only the last 29 tokens fit."]
+    found = run(tiny_model, "chem.json", max_length=90)
+    assert found.record["warnings"] == ["model: of 4 of 4 questions on chem only the last 89 tokens fit."]
+
+
+def test_choices_that_do_not_fit_are_refused(place, tiny_model):
+    with pytest.raises(
+        InputError, match=r"question 00000 on chem have 5\d tokens, and --max-length 30 has room for 29"
+    ):
+        run(tiny_model, "chem.json", max_length=30)
+    short = save_tiny_model(place / "short", context=32)
+    with pytest.raises(InputError, match=r"before, .*short: .* its context of 32 tokens has room for 31\. Leave such"):
+        run(tiny_model, "chem.json", before=short)
+
+
+def test_what_should_stay_known_is_better_higher_and_no_part_of_all(place, tiny_model, amends):
+    (place / "college_biology.json").write_text((place / "chem.json").read_text())
+
+    def better(data, **how):
+        found = run(tiny_model, data, **how).summaries["model"]
+        return {name: entry["better"] for name, entry in found.items()}
+
+    assert better("college_biology.json") == {"questions": None}
+    assert better("college_biology.json", keep="questions") == {"questions": "higher"}
+    assert better("copy") == {"bio": "lower", "cyber": "lower", "all": "lower"}
+    assert better("copy", keep=["bio"]) == {"bio": "higher", "cyber": "lower"}
+    words = ["--model", tiny_model, "--data", "college_biology.json", "--keep", "questions", "--out", "out"]
+    code, out, _ = amends("bench", "wmdp", *words)
+    assert (code, "higher is better" in out, "lower" in out) == (0, True, False)
+
+
+@pytest.mark.parametrize("how", [{"rows": -1}, {"max_length": 1}, {"seed": -1}])
+def test_bounds_of_the_command_line_hold_in_python(place, tiny_model, how):
+    (name,) = how
+    with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
+        run(tiny_model, "chem.json", **how)
 
 
 def test_everything_is_written_and_verified(place, tiny_model, other_model, amends):
@@ -129,6 +164,7 @@ def test_everything_is_written_and_verified(place, tiny_model, other_model, amen
         (["--data", "odd.json"], 'odd.json: row 1: column "answer" must be the number of a choice, from 0 to 1.'),
         (["--data", "bad.json"], 'bad.json: row 1: column "choices" must be a list of 2 to 26 texts.'),
         (["--data", "chem.json", "--subjects", "bio"], "--subjects: chem.json is one table, of chem."),
+        (["--keep", "chem"], "--keep chem: there is no such table. Known: bio, cyber."),
         (["--before", "no/such/model"], "no/such/model: no such file or folder"),
         (["--seed", "-1"], "seed"),
     ],

@@ -4,6 +4,7 @@ The harness calls each data function with its metadata: "muse" or "tofu", where 
 "tokenizer", which it takes from the model's arguments. Scores are those of `amends bench muse` and of `amends unlearn`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,17 +62,17 @@ def tofu_choice(**metadata: Any) -> Splits:
 
 def rouge_f1_of(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """ROUGE-L F1 of an answer, up to its end."""
-    return {"rouge_l_f1": rouge_f1(doc["answer"], until_stop(results[0]))}
+    return _there({"rouge_l_f1": rouge_f1(doc["answer"], until_stop(results[0]))})
 
 
 def rouge_f1_whole(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """ROUGE-L F1 of all that was said."""
-    return {"rouge_l_f1": rouge_f1(doc["answer"], results[0])}
+    return _there({"rouge_l_f1": rouge_f1(doc["answer"], results[0])})
 
 
 def rouge_recall(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """ROUGE-L recall, as TOFU has it."""
-    return {"rouge_l_recall": float(rouge_l_recall([results[0]], [doc["answer"]])[0])}
+    return _there({"rouge_l_recall": float(rouge_l_recall([results[0]], [doc["answer"]])[0])})
 
 
 def truth_ratio(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
@@ -79,6 +80,11 @@ def truth_ratio(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -
     means = np.array([found[0] for found in results]) / np.array(doc["num_tokens"])
     ratio = ratio_of(means[None, 1:], means[:1])
     return {"acc": float(means.argmax() == doc["gold"]), "truth_ratio": truth_ratio_score(ratio)}
+
+
+def _there(scores: dict[str, float]) -> dict[str, float]:
+    """Leave out what has no value, as no word is expected: the harness takes the mean of what is there."""
+    return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 
 def _knowmem(metadata: Mapping[str, Any], name: str) -> Splits:
