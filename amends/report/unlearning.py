@@ -80,6 +80,7 @@ GROUPS_IF_MEASURED = {
         "mia_auc_min_k_40": "AUC of Min-K%, k = 40 %",
         "mia_auc_min_k_20": "AUC of Min-K%, k = 20 %",
         "mia_auc_min_k_plus_40": "AUC of Min-K%++, k = 40 %",
+        "mia_auc_reference": "AUC of the loss less the reference's",
         "mia_tpr_min_k_40": "Found at 1 % false alarms",
     },
 }

@@ -10,9 +10,9 @@ ROLES = {"before": "before", "after": "after", "reference": "retrained reference
 HARM, REFUSED, CHOICES = 0.1, 0.05, 0.03
 """From here on a loss of ability (relative), a rise of refusals and a loss of right choices (both absolute) are called
 a weakness. Choices have a share that guessing gets, so a part of their value says little."""
-
-
 ONE = "not clear, as it was measured on one alone."
+FEWEST_TESTED = 4
+"""Of three questions and three of the reference's no test finds a difference: 2 / (6 over 3) is above 0.05."""
 
 
 class Finding(NamedTuple):
@@ -152,8 +152,11 @@ def resembles(summaries: Mapping[str, Any]) -> Finding | None:
     if quality is None:
         return None
     p = quality["value"]
-    if single(quality):
-        return Finding("open", f"Whether a test tells it from a model retrained without the data: {ONE}")
+    if quality.get("n", FEWEST_TESTED) < FEWEST_TESTED:
+        text = (
+            "Whether a test tells it from a model retrained without the data is not known: the questions are too few."
+        )
+        return Finding("open", text)
     if p < 0.05:
         text = f"A test still tells it from a model retrained without the data (forget quality p = {p:.1g})."
         return Finding("weakness", text, f"can still be told from a retrained model (p = {p:.1g})")

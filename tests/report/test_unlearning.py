@@ -5,6 +5,7 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+from scipy.stats import ks_2samp
 
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
@@ -365,7 +366,6 @@ def test_right_choices_count_in_points_as_guessing_gets_some(after, kind):
         ("text_perplexity", 255.6, 255.5, "lower"),
         ("retain_rouge_l", 0.5, 0.4, "higher"),
         ("retain_refusal_rate", 0.0, 0.0, "lower"),
-        ("forget_quality_p", 1.0, 1.0, "higher"),
     ],
 )
 def test_what_was_measured_on_one_question_is_not_clear(name, before, after, better):
@@ -373,6 +373,12 @@ def test_what_was_measured_on_one_question_is_not_clear(name, before, after, bet
     assert found[1].kind == "open" and "not clear" in found[1].text
     assert in_short(found).endswith("; harm is not ruled out.")
     assert after_a_change(name, before, after, better, half=0, n=2)[1].kind != "open"
+
+
+def test_a_test_that_could_find_nothing_is_no_strength():
+    assert ks_2samp([1, 2, 3], [4, 5, 6]).pvalue > 0.05 > ks_2samp([1, 2, 3, 4], [5, 6, 7, 8]).pvalue
+    for n, kind in ((1, "open"), (3, "open"), (4, "strength")):
+        assert after_a_change("forget_quality_p", 1.0, 1.0, "higher", half=0, n=n)[1].kind == kind
 
 
 @pytest.mark.parametrize(
