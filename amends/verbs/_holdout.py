@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, tpr_at_fpr
+from amends.unlearn._intervals import NOWHERE, Z, saturated
 
 WORDS = "words"
 FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
@@ -18,6 +19,10 @@ class Membership(NamedTuple):
 
     auc: float
     standard_error: float
+    """DeLong's; NaN where it is 0 however few the rows: an AUC of 0 or 1, or all scores alike."""
+    low: float
+    high: float
+    """Ends of its 95 % interval; at 0 or 1 that of a share of as many rows as the smaller side has. NaN without."""
     tpr_at_fpr: dict[str, float]
     """True positive rate at each false positive rate; NaN with fewer holdout rows than 1 / rate."""
     advantage: float
@@ -25,9 +30,17 @@ class Membership(NamedTuple):
 
 def compare(members_N: FloatArray, others_M: FloatArray) -> Membership:
     """Compare the scores of records with those of the holdout."""
+    area, error = auc(members_N, others_M), auc_standard_error(members_N, others_M)
+    if error == 0:
+        fewest = min(int(np.count_nonzero(~np.isnan(scores))) for scores in (members_N, others_M))
+        low, high = saturated(area, fewest) or NOWHERE
+    else:
+        low, high = np.clip([area - Z * error, area + Z * error], 0, 1).tolist()
     return Membership(
-        auc(members_N, others_M),
-        auc_standard_error(members_N, others_M),
+        area,
+        error or np.nan,
+        low,
+        high,
         {f"{rate:g}": tpr_at_fpr(members_N, others_M, rate) for rate in FALSE_POSITIVE_RATES},
         advantage(members_N, others_M),
     )
@@ -40,7 +53,7 @@ def warnings_of_holdout(membership: Mapping[str, Membership]) -> list[str]:
     words = membership[WORDS]
     if np.isnan(words.auc):
         return ["The holdout has too few rows to see whether it is of the same kind as the data."]
-    if words.auc - 2 * words.standard_error > WORDS_TOO_TELLING:
+    if words.low > WORDS_TOO_TELLING:
         return [
             f"Words alone, without the model, tell the holdout from the data (AUC {words.auc:.2f}): it is of another "
             "kind, and comparing with it measures that too, not membership alone."

@@ -40,6 +40,9 @@ SAME_WEIGHTS = (
     "The reference has the weights of the model, so it saw the records: what is said beside it is 0 and counts in the "
     "rank all the same. Give a model that was not trained on them."
 )
+EIDETIC = (1, 10, 100)
+"""k for which the records are counted that are k-eidetic: extractable, and at most k times among the data. Source:
+Carlini et al. 2021, definition 2, of records where it is of documents."""
 ALSO = "is also a record,"
 
 
@@ -81,6 +84,8 @@ class Audit:
     """Numbers of the records, most memorised first."""
     missing: dict[str, list[str | None]]
     """Of each measure why a record has no finite number; None where it has."""
+    copies: list[int]
+    """How often each record stands in the data, itself among them; equal ones are one record."""
     holdout: list[Pair]
     holdout_scores: dict[str, FloatArray]
     """As `scores`, with "combined" among them."""
@@ -209,6 +214,7 @@ def run(
         combined=combined[:num],
         order=sorted(range(num), key=lambda i: (-combined[i], i)),
         missing={name: reasons(name, score[:num], lengths[:num], answer_prefix) for name, score in scores.items()},
+        copies=of_data.copies,
         holdout=others.kept,
         holdout_scores={name: score[num:] for name, score in both.items()},
         membership=membership,
@@ -340,6 +346,10 @@ def summary(audit: Audit) -> dict[str, Any]:
             "n": int(there.size),
             "left_out": len(values) - int(there.size),
         }
+    if "extractable" in found:
+        rows = zip(audit.scores["extractable"], audit.copies, strict=True)
+        there_too = [copies for given, copies in rows if given == 1]
+        found["extractable"]["eidetic"] = {str(k): sum(copies <= k for copies in there_too) for k in EIDETIC}
     if WORDS in audit.membership:
         found[WORDS] = {"meaning": "a classifier of words that never saw the model; near 0.5 for a fair holdout"}
     for name, member in audit.membership.items():
@@ -354,7 +364,13 @@ def write(audit: Audit, out: Path, top: int) -> None:
         write_jsonl(
             folder / "scores.jsonl",
             (
-                {"id": pair.id, "where": pair.where, "rank": rank[i], COMBINED: float(audit.combined[i])}
+                {
+                    "id": pair.id,
+                    "where": pair.where,
+                    "copies": audit.copies[i],
+                    "rank": rank[i],
+                    COMBINED: float(audit.combined[i]),
+                }
                 | {name: float(score[i]) for name, score in audit.scores.items()}
                 | {"missing": {name: why[i] for name, why in audit.missing.items() if why[i]}}
                 for i, pair in enumerate(audit.pairs)
@@ -436,5 +452,6 @@ def command(
     )
     if audit.membership:
         found = audit.membership[COMBINED]
-        say(f"combined rank against the holdout: AUC {found.auc:.3f} (standard error {found.standard_error:.3f})")
+        beside = "" if np.isnan(found.low) else f" (95 % interval {found.low:.3f} to {found.high:.3f})"
+        say(f"combined rank against the holdout: AUC {found.auc:.3f}{beside}")
     say(f"done: {out / 'report.html'}; the first {min(top, len(audit.pairs))} records are in {out / 'ranked.jsonl'}")

@@ -13,6 +13,7 @@ from amends.lm.pairs import encode, read_pairs
 from amends.maths.memorisation import auc
 from amends.unlearn._read import record_sha256
 from amends.verbs import audit
+from amends.verbs._holdout import compare
 from amends.verbs._measures import MEASURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
@@ -166,6 +167,43 @@ def test_files_may_share_ids_and_what_is_given_twice_is_told(tmp_path, tiny_mode
     assert [[told[str(file)][name] for name in ("rows", "kept")] for file in (one, other)] == [[4, 4], [5, 2]]
     again = audit.run(tiny_model, out / "ranked.jsonl")  # as every reader of rows takes it: ids are unique
     assert len(again.pairs) == 6
+
+
+def test_copies_are_counted_and_what_is_given_word_for_word_by_them(tmp_path, taught, tiny_model, amends):
+    model, seen, _ = taught
+    one, other, *_ = np.flatnonzero(audit.run(model, seen, measures="extractable").scores["extractable"])
+    rows = facts(0, 16)
+    again = write(tmp_path / "again.jsonl", [{**rows[one], "id": f"a{i}"} for i in range(11)] + [rows[other]])
+    more = write(tmp_path / "more.jsonl", [{**rows[other], "id": f"b{i}"} for i in range(2)])
+    out = tmp_path / "audit"
+    words = [word for file in (seen, again, more) for word in ("--data", file)]
+    assert amends("audit", "--model", model, *words, "--out", out)[0] == 0
+    scores = read(out / "scores.jsonl")
+    assert [row["copies"] for row in scores] == [{one: 12, other: 4}.get(i, 1) for i in range(16)]
+    given = [row["copies"] for row in scores if row["extractable"] == 1]
+    assert sorted(given)[-2:] == [4, 12]
+    counts = json.loads((out / "summary.json").read_text())["extractable"]["eidetic"]
+    assert counts == {"1": len(given) - 2, "10": len(given) - 1, "100": len(given)}
+    assert f"{counts['1']} for k = 1, {counts['10']} for k = 10" in (out / "report.html").read_text()
+    reading = audit.Reading(prefix_tokens=4, continuation_tokens=4)
+    texts = [{"id": i, "text": text} for i, text in enumerate(("aaaabbbb" * 3 + "ccccdddd", "ccccdddd" * 2))]
+    files = [write(tmp_path / f"{row['id']}.jsonl", [row]) for row in texts]
+    assert audit.run(tiny_model, files, reading=reading).copies == [3, 3]
+
+
+def test_an_auc_of_one_has_the_interval_of_as_many_rows_and_no_error_of_zero():
+    found = compare(np.arange(20.0) + 9, np.arange(9.0))
+    assert found.auc == 1 and np.isnan(found.standard_error)
+    assert (found.low, found.high) == (pytest.approx(9 / (9 + 1.96**2)), 1)  # Wilson's, of 9 rows of 9
+    turned = compare(np.arange(9.0), np.arange(20.0) + 9)
+    assert (turned.auc, turned.low, turned.high) == (0, 0, pytest.approx(1 - found.low))
+    alike = compare(np.zeros(20), np.zeros(9))
+    assert alike.auc == 0.5 and np.isnan([alike.standard_error, alike.low, alike.high]).all()
+    rng = np.random.default_rng(0)
+    plain = compare(rng.normal(1, 1, 60), rng.normal(0, 1, 50))
+    assert plain.high - plain.auc == pytest.approx(1.96 * plain.standard_error) and plain.low < plain.auc < plain.high
+    few = compare(np.ones(1), np.zeros(9))
+    assert few.auc == 1 and np.isnan([few.standard_error, few.low]).all()
 
 
 def test_measures_are_chosen_and_the_rank_is_their_mean(taught):
