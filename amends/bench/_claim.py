@@ -13,7 +13,8 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.tables import read_json
 from amends.lm.find import check_model
-from amends.lm.load import check_layers, precision
+from amends.lm.layers import check_layers
+from amends.lm.load import precision
 
 CLAIM = "bench.json"
 OTHERS = ("run.json", "config.json", "adapter_config.json")

@@ -10,8 +10,8 @@ from amends.bench._world import Rows, Split, World, texts_of
 from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.find import base_of, check_model, first_line, resolve
-from amends.lm.load import quiet
 from amends.lm.pairs import read_pairs
+from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
 from amends.unlearn._evaluate import spread
 from amends.unlearn._request import Request

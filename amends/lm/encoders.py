@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from amends.io.errors import InputError
 from amends.lm.find import first_line, plain_source
-from amends.lm.load import autocast, device, quiet
+from amends.lm.load import autocast, device
+from amends.lm.quiet import quiet
 
 TEXTS_AT_ONCE = 32
 

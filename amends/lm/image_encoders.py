@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from amends.io.errors import InputError
 from amends.lm.find import first_line, plain_source
-from amends.lm.load import autocast, device, quiet
+from amends.lm.load import autocast, device
+from amends.lm.quiet import quiet
 
 PICTURES_AT_ONCE = 32
 

@@ -34,8 +34,9 @@ from amends.lm.checkpoint import (
     remove_remains,
     step_of,
 )
-from amends.lm.load import device, precision, quiet
+from amends.lm.load import device, precision
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_notes
+from amends.lm.quiet import quiet
 from amends.lm.shards import gathered, without_weights
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)

@@ -4,18 +4,16 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
-from amends.io.bounds import check_value
 from amends.io.errors import InputError
-from amends.io.tables import rows_of
-from amends.lm.load import autocast, load, quiet
+from amends.lm.load import autocast, load
 from amends.lm.logprobs import (
     AnswerLogprobs,
     PackedRow,
@@ -27,9 +25,12 @@ from amends.lm.logprobs import (
     output_layer,
     pack,
 )
-from amends.lm.pairs import Pair, encode, read_pairs
+from amends.lm.pairs import Pair, encode
+from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
+from amends.unlearn._config import SHARED, ForgetConfig
+from amends.unlearn._read import as_pairs
 from amends.unlearn._refusals import refusals
 from amends.unlearn._stop import StopWhenForgotten
 
@@ -39,57 +40,6 @@ TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
 MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
 """Steps as long as those that AdamW takes at a fifth of the rate."""
-
-
-@dataclass
-class ForgetConfig(TrainingArguments):
-    """Settings that every forgetting method has, beside those of `TrainingArguments`."""
-
-    stop_v_f: float | None = field(
-        default=None,
-        metadata={
-            "help": "Stop when the mean probability of the forget answers' tokens is at most this.",
-            "min": 0,
-            "max": 1,
-        },
-    )
-    forget_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to forget.", "min": 0})
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the rows to keep.", "min": 0})
-    floor_v_f: float | None = field(
-        default=None,
-        metadata={
-            "help": "A row is not pushed further while the mean probability of its answer is at most this.",
-            "min": 0,
-            "max": 1,
-        },
-    )
-    retain_loss: Literal["nll", "kl"] = field(
-        default="nll",
-        metadata={"help": "Of retain rows: NLL, or the forward KL from the model at the start (as of neighbours)."},
-    )
-    optimizer: Literal["adamw", "muon"] = field(
-        default="adamw", metadata={"help": "muon: torch.optim.Muon, for matrices only; all directions move alike."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of a prompt with one answer.", "min": 2})
-    logging_steps: float = field(default=1, metadata={"help": "As in TrainingArguments, where the default is 500."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two; None: all."})
-
-    def __post_init__(self) -> None:
-        """Check what transformers does not: that every value is within the bounds that its field names."""
-        super().__post_init__()
-        hints, known = get_type_hints(type(self)), {own.name for own in fields(TrainingArguments)}
-        for own in fields(self):
-            if own.name not in known:
-                check_value(own.name, getattr(self, own.name), hints[own.name], own.metadata)
-
-
-def instead(name: str, default: Any) -> Any:
-    """Give a setting that all methods have another default, in a method's own settings."""
-    return field(default=default, metadata=SHARED[name].metadata)
-
-
-SHARED = {own.name: own for own in fields(ForgetConfig) if own.name not in {f.name for f in fields(TrainingArguments)}}
-"""The settings that all methods have, beside those of `TrainingArguments`."""
 
 
 class StartWarning(UserWarning):
@@ -450,14 +400,3 @@ def states(out: AnswerLogprobs) -> Tensor:
 def log_probabilities(out: AnswerLogprobs) -> Tensor:
     """Give the log-probability of each answer token."""
     return out.logp_BA
-
-
-def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
-    """Pairs from a list of pairs, a list of dictionaries or a `datasets.Dataset`."""
-    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Pair):
-        return list(dataset)
-    found = read_pairs(rows_of(dataset), tokenizer=tokenizer)
-    if found.dropped:
-        where, reason = found.dropped[0]
-        warnings.warn(f"left out rows: {len(found.dropped)}, the first {where}: {reason}", stacklevel=3)
-    return found.kept

@@ -14,7 +14,8 @@ import typer
 import amends.unlearn
 from amends.io.errors import InputError
 from amends.io.options import ModelOption
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._request import Data, ForgetOption, OutOption, Request
 from amends.unlearn._run import Result, run_unlearning
 

@@ -1,10 +1,13 @@
 """What a run reads: the model, and the rows of its request."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
@@ -194,3 +197,14 @@ def about(source: Data | None, pairs: Pairs) -> dict[str, Any]:
 def record_sha256(pair: Any) -> str:
     """Digest of one record: its prompt and answer, not its place."""
     return sha256_json({"prompt": pair.prompt, "answer": pair.answer})
+
+
+def as_pairs(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """Pairs from a list of pairs, a list of dictionaries or a `datasets.Dataset`."""
+    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Pair):
+        return list(dataset)
+    found = read_pairs(rows_of(dataset), tokenizer=tokenizer)
+    if found.dropped:
+        where, reason = found.dropped[0]
+        warnings.warn(f"left out rows: {len(found.dropped)}, the first {where}: {reason}", stacklevel=3)
+    return found.kept

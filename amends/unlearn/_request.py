@@ -9,7 +9,7 @@ import typer
 
 from amends.io.bounds import check_value
 from amends.lm.trainer import training_arguments
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 
 Config = TypeVar("Config", bound=ForgetConfig)
 Data = str | Path | Sequence[Mapping[str, Any]]

@@ -22,16 +22,18 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
-from amends.lm.load import check_layers, precision, prepare, rank_to_train, save_model, train_only, weights_sha256
+from amends.lm.layers import check_layers, train_only
+from amends.lm.load import precision, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for
 from amends.report.card import model_card
 from amends.report.unlearning import render_report
 from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn._earlier import check_not_forgotten, earlier_requests, ledger_of
 from amends.unlearn._evaluate import Suite
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, StartWarning
+from amends.unlearn._forget import ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
 from amends.unlearn._read import about, read_request, read_templates, record_sha256

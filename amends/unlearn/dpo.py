@@ -15,7 +15,8 @@ from torch.nn.functional import logsigmoid
 
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, note
 from amends.lm.trainer import TrainRow
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, log_probabilities
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer, log_probabilities
 from amends.unlearn._method import method
 
 

@@ -7,7 +7,8 @@ answers are gone. With rows to keep it is GradDiff. Jang et al., arXiv 2210.0150
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

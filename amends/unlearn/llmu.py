@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.trainer import TrainRow
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, as_pairs
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
-from amends.unlearn._read import read_templates
+from amends.unlearn._read import as_pairs, read_templates
 from amends.unlearn._stop import StopWhenForgotten
 
 PATIENCE = 4.0

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from amends.lm.logprobs import AnswerLogprobs
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, instead
+from amends.unlearn._config import ForgetConfig, instead
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from amends.io.errors import InputError
-from amends.lm.load import LAYER
+from amends.lm.layers import LAYER
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from amends.unlearn._forget import ForgetConfig, instead
+from amends.unlearn._config import ForgetConfig, instead
 from amends.unlearn._method import method
 from amends.unlearn.wga import WGATrainer
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer, instead
+from amends.unlearn._config import ForgetConfig, instead
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 from amends.unlearn.npo import npo_loss
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.shards import like
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._forget import ForgetConfig, ForgetTrainer
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
 

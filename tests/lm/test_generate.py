@@ -5,8 +5,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from amends.lm.generate import generate
-from amends.lm.load import load, quiet
+from amends.lm.load import load
 from amends.lm.pairs import Pair
+from amends.lm.quiet import quiet
 from amends.unlearn._evaluate import answers
 
 PROMPTS = [[3, 4, 5], [9, 8, 7, 6]]

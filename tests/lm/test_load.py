@@ -13,18 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Mix
 
 from amends.io.errors import InputError
 from amends.lm.find import check_model, check_safetensors
-from amends.lm.load import (
-    add_lora,
-    base_sha256,
-    count_layers,
-    kept_name,
-    load,
-    quiet,
-    same_model,
-    save_model,
-    train_only,
-    weights_sha256,
-)
+from amends.lm.layers import count_layers, train_only
+from amends.lm.load import add_lora, base_sha256, kept_name, load, same_model, save_model, weights_sha256
+from amends.lm.quiet import quiet
 
 from ..conftest import save_tiny_model
 from .conftest import tiny

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from amends.lm.pairs import Encoded, encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn import GATrainer
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn._weights import buckets, linear_layers
 
 FORGOTTEN, KEPT, UNSEEN, STRANGERS, RELATIONS, ANSWER_TOKENS = 8, 16, 8, 16, 2, 5

@@ -9,7 +9,7 @@ from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.load import load
 from amends.lm.pairs import read_pairs
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ceu import CEUTrainer, ceu_cross_entropy
 
 from .conftest import trainer_on, with_logits

@@ -21,7 +21,7 @@ from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.jensun import JensUnTrainer
 from amends.unlearn.po import POTrainer

@@ -21,7 +21,7 @@ from amends.lm.generate import generate
 from amends.lm.pairs import encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn import FLATConfig, FLATTrainer, GATrainer
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.dpo import DPOConfig, DPOTrainer
 from amends.unlearn.npo import NPOConfig, NPOTrainer
 from amends.unlearn.po import POTrainer

@@ -10,7 +10,7 @@ from amends.lm.load import load
 from amends.lm.logprobs import answer_logprobs, masked_mean, pack
 from amends.lm.trainer import training_arguments
 from amends.unlearn import GATrainer
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 
 PAIRS = [{"question": f"Who is number {i}?", "answer": f"Person {i}."} for i in range(6)]
 

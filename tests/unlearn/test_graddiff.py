@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amends.io.errors import InputError
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.graddiff import GradDiffTrainer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.jensun import JensUnTrainer, js_divergence, js_to_token
 
 from .conftest import history, trainer_on

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.kl import KLTrainer
 

@@ -15,7 +15,8 @@ import torch
 from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
 from amends.lm.trainer import training_arguments
-from amends.unlearn._forget import SHARED, ForgetTrainer
+from amends.unlearn._config import SHARED
+from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method_names, trainer_named
 
 from .conftest import KEEP, PAIRS, history

@@ -8,7 +8,7 @@ import torch
 
 from amends.lm.load import add_lora, load
 from amends.lm.trainer import training_arguments
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.npo import NPOConfig, NPOTrainer, npo_loss
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.po import POTrainer
 
 from .conftest import history, said_with, trainer_on

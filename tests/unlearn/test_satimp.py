@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amends.unlearn._forget import ForgetConfig
+from amends.unlearn._config import ForgetConfig
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.satimp import SatImpConfig, SatImpTrainer
 

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from amends.io.errors import InputError
-from amends.lm.load import add_lora, load, quiet
+from amends.lm.load import add_lora, load
+from amends.lm.quiet import quiet
 from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn.task_vector import TaskVectorConfig, TaskVectorTrainer
