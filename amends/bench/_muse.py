@@ -21,6 +21,8 @@ from amends.maths.rouge import rouge_l
 
 PARTS = ("verbmem", "knowmem", "privleak")
 VERBMEM_TOKENS, KNOWMEM_TOKENS = 128, 32
+NEW_TOKENS = {"verbmem": VERBMEM_TOKENS, "knowmem": KNOWMEM_TOKENS}
+"""Of each part that generates."""
 SHARE = 0.4
 """Of the tokens that Min-K% takes."""
 STOPS = ("\n\n", "\nQuestion", "Question:")

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.bench._models import Answers, check_least, check_room, gaps, items_of, record_of, table, write
 from amends.bench._muse import (
     KNOWMEM_TOKENS,
+    NEW_TOKENS,
     PARTS,
     VERBMEM_TOKENS,
     Muse,
@@ -45,8 +46,6 @@ from amends.unlearn._intervals import field
 from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
 from amends.unlearn._summary import Mean, summarise_mean
 
-NEW_TOKENS = {"verbmem": VERBMEM_TOKENS, "knowmem": KNOWMEM_TOKENS}
-"""Of each part that generates."""
 TOKENS_AT_ONCE = 16384  # of prompts and answers that are generated together
 _SAID = "a generated text, and an expected one with words to find in it"
 MEANS = {

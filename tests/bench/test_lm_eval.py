@@ -19,7 +19,7 @@ from amends.lm.pairs import plain_ids
 from amends.unlearn._evaluate import mean_logprobs
 from amends.unlearn._metrics import truth_ratio, truth_ratio_score
 
-from ..conftest import instead
+from ..conftest import instead, save_tiny_model
 from .conftest import subsets_of, taught, write_hub
 
 MUSE_TASKS = ["amends_muse_knowmem_forget", "amends_muse_knowmem_retain", "amends_muse_verbmem"]
@@ -139,6 +139,66 @@ def test_the_harness_gives_tofu_the_truth_ratio_and_recall_of_amends(tofu, model
 
 @needs_harness
 @quiet
+def test_what_was_read_and_asked_is_recorded_with_the_digests_of_amends(copy, model, tofu):
+    found = bench.run(model, "amends_*", muse=copy, tofu=tofu)
+    assert {item["task"] for item in found.items} == {*MUSE_TASKS, *TOFU_TASKS}
+    ours = muse.run(model, copy, parts=["verbmem", "knowmem"], rows=1000)
+    data = found.record["data"]
+    assert {name: data[name] for name in ours.record["data"]} == ours.record["data"]
+    assert (data["tofu"]["path"], data["tofu"]["kept"]) == (str(tofu), 5)
+    assert found.record["versions"]["lm_eval"]
+    for name in ("verbmem", "knowmem_retain"):
+        asked = [(i["prompt"], i["cut"]) for i in found.items if i["task"] == f"amends_muse_{name}"]
+        assert asked == [(i["prompt"], i["cut"]) for i in ours.items if i["item_set"] == name]
+    (item, *_) = [item for item in found.items if item["task"] == "amends_tofu_choice"]
+    assert (item["prompt"], item["choices"][0]) == ("Question: Who is 0?\nAnswer:", " She is Ann 0")
+    some = bench.run(model, ["amends_muse_v?rbmem"], muse=copy, rows=2)
+    assert (list(some.record["data"]), some.record["data"]["verbmem"]["kept"]) == (["verbmem"], 2)
+
+
+@needs_harness
+@quiet
+def test_prompts_of_which_only_the_end_fits_are_counted_and_marked(tmp_path, copy, tofu):
+    short = save_tiny_model(tmp_path / "short", context=148)
+    found = bench.run(short, ["amends_muse_verbmem", "amends_tofu_choice"], muse=copy, tofu=tofu)
+    assert found.record["warnings"] == [
+        "amends_muse_verbmem: of 8 of 8 prompts only the end fits the context of 148 tokens with an answer."
+    ]
+    ours = muse.run(short, copy, parts="verbmem")
+    assert ours.record["warnings"] == ["model: of 8 of 8 passages only the last 20 tokens fit."]
+    assert {(i["task"], i["cut"]) for i in found.items} == {
+        ("amends_muse_verbmem", True),
+        ("amends_tofu_choice", False),
+    }
+    shorter = save_tiny_model(tmp_path / "shorter", context=40)
+    again = bench.run(shorter, ["amends_tofu_choice"], tofu=tofu)
+    lengths = [max(len(i["prompt"] + c) for c in i["choices"]) for i in again.items]  # a token is a byte
+    assert min(lengths) > 41  # the last one is not put in
+    assert all(item["cut"] for item in again.items)
+    assert again.record["warnings"] == [
+        "amends_tofu_choice: of 5 of 5 prompts only the end fits the context of 40 tokens with an answer."
+    ]
+
+
+@needs_harness
+@quiet
+def test_a_context_without_room_for_an_answer_is_named(tmp_path, copy):
+    short = save_tiny_model(tmp_path / "short", context=64)
+    with pytest.raises(
+        InputError, match=r"--tasks amends_muse_verbmem: the context of .*short, 64 tokens, has no room"
+    ):
+        bench.run(short, ["amends_muse"], muse=copy)
+
+
+@pytest.mark.parametrize("how", [{"rows": -1}, {"batch_size": 0}, {"seed": -1}])
+def test_bounds_of_the_command_line_hold_in_python(tiny_model, how):
+    (name,) = how
+    with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
+        bench.run(tiny_model, ["amends_muse"], **how)
+
+
+@needs_harness
+@quiet
 def test_the_command_writes_what_verify_checks(tmp_path, monkeypatch, copy, model, amends):
     monkeypatch.chdir(tmp_path)
     words = ["--model", model, "--tasks", "amends_muse_knowmem_retain", "--muse", copy, "--rows", 1, "--out", "out"]
@@ -161,6 +221,7 @@ def test_the_command_writes_what_verify_checks(tmp_path, monkeypatch, copy, mode
             ["--tasks", "amends_magic"],
             "--tasks amends_magic: the harness knows no such task. Ours are amends_muse_knowmem_forget",
         ),
+        (["--tasks", "amends_x*"], "--tasks amends_x*: the harness knows no such task. Ours are amends_muse_knowmem"),
         (["--tasks", "amends_muse_verbmem"], "Where is your copy? Give its place: --muse"),
         (["--tasks", "amends_tofu_choice", "--tofu", "plain.jsonl"], "plain.jsonl:1: has no wrong answers"),
         (["--tasks", "amends_tofu_rouge", "--tofu", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
