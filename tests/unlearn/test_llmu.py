@@ -15,6 +15,7 @@ from amends.lm.generate import generate
 from amends.lm.pairs import encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import StartWarning
 from amends.unlearn._said import diversity
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.llmu import LLMUConfig, LLMUTrainer
@@ -76,7 +77,8 @@ def test_options_that_would_do_nothing_are_refused(tiny_model: Path, tmp_path: P
 def test_a_level_that_was_reached_is_told_where_the_steps_ended_first(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"learning_rate": 3e-3, "num_train_epochs": 1, "stop_v_f": 0.9, "patience": 40.0}
     trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **settings)
-    trainer.train()
+    with pytest.warns(StartWarning, match="is at most the 0.9 of --stop-v-f"):
+        trainer.train()
     assert trainer.stopped.startswith("all steps done; v_f = 0.")
     assert trainer.stopped.endswith("at most 0.9, at step 1, and 40 steps were to be made")
 

@@ -13,7 +13,8 @@ from .conftest import gradients, trainer_on
 
 
 def test_with_zero_exponents_it_is_gradient_ascent(tiny_model: Path, tmp_path: Path) -> None:
-    here = gradients(trainer_on(tiny_model, tmp_path, SatImpTrainer, SatImpConfig, beta1=0.0, beta2=0.0))
+    settings = {"beta1": 0.0, "beta2": 0.0, "forget_weight": 1.0}
+    here = gradients(trainer_on(tiny_model, tmp_path, SatImpTrainer, SatImpConfig, **settings))
     for mine, other in zip(here, gradients(trainer_on(tiny_model, tmp_path, GATrainer, ForgetConfig)), strict=True):
         torch.testing.assert_close(mine, other)
 
