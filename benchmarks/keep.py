@@ -19,8 +19,8 @@ from transformers import TrainerCallback, set_seed
 
 from amends.io.atomic import read_json, write_json
 from amends.io.tables import read_rows
+from amends.lm.config import train_only
 from amends.lm.generate import generate
-from amends.lm.layers import train_only
 from amends.lm.load import Loaded, add_lora, load
 from amends.lm.pairs import Pair, encode, read_pairs, turn_end
 from amends.unlearn._evaluate import build_suite, evaluate

@@ -19,7 +19,7 @@ from amends.io.console import say
 from amends.io.errors import Held, InputError, NoResult
 from amends.io.run import versions, write_jsonl
 from amends.io.tables import read_json, rows_of
-from amends.lm.layers import count_layers, layer_numbers
+from amends.lm.config import count_layers, layer_numbers
 from amends.lm.load import load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
 from amends.unlearn._compare import check_evaluation, suite_of

@@ -12,8 +12,8 @@ from amends.io.atomic import check_new, lock, sha256_json, write_json
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.tables import read_json
+from amends.lm.config import check_layers
 from amends.lm.find import check_model
-from amends.lm.layers import check_layers
 from amends.lm.load import precision
 
 CLAIM = "bench.json"

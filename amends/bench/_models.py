@@ -12,7 +12,7 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
 from amends.io.run import describe, write_jsonl
-from amends.lm.layers import read_config
+from amends.lm.config import read_config
 from amends.lm.rows import context_of
 from amends.report._text import DIRECTIONS
 

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from amends.bench._world import Rows, Split, World, texts_of
 from amends.io.errors import InputError
 from amends.io.tables import Row
-from amends.lm.find import base_of, check_model, first_line, resolve
+from amends.lm.config import read_config
+from amends.lm.find import base_of, first_line, resolve
 from amends.lm.pairs import read_pairs
 from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
@@ -30,23 +31,15 @@ def read_weightless(source: str) -> Weightless:
 
     Raises
     ------
-    InputError : as `check_model`; they cannot be read.
+    InputError : as `read_config`; the tokenizer cannot be read.
     """
-    check_model(source)
+    config = read_config(source)
     path = resolve(source)
     if path is not None and (path / "adapter_config.json").exists():
-        found = read_weightless(base_of(source, path))
-        own = path if (path / "tokenizer_config.json").exists() else None
-        return found if own is None else found._replace(tokenizer=_tokenizer(source, str(own)))
+        own = (path / "tokenizer_config.json").exists()
+        return Weightless(config, _tokenizer(source, str(path))) if own else read_weightless(base_of(source, path))
     where = {"gguf_file": path.name} if path is not None and not path.is_dir() else {}
     place = source if path is None else str(path.parent if where else path)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
-    except MemoryError:
-        raise
-    except Exception as error:  # as when a model is loaded
-        raise InputError(f"{source}: its configuration could not be read: {first_line(error)}") from error
     return Weightless(config, _tokenizer(source, place, **where))
 
 

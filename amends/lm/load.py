@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
+from amends.lm.config import LAYER
 from amends.lm.find import (
     base_of,
     check_file,
@@ -20,7 +21,6 @@ from amends.lm.find import (
     resolve,
     settings,
 )
-from amends.lm.layers import LAYER
 from amends.lm.quiet import quiet
 
 Precision = Literal["float32", "bfloat16"]

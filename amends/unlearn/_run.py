@@ -22,7 +22,7 @@ from amends.io.run import describe, write_jsonl
 from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
-from amends.lm.layers import check_layers, train_only
+from amends.lm.config import check_layers, train_only
 from amends.lm.load import precision, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for

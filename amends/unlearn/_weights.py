@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from amends.io.errors import InputError
-from amends.lm.layers import LAYER
+from amends.lm.config import LAYER
 
 CHANGED = 1e-3
 """A weight counts as changed if it moved by more than this share of its size."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amends.io.errors import InputError
-from amends.lm.layers import LAYER
+from amends.lm.config import LAYER
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import ForgetTrainer

@@ -12,8 +12,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from amends.io.errors import InputError
+from amends.lm.config import count_layers, train_only
 from amends.lm.find import check_model, check_safetensors
-from amends.lm.layers import count_layers, train_only
 from amends.lm.load import add_lora, base_sha256, kept_name, load, same_model, save_model, weights_sha256
 from amends.lm.quiet import quiet
 

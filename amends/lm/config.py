@@ -1,4 +1,4 @@
-"""Layers of a model: how many there are, which are trained."""
+"""What the configuration of a model says, and which of its layers are trained."""
 
 import re
 from pathlib import Path
