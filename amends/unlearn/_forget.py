@@ -230,9 +230,7 @@ class ForgetTrainer(AnswerTrainer):
     def draw(self, index: int, random_: random.Random) -> list[TrainRow]:
         """Give the forget row, with what the method puts beside it, and a retain row where there are any."""
         rows = [self.forget_row(index, random_)]
-        if self._retain_rows:
-            rows.append(random_.choice(self._retain_rows))
-        return rows
+        return [*rows, random_.choice(self._retain_rows)] if self._retain_rows else rows
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Answer 0 is the one to forget; answer 1, with templates, is one of them, or the only one (`template_at`)."""
@@ -243,11 +241,10 @@ class ForgetTrainer(AnswerTrainer):
 
     def with_answers(self, index: int, *texts: str) -> TrainRow:
         """Put further answers behind the one to forget; after plain text they begin with a space."""
-        prompt, answers = self.forget_rows[index].packed
-        said = self.pairs[index].prompt
-        joined = isinstance(said, str) and not said[-1:].isspace()
-        texts_ = [f" {text}" if joined and not text[:1].isspace() else text for text in texts]
-        more = [encode(self.processing_class, said, [text])[0].answer for text in texts_]
+        (prompt, answers), said = self.forget_rows[index].packed, self.pairs[index].prompt
+        space = " " if isinstance(said, str) and not said[-1:].isspace() else ""
+        spaced = [text if text[:1].isspace() else space + text for text in texts]
+        more = [encode(self.processing_class, said, [text])[0].answer for text in spaced]
         return self.forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:

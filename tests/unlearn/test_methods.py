@@ -14,8 +14,9 @@ import torch
 
 from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
+from amends.lm.pairs import Pair
 from amends.lm.trainer import training_arguments
-from amends.unlearn._config import SHARED
+from amends.unlearn._config import SHARED, ForgetConfig
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method_names, trainer_named
 
@@ -151,3 +152,12 @@ def test_an_option_that_a_method_has_no_use_for_is_refused(method: str) -> None:
         args = config(output_dir=".", **{name: value})
         with nullcontext() if is_used else pytest.raises(InputError, match=f"--{name.replace('_', '-')}: "):
             trainer.check(args, keeps=trainer.keeps != "none")
+
+
+def test_after_plain_text_other_answers_begin_with_a_space(tiny_model: Path, tmp_path: Path) -> None:
+    args = training_arguments(ForgetConfig, str(tmp_path), use_cpu=True)
+    pairs = [Pair(str(i), prompt, " gate.", f"data[{i}]") for i, prompt in enumerate(("by the", "by the "))]
+    trainer = trainer_named("po")(str(tiny_model), args, pairs, templates=["No idea.", "No idea."])
+    decode = trainer.processing_class.decode
+    assert [decode(trainer.with_answers(i, "No idea.").packed.answers[1]) for i in (0, 1)] == [" No idea.", "No idea."]
+    assert decode(trainer.with_answers(0, "\nNo idea.").packed.answers[1]) == "\nNo idea."
