@@ -10,6 +10,14 @@ from amends.io.errors import InputError
 ModelOption = Annotated[
     str, typer.Option(help="Hub id, model folder, PEFT adapter folder, .gguf file, or package:NAME/FILE.")
 ]
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        help="LoRA rank; 0 tunes all weights. Default: 16, or that of the adapter that is given, which goes on "
+        "training.",
+        min=0,
+    ),
+]
 
 
 def listed(given: str | Iterable[str] | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import typer
 
 from amends.io.bounds import check_value
+from amends.io.options import RankOption
 from amends.lm.trainer import training_arguments
 from amends.unlearn._config import ForgetConfig
 
@@ -85,14 +86,7 @@ class Request:
     eval_rows: Annotated[int, typer.Option(help="Most questions of each set to keep; 0 evaluates nothing.", min=0)] = (
         100
     )
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            help="LoRA rank; 0 tunes all weights. Default: 16, or that of the adapter that is given, which goes on "
-            "training.",
-            min=0,
-        ),
-    ] = None
+    lora_rank: RankOption = None
     layers: Annotated[
         str | None, typer.Option(help="Train only these layers, FIRST-LAST or one, counted from 0; default: all.")
     ] = None

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
-from amends.io.options import ModelOption
+from amends.io.options import ModelOption, RankOption
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import Row, read_rows
 from amends.lm.callbacks import Bar
@@ -44,14 +44,7 @@ def command(
         float, typer.Option(help="Peak of a linear schedule with 10 warm-up steps.", min=0)
     ] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Pairs per step.", min=1)] = 8,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            help="LoRA rank; 0 tunes all weights. Default: 16, or that of the adapter that is given, which goes on "
-            "training.",
-            min=0,
-        ),
-    ] = None,
+    lora_rank: RankOption = None,
     save_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What trained weights are rounded to before they are saved.")
     ] = "float32",
