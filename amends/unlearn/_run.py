@@ -36,7 +36,7 @@ from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import about, read_request, read_templates, record_sha256
+from amends.unlearn._read import Rows, about, read_request, read_templates, record_sha256
 from amends.unlearn._request import Data, Request
 
 NEIGHBOURS = "neighbours.jsonl"
@@ -130,21 +130,10 @@ def run_unlearning(
         if request.eval_rows:
             suite = suite_of(request, rows, known, tokenizer, earlier.questions)
             loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
-        warned = list(earlier.warnings)
-        if several := [pair for pair in forget if pair.answers_before]:
-            warned.append(EARLIER_TURNS.format(count=len(several), where=several[0].where))
-            say(f"warning: {warned[-1]}")
-        if rows.retain and {p.is_text for p in forget} != {p.is_text for p in rows.retain.kept}:
-            warned.append(OTHER_FORM)
-            say(f"warning: {OTHER_FORM}")
-        if rows.retain and rows.retain_eval:
-            trained = {record_sha256(p) for p in rows.retain.kept}
-            if both := sum(record_sha256(p) in trained for p in rows.retain_eval.kept):
-                warned.append(TRAINED_AND_ASKED.format(both=both, count=len(rows.retain_eval.kept)))
-                say(f"warning: {warned[-1]}")
-        if "reference" in evaluations and evaluations["reference"]["weights"] == before_sha256:
-            say(f"warning: {SAME_WEIGHTS}")
-            warned.append(SAME_WEIGHTS)
+        odd = warnings_of(rows, evaluations.get("reference"), before_sha256)
+        for text in odd:
+            say(f"warning: {text}")
+        warned = [*earlier.warnings, *odd]
         data = rows.about(request)
         own_answers: list[Pair] = []
         if request.neighbours:
@@ -207,6 +196,30 @@ def run_unlearning(
         if failure is not None:
             raise failure
         return result
+
+
+def warnings_of(rows: Rows, reference: Mapping[str, Any] | None, before_sha256: str) -> list[str]:
+    """Say what is odd about the rows and the reference of a run, though it can be carried out.
+
+    Parameters
+    ----------
+    reference : dict, optional
+        Evaluation of the retrained reference.
+    before_sha256 : str
+        Digest of the model before.
+    """
+    found, forget = [], rows.forget.kept
+    if several := [pair for pair in forget if pair.answers_before]:
+        found.append(EARLIER_TURNS.format(count=len(several), where=several[0].where))
+    if rows.retain and {p.is_text for p in forget} != {p.is_text for p in rows.retain.kept}:
+        found.append(OTHER_FORM)
+    if rows.retain and rows.retain_eval:
+        trained = {record_sha256(p) for p in rows.retain.kept}
+        if both := sum(record_sha256(p) in trained for p in rows.retain_eval.kept):
+            found.append(TRAINED_AND_ASKED.format(both=both, count=len(rows.retain_eval.kept)))
+    if reference is not None and reference["weights"] == before_sha256:
+        found.append(SAME_WEIGHTS)
+    return found
 
 
 def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[str, Any]) -> ForgetConfig:
