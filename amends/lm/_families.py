@@ -105,6 +105,13 @@ def attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: 
     Layers with a sliding window see no token further back than that, counted in positions, not in columns: a mask that
     is given in full takes the place of the model's own, window and all.
     """
+    attention = config._attn_implementation
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        raise InputError(
+            f"{config.model_type}: the model was loaded with the attention {attention!r}, which takes no mask of who "
+            "sees whom, so rows that share a pass would see each other. Load it with attn_implementation='sdpa', "
+            "'eager' or 'flex_attention'."
+        )
     window: int = getattr(config, "sliding_window", None) or 0
     kinds = set(getattr(config, "layer_types", None) or [SLIDING if window else FULL])
     if unknown := kinds - {FULL, SLIDING}:
@@ -116,9 +123,9 @@ def attention_masks(inner: Any, config: Any, allowed_L1TT: Tensor, position_LT: 
     if SLIDING in kinds:
         distance_LTT = position_LT[:, :, None] - position_LT[:, None, :]
         masks[SLIDING] = allowed_L1TT & (distance_LTT < window)[:, None]
-    if config._attn_implementation == "flex_attention":
+    if attention == "flex_attention":
         masks = {kind: _for_flex(mask) for kind, mask in masks.items()}
-    elif config._attn_implementation != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
+    elif attention != "sdpa":  # SDPA takes booleans; the others add the mask to the scores
         zero = torch.zeros((), dtype=inner.dtype, device=allowed_L1TT.device)
         masks = {kind: torch.where(mask, zero, torch.finfo(inner.dtype).min) for kind, mask in masks.items()}
     return (

@@ -282,7 +282,8 @@ def answer_logprobs(model: nn.Module, batch: dict[str, Tensor], layer: int | Non
 
     Raises
     ------
-    InputError : layers that no mask can part; an output layer whose result the model changes in a way unknown here.
+    InputError : an attention that takes no mask; layers that no mask can part; an output layer whose result the model
+        changes in a way unknown here.
     """
     inner: Any = extract_model_from_parallel(model)
     config = inner.config.get_text_config()

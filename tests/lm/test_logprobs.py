@@ -298,6 +298,13 @@ def test_an_output_layer_that_amends_does_not_know_is_refused(family: str, monke
         packed(model, some_rows())
 
 
+def test_an_attention_that_takes_no_mask_is_refused() -> None:
+    model = tiny("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="'flash_attention_2', which takes no mask of who sees whom"):
+        packed(model, some_rows())
+
+
 def assert_gradients_agree(model: torch.nn.Module) -> None:
     """Compare the gradients of one packed pass with those of a pass for each row, for all weights that are trained."""
     rows = some_rows()
