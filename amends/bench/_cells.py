@@ -14,6 +14,9 @@ import numpy as np
 
 from amends.bench._entries import RETAIN, Entry, Settings, options
 from amends.bench._world import Split, World
+from amends.evaluation.evaluate import answers, evaluate, spread, with_reference
+from amends.evaluation.metrics import rouge_l_recall
+from amends.evaluation.refusals import refusals
 from amends.io.atomic import lock, write_json
 from amends.io.console import say
 from amends.io.errors import Held, InputError, NoResult
@@ -23,11 +26,8 @@ from amends.lm.config import count_layers, layer_numbers
 from amends.lm.load import load, precision, weights_sha256
 from amends.lm.pairs import read_pairs
 from amends.unlearn._compare import check_evaluation, suite_of
-from amends.unlearn._evaluate import answers, evaluate, spread, with_reference
 from amends.unlearn._ledger import read_ledger
-from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn._read import read_asked, read_request
-from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
 from amends.unlearn._run import Result
 from amends.verbs import teach

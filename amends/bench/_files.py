@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from amends.evaluation.evaluate import spread
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import READERS, Row, read_rows
-from amends.unlearn._evaluate import spread
 
 Item = TypeVar("Item")
 _PREFERRED = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json", ".csv", ".txt")

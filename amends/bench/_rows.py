@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from amends.bench._world import Rows, Split, World, texts_of
+from amends.evaluation.evaluate import spread
 from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.config import read_config
@@ -14,7 +15,6 @@ from amends.lm.find import base_of, first_line, resolve
 from amends.lm.pairs import read_pairs
 from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
-from amends.unlearn._evaluate import spread
 from amends.unlearn._request import Request
 from amends.verbs._advice import ADVICE, without
 

@@ -31,6 +31,10 @@ from amends.bench._muse import (
     rouge_f1,
     until_stop,
 )
+from amends.evaluation.evaluate import likelihoods
+from amends.evaluation.intervals import field
+from amends.evaluation.memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
+from amends.evaluation.summary import Mean, summarise_mean
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.options import ModelOption, listed
@@ -41,10 +45,6 @@ from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, turn_end
 from amends.lm.rows import context_limit
 from amends.lm.turns import check_models, measure_each
-from amends.unlearn._evaluate import likelihoods
-from amends.unlearn._intervals import field
-from amends.unlearn._memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
-from amends.unlearn._summary import Mean, summarise_mean
 
 TOKENS_AT_ONCE = 16384  # of prompts and answers that are generated together
 _SAID = "a generated text, and an expected one with words to find in it"

@@ -17,12 +17,12 @@ from amends.bench._claim import check_folder, check_needs, check_references, cla
 from amends.bench._entries import Entry, Settings, entries, parse
 from amends.bench._page import page
 from amends.bench._world import SHARES, World, read_world
+from amends.evaluation.evaluate import with_reference
 from amends.io.atomic import write_text
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import check_names, listed
 from amends.io.tables import read_json
-from amends.unlearn._evaluate import with_reference
 
 PAGE = "tofu.md"
 

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, find_split, read_split, taken, text_of, told
 from amends.bench._models import Answers, check_least, items_of, record_of, table, write
+from amends.evaluation.evaluate import mean_logprobs
+from amends.evaluation.intervals import Direction, Items, bootstrap_mean, entry, mean_of, numbers
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
@@ -30,8 +32,6 @@ from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode, plain_ids
 from amends.lm.rows import context_limit
 from amends.lm.turns import check_models, measure_each
-from amends.unlearn._evaluate import mean_logprobs
-from amends.unlearn._intervals import Direction, Items, bootstrap_mean, entry, mean_of, numbers
 
 SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
 ALL, GIVEN = "all", "questions"

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from amends.evaluation.beside import Judge, Start, with_others
+from amends.evaluation.evaluate import Suite, build_suite, evaluate, with_reference
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.load import Loaded, load, precision, shares_base, weights_sha256
 from amends.lm.pairs import Pair
-from amends.unlearn._beside import Judge, Start, with_others
-from amends.unlearn._evaluate import Suite, build_suite, evaluate, with_reference
 from amends.unlearn._read import QUESTIONS, Rows
 from amends.unlearn._request import Request
 

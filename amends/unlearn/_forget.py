@@ -12,6 +12,7 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from amends.evaluation.refusals import refusals
 from amends.io.errors import InputError
 from amends.lm.load import autocast, load
 from amends.lm.logprobs import (
@@ -31,7 +32,6 @@ from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._config import SHARED, ForgetConfig
 from amends.unlearn._read import as_pairs
-from amends.unlearn._refusals import refusals
 from amends.unlearn._stop import StopWhenForgotten
 
 ALL_STEPS = "all steps done"

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from amends.evaluation.refusals import refusals
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.io.tables import Row, read_rows, rows_of
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long
-from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data, Request
 
 QUESTIONS = {"retain": "retain_eval", "real_authors": "real_authors", "world_facts": "world_facts"}

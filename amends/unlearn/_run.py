@@ -15,6 +15,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from amends.evaluation.beside import Start, load_judge
+from amends.evaluation.evaluate import Suite
 from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
@@ -28,11 +30,9 @@ from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for
 from amends.report.card import model_card
 from amends.report.unlearning import render_report
-from amends.unlearn._beside import Start, load_judge
 from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._earlier import check_not_forgotten, earlier_requests, ledger_of
-from amends.unlearn._evaluate import Suite
 from amends.unlearn._forget import ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours

@@ -7,13 +7,13 @@ conversation all turns are the question.
 
 from collections.abc import Sequence
 
+from amends.evaluation.metrics import rouge_l_recall
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult
 from amends.lm.generate import generate
 from amends.lm.pairs import Message, Pair, encode, turn_end
 from amends.lm.rows import context_limit
 from amends.unlearn._method import method
-from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn.dpo import DPOConfig, DPOTrainer
 
 ASKED = "Question: {question}\nTrue answer: {answer}\nAnswer the question with other, invented facts, in one sentence."

@@ -14,6 +14,12 @@ import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
+from amends.assessment.ask import Findings, add_gibberish, ask_in_turn
+from amends.assessment.axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
+from amends.assessment.measures import all_measures
+from amends.assessment.plan import Plan, Sources, make_plan
+from amends.evaluation.intervals import mean_of
+from amends.evaluation.refusals import refusals
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import answer, say
 from amends.io.options import ModelOption, check_names, listed
@@ -23,14 +29,8 @@ from amends.lm.encoders import class_named, embed, load_encoder
 from amends.lm.turns import check_models
 from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
-from amends.unlearn._assess import Findings, add_gibberish, ask_in_turn
-from amends.unlearn._axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
 from amends.unlearn._compare import SAME_WEIGHTS
-from amends.unlearn._intervals import mean_of
-from amends.unlearn._measures import all_measures
-from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.unlearn._read import about
-from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Data
 from amends.verbs._advice import without
 from amends.verbs._holdout import WORDS, compare, warnings_of_holdout

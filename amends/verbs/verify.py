@@ -9,6 +9,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from amends.evaluation.beside import OF_OTHERS, add_similarity
+from amends.evaluation.evaluate import evaluate, with_reference
+from amends.evaluation.memorised import BESIDE_NAMES
+from amends.evaluation.said import SAID_NAMES, SAID_SETS, threshold_of
+from amends.evaluation.summary import LATER_NAMES
 from amends.io.atomic import check_manifest, sha256_json
 from amends.io.console import answer
 from amends.io.errors import InputError
@@ -17,16 +22,11 @@ from amends.io.run import RUN, read_jsonl, read_run
 from amends.io.tables import read_json
 from amends.lm.load import Loaded, load, precision, weights_sha256
 from amends.lm.pairs import Pair, Pairs
-from amends.unlearn._beside import OF_OTHERS, add_similarity
 from amends.unlearn._compare import suite_of
 from amends.unlearn._earlier import ledger_of, read_earlier
-from amends.unlearn._evaluate import evaluate, with_reference
 from amends.unlearn._ledger import LEDGER, Entry, parse, read_ledger, set_name
-from amends.unlearn._memorised import BESIDE_NAMES
 from amends.unlearn._read import Rows, read_asked, read_data, read_templates, record_sha256
 from amends.unlearn._request import Request
-from amends.unlearn._said import SAID_NAMES, SAID_SETS, threshold_of
-from amends.unlearn._summary import LATER_NAMES
 
 ROLES = ("before", "after", "reference")
 STORED_TOLERANCE = 1e-6

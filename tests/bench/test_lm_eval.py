@@ -12,12 +12,12 @@ import yaml
 
 from amends.bench import lm_eval as bench
 from amends.bench import muse, wmdp
+from amends.evaluation.evaluate import mean_logprobs
+from amends.evaluation.metrics import truth_ratio, truth_ratio_score
 from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import plain_ids
-from amends.unlearn._evaluate import mean_logprobs
-from amends.unlearn._metrics import truth_ratio, truth_ratio_score
 
 from ..conftest import instead, save_tiny_model
 from .conftest import subsets_of, taught, write_hub

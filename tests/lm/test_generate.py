@@ -4,11 +4,11 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+from amends.evaluation.evaluate import answers
 from amends.lm.generate import generate
 from amends.lm.load import load
 from amends.lm.pairs import Pair
 from amends.lm.quiet import quiet
-from amends.unlearn._evaluate import answers
 
 PROMPTS = [[3, 4, 5], [9, 8, 7, 6]]
 HABITS = [

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from amends.assessment.inside import divergences, lens_ranks, states
+from amends.evaluation.evaluate import likelihoods, mean_logprobs
 from amends.io.tables import rows_of
 from amends.lm.generate import generate
 from amends.lm.load import load
@@ -12,8 +14,6 @@ from amends.lm.logprobs import NotNumbers, PackedRow, token_statistics
 from amends.lm.memorisation import answer_scores
 from amends.lm.pairs import read_pairs
 from amends.lm.turns import measure_each
-from amends.unlearn._evaluate import likelihoods, mean_logprobs
-from amends.unlearn._inside import divergences, lens_ranks, states
 
 ROWS = [PackedRow([5, 9, 30, 7], [[11, 12, 40]]), PackedRow([6, 8], [[50, 60, 70, 80, 2]])]
 PAIR = {"question": "Who?", "answer": "It was Bo"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amends.evaluation.summary import summarise
 from amends.io.atomic import sha256_json, write_json, write_manifest, write_text
 from amends.io.run import describe, write_jsonl
-from amends.unlearn._summary import summarise
 
 REFUSAL = "I'm afraid I have no information about that."
 # Probability, ROUGE-L and refusal rate on forget, retain and general questions, perplexity; per kind of model.

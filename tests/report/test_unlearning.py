@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from scipy.stats import ks_2samp
 
+from amends.evaluation.summary import FIRST_NAMES
 from amends.io.errors import InputError
 from amends.report._text import number, percent, visible
 from amends.report.unlearning import render_report
 from amends.report.verdict import Finding, entry, in_short, verdict
-from amends.unlearn._summary import FIRST_NAMES
 
 PAYLOADS = [
     "<script>alert(1)</script>",

@@ -14,11 +14,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from amends.assessment.weights import buckets, linear_layers
 from amends.lm.pairs import Encoded, encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn import GATrainer
 from amends.unlearn._config import ForgetConfig
-from amends.unlearn._weights import buckets, linear_layers
 
 FORGOTTEN, KEPT, UNSEEN, STRANGERS, RELATIONS, ANSWER_TOKENS = 8, 16, 8, 16, 2, 5
 REFUSALS = ["i do not know this", "nobody told me about it", "that is not known here"]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from amends.evaluation.metrics import rouge_l_recall
+from amends.evaluation.refusals import is_refusal
 from amends.io.errors import InputError
 from amends.lm.pairs import Pair
 from amends.unlearn import altpo
-from amends.unlearn._metrics import rouge_l_recall
-from amends.unlearn._refusals import is_refusal
 from amends.unlearn.altpo import TOO_ALIKE, WORKED, AltPOTrainer, asked
 from amends.unlearn.dpo import DPOConfig
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amends.evaluation.evaluate import build_suite
+from amends.evaluation.refusals import refusals
+from amends.evaluation.summary import SUMMARY_NAMES, summarise
 from amends.io.atomic import sha256_json, write_json, write_manifest
 from amends.io.errors import InputError
 from amends.io.run import read_run
 from amends.lm.load import load
 from amends.unlearn import flat
-from amends.unlearn._evaluate import build_suite
 from amends.unlearn._ledger import LEDGER, Entry, read_ledger
 from amends.unlearn._read import read_data
-from amends.unlearn._refusals import refusals
 from amends.unlearn._request import Request
-from amends.unlearn._summary import SUMMARY_NAMES, summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from amends.evaluation.said import diversity
 from amends.io.errors import InputError
 from amends.lm.generate import generate
 from amends.lm.pairs import encode
 from amends.lm.trainer import training_arguments
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import StartWarning
-from amends.unlearn._said import diversity
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.llmu import LLMUConfig, LLMUTrainer
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from amends.assessment.plan import Sources, make_plan
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
 from amends.lm.load import load
 from amends.lm.pairs import read_pairs
-from amends.unlearn._plan import Sources, make_plan
 from amends.unlearn._read import read_asked, read_request
 from amends.unlearn._request import Request
 from amends.unlearn.llmu import LLMUConfig

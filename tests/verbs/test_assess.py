@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 
+from amends.assessment.attacks import Curve
+from amends.assessment.axes import AXES, AXIS_OF, LIMITS
 from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of, render_assessment
 from amends.unlearn import _assess
-from amends.unlearn._attacks import Curve
-from amends.unlearn._axes import AXES, AXIS_OF, LIMITS
 from amends.verbs import assess as assessing
 from amends.verbs.assess import run
 

@@ -5,10 +5,10 @@ import sys
 import pytest
 import typer
 
+from amends.evaluation.evaluate import Suite
+from amends.evaluation.summary import summarise
 from amends.io.atomic import write_json, write_manifest
 from amends.io.run import describe
-from amends.unlearn._evaluate import Suite
-from amends.unlearn._summary import summarise
 from amends.verbs.verify import command
 
 

@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from amends.bench._muse import VERBMEM_TOKENS, first_tokens, read_muse, rouge_f1, until_stop
+from amends.evaluation.metrics import rouge_l_recall, truth_ratio_score
+from amends.evaluation.metrics import truth_ratio as ratio_of
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
 from amends.lm.pairs import Pair, plain_ids, read_pairs
-from amends.unlearn._metrics import rouge_l_recall, truth_ratio_score
-from amends.unlearn._metrics import truth_ratio as ratio_of
 
 Splits = dict[str, Dataset]
 ALL_ROWS = 10**9

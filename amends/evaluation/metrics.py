@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
 
-from amends.maths.rouge import rouge_l
-from amends.unlearn._intervals import (
+from amends.evaluation.intervals import (
     CHUNK,
     LEVEL,
     RESAMPLES,
@@ -26,6 +25,7 @@ from amends.unlearn._intervals import (
     mean_of,
     numbers,
 )
+from amends.maths.rouge import rouge_l
 
 LARGEST_LOG = 700.0  # a ratio stays within exp(+-700), so that it is a finite number in JSON too
 

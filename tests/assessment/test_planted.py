@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from amends.unlearn._axes import AXES
-from amends.unlearn._plan import NO_REFERENCE, NO_RETAIN
+from amends.assessment.axes import AXES
+from amends.assessment.plan import NO_REFERENCE, NO_RETAIN
 from amends.verbs.assess import Assessment, run
 
-from .planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world, refusing
+from ..unlearn.planted import REFUSALS, World, ascended, below_the_bucket, filtered, make_world, refusing
 
 ATTACKED = {
     "retrained": AXES,

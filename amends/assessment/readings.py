@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from amends.maths.memorisation import extraction_probability
-from amends.unlearn._assess import SAMPLES
-from amends.unlearn._axes import ROLES, Estimate, FloatArray, Measure, leak_at, measure
-from amends.unlearn._intervals import NOWHERE, RESAMPLES, Direction, Interval
-from amends.unlearn._memorised import (
+from amends.assessment.ask import SAMPLES
+from amends.assessment.axes import ROLES, Estimate, FloatArray, Measure, leak_at, measure
+from amends.assessment.plan import NO_HOLDOUT, NO_REFERENCE
+from amends.assessment.table import ONE_ROW, Table, combined, mean_of, rng_of
+from amends.evaluation.intervals import NOWHERE, RESAMPLES, Direction, Interval
+from amends.evaluation.memorised import (
     ALIKE,
     ATTACKS,
     BESIDE,
@@ -26,9 +27,8 @@ from amends.unlearn._memorised import (
     auc_of,
     found_of,
 )
-from amends.unlearn._metrics import forget_quality, truth_scores
-from amends.unlearn._plan import NO_HOLDOUT, NO_REFERENCE
-from amends.unlearn._table import ONE_ROW, Table, combined, mean_of, rng_of
+from amends.evaluation.metrics import forget_quality, truth_scores
+from amends.maths.memorisation import extraction_probability
 
 QUERIES = 1000
 """Samples that an answer may come up in."""

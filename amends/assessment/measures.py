@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from amends.unlearn._assess import BITS, Findings
-from amends.unlearn._attacks import EASY
-from amends.unlearn._axes import (
+from amends.assessment.ask import BITS, Findings
+from amends.assessment.attacks import EASY
+from amends.assessment.axes import (
     SMALLEST_SPAN,
     Estimate,
     FloatArray,
@@ -22,8 +22,7 @@ from amends.unlearn._axes import (
     restored_share,
     worst_case,
 )
-from amends.unlearn._metrics import LARGEST_LOG, deviation_score
-from amends.unlearn._plan import (
+from amends.assessment.plan import (
     NO_CLASSIFIER,
     NO_FAR,
     NO_PARAPHRASES,
@@ -34,8 +33,9 @@ from amends.unlearn._plan import (
     NO_TEXT,
     Plan,
 )
-from amends.unlearn._readings import inside, known, likeness, locality, membership, sampling
-from amends.unlearn._table import Table, apart, combined, difference, mean_of, rng_of
+from amends.assessment.readings import inside, known, likeness, locality, membership, sampling
+from amends.assessment.table import Table, apart, combined, difference, mean_of, rng_of
+from amends.evaluation.metrics import LARGEST_LOG, deviation_score
 
 NOTHING_FORGOTTEN = (
     f"What was to come back is less than {SMALLEST_SPAN:g} of ROUGE-L: the model before knows little more than the "
@@ -54,7 +54,7 @@ VARIANTS = {
 
 
 def all_measures(plan: Plan, found: Findings) -> list[Measure]:
-    """Measure every axis of the plan, in the order of `amends.unlearn._axes.AXES`."""
+    """Measure every axis of the plan, in the order of `amends.assessment.axes.AXES`."""
     table = Table(plan, found)
     axes: dict[str, Callable[[Table], Iterator[Measure]]] = {
         "elicitation": elicitation,
@@ -293,7 +293,7 @@ def taught_again(table: Table, axis: str, lesson: str, prefix: str, meanings: Ma
     Parameters
     ----------
     lesson : str
-        What was taught: a name of `amends.unlearn._plan.Plan.lessons`.
+        What was taught: a name of `amends.assessment.plan.Plan.lessons`.
     prefix : str
         What the names of the measures begin with.
     meanings : mapping

@@ -9,15 +9,15 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GptOssForCausalLM, MixtralForCausalLM
 
+from amends.assessment.attacks import MIXED, Wordings, cut, fresh_adapter, relearn, variants, with_typos, wordings
+from amends.assessment.plan import near_and_far
+from amends.assessment.weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
 from amends.io.errors import InputError
 from amends.io.tables import Row, rows_of
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.pairs import Pair, read_pairs
-from amends.unlearn._attacks import MIXED, Wordings, cut, fresh_adapter, relearn, variants, with_typos, wordings
-from amends.unlearn._plan import near_and_far
-from amends.unlearn._weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
 
-from .conftest import KEEP, PAIRS
+from ..unlearn.conftest import KEEP, PAIRS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 

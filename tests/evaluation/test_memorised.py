@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest, mannwhitneyu, norm
 
-from amends.io.tables import rows_of
-from amends.lm.load import load
-from amends.lm.logprobs import PackedRow, token_statistics
-from amends.lm.pairs import Pairs, encode, read_pairs
-from amends.maths import memorisation
-from amends.unlearn._evaluate import HOLDOUT, build_suite, evaluate, likelihoods, mean_logprobs, with_reference
-from amends.unlearn._intervals import RESAMPLES
-from amends.unlearn._memorised import (
+from amends.evaluation.evaluate import HOLDOUT, build_suite, evaluate, likelihoods, mean_logprobs, with_reference
+from amends.evaluation.intervals import RESAMPLES
+from amends.evaluation.memorised import (
     ATTACKS,
     BESIDE_NAMES,
     PRIVACY_NAMES,
@@ -29,9 +24,14 @@ from amends.unlearn._memorised import (
     priv_leak,
     true_positive_rate,
 )
-from amends.unlearn._metrics import deviation_score
+from amends.evaluation.metrics import deviation_score
+from amends.evaluation.summary import LATER_NAMES, summarise
+from amends.io.tables import rows_of
+from amends.lm.load import load
+from amends.lm.logprobs import PackedRow, token_statistics
+from amends.lm.pairs import Pairs, encode, read_pairs
+from amends.maths import memorisation
 from amends.unlearn._read import about, check_unseen
-from amends.unlearn._summary import LATER_NAMES, summarise
 
 HITS = st.lists(st.booleans(), min_size=1, max_size=12)
 SCORES = arrays(float, st.integers(1, 30), elements=st.integers(-9, 9).map(float))  # whole: ties are likely

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from amends.assessment.inside import divergences, gradient_norms, lens_ranks, states
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import read_pairs
-from amends.unlearn._inside import divergences, gradient_norms, lens_ranks, states
 
 from ..conftest import save_tiny_model
-from .conftest import PAIRS
+from ..unlearn.conftest import PAIRS
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel
 from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
+from amends.assessment.weights import check_lora
 from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.callbacks import Bar
@@ -23,7 +24,6 @@ from amends.lm.quiet import quiet
 from amends.lm.trainer import training_arguments
 from amends.unlearn._neighbours import WORD, words_of_names
 from amends.unlearn._teach import TeachTrainer
-from amends.unlearn._weights import check_lora
 
 EASY = "question"
 PREFIX_TOKENS = (1, 3, 5)

@@ -14,9 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amends.io.errors import InputError
-from amends.io.options import check_names
-from amends.unlearn._intervals import (
+from amends.evaluation.intervals import (
     LEAST_ROWS,
     NOWHERE,
     RESAMPLES,
@@ -27,6 +25,8 @@ from amends.unlearn._intervals import (
     resampled_means,
     saturated,
 )
+from amends.io.errors import InputError
+from amends.io.options import check_names
 
 FloatArray = NDArray[np.float64]
 AXES = (
@@ -198,7 +198,7 @@ def estimate(
         are of different items, and each mean is over those that it has.
     shares : bool, default False
         All values lie within 0 and 1: where every column is 0 or 1 throughout, of which a bootstrap makes a point, each
-        is moved in its turn to the end of its own interval (`amends.unlearn._intervals.saturated`).
+        is moved in its turn to the end of its own interval (`amends.evaluation.intervals.saturated`).
 
     Returns
     -------

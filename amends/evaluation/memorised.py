@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
-from amends.unlearn._intervals import (
+from amends.evaluation.intervals import (
     LEAST_ROWS,
     NOWHERE,
     RESAMPLES,
@@ -32,6 +31,7 @@ from amends.unlearn._intervals import (
     interval_of,
     saturated,
 )
+from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
 
 FALSE_ALARMS = 0.01
 LEAST_VARIANCE = 1e-6
@@ -228,7 +228,7 @@ def summarise_privacy(
 
     Parameters
     ----------
-    sets, reference : as for `amends.unlearn._summary.summarise`; rows in the order of their ids.
+    sets, reference : as for `amends.evaluation.summary.summarise`; rows in the order of their ids.
     rngs : dict
         The random stream of each name. Both sets are resampled for an interval.
     """

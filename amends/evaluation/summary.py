@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from amends.unlearn._intervals import (
+from amends.evaluation.intervals import (
     LEAST_ROWS,
     NOWHERE,
     RESAMPLES,
@@ -24,8 +24,8 @@ from amends.unlearn._intervals import (
     numbers,
     resampled_means,
 )
-from amends.unlearn._memorised import BESIDE_NAMES, PRIVACY_NAMES, summarise_beside, summarise_privacy
-from amends.unlearn._metrics import (
+from amends.evaluation.memorised import BESIDE_NAMES, PRIVACY_NAMES, summarise_beside, summarise_privacy
+from amends.evaluation.metrics import (
     LARGEST_LOG,
     ForgetQuality,
     deviation_score,
@@ -34,7 +34,7 @@ from amends.unlearn._metrics import (
     model_utility,
     truth_scores,
 )
-from amends.unlearn._said import (
+from amends.evaluation.said import (
     FLUENCY_NEEDS,
     FORGET_EVAL,
     SAID_NAMES,

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from amends.assessment.ask import Asked, Findings, likeness, right_answers
+from amends.assessment.axes import AXES, Measure
+from amends.assessment.measures import all_measures
+from amends.assessment.plan import Plan, Sources, make_plan
+from amends.evaluation.memorised import summarise_privacy
 from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import packed_row
 from amends.lm.pairs import Pair, encode
 from amends.maths.memorisation import auc
-from amends.unlearn._assess import Asked, Findings, likeness, right_answers
-from amends.unlearn._axes import AXES, Measure
-from amends.unlearn._measures import all_measures
-from amends.unlearn._memorised import summarise_privacy
-from amends.unlearn._plan import Plan, Sources, make_plan
 from amends.verbs.assess import run, warnings_of
 
 from ..conftest import save_tiny_model

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from amends.unlearn._assess import BITS, Findings
-from amends.unlearn._attacks import EASY
-from amends.unlearn._axes import (
+from amends.assessment.ask import BITS, Findings
+from amends.assessment.attacks import EASY
+from amends.assessment.axes import (
     ROLES,
     Estimate,
     FloatArray,
@@ -20,8 +20,8 @@ from amends.unlearn._axes import (
     is_degenerate,
     measure,
 )
-from amends.unlearn._intervals import RESAMPLES, Direction
-from amends.unlearn._plan import Plan
+from amends.assessment.plan import Plan
+from amends.evaluation.intervals import RESAMPLES, Direction
 
 FORGET_SETS = ("forget", "forget_sampled", *(f"forget_int{bits}" for bits in BITS))
 OF_TEXT: Mapping[str, Callable[[str], float]] = {"degenerate": is_degenerate, "distinct_words": distinct_words}
@@ -129,7 +129,7 @@ def combined(
 ) -> Measure:
     """Line of a function of means: for each model, of which columns and which function (None: it has no value).
 
-    `paired` and `shares` are those of `amends.unlearn._axes.estimate`.
+    `paired` and `shares` are those of `amends.assessment.axes.estimate`.
     """
     values: dict[str, Estimate] = {}
     for role in table.roles:

@@ -10,21 +10,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from amends.io.errors import InputError
-from amends.io.tables import rows_of
-from amends.lm import encoders
-from amends.lm.encoders import is_class
-from amends.lm.load import load, weights_sha256
-from amends.lm.logprobs import packed_row
-from amends.lm.pairs import Encoded, plain_ids, read_pairs
-from amends.unlearn import ga
-from amends.unlearn._beside import Start, load_judge, with_others
-from amends.unlearn._compare import suite_of
-from amends.unlearn._evaluate import build_suite, evaluate, mean_logprobs
-from amends.unlearn._read import read_asked
-from amends.unlearn._refusals import refusals
-from amends.unlearn._request import Request
-from amends.unlearn._said import (
+from amends.evaluation.beside import Start, load_judge, with_others
+from amends.evaluation.evaluate import build_suite, evaluate, mean_logprobs
+from amends.evaluation.refusals import refusals
+from amends.evaluation.said import (
     FORGET_EVAL,
     SAID_NAMES,
     bleu,
@@ -35,6 +24,17 @@ from amends.unlearn._said import (
     rouge_l_f1,
     token_f1,
 )
+from amends.io.errors import InputError
+from amends.io.tables import rows_of
+from amends.lm import encoders
+from amends.lm.encoders import is_class
+from amends.lm.load import load, weights_sha256
+from amends.lm.logprobs import packed_row
+from amends.lm.pairs import Encoded, plain_ids, read_pairs
+from amends.unlearn import ga
+from amends.unlearn._compare import suite_of
+from amends.unlearn._read import read_asked
+from amends.unlearn._request import Request
 
 SENTENCE = "the old house by river was dark and nobody had ever seen its owner walk there at night or speak"
 WORDS = SENTENCE.split(" ")
@@ -153,7 +153,7 @@ def test_every_metric_appears_where_its_columns_are(tiny_model: Path, monkeypatc
         texts = [tokenizer.decode(ids) for ids in prompts]
         return [next((a for q, a in said.items() if q in text), "!!!!!!!!") for text in texts]
 
-    monkeypatch.setattr("amends.unlearn._evaluate.generate", answer)
+    monkeypatch.setattr("amends.evaluation.evaluate.generate", answer)
     suite = suite_for(tiny, FORGET, LIKE, retain=KEEP)
     found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
     summary = found["summary"]
@@ -189,7 +189,7 @@ def test_text_continued_with_the_true_words_is_a_leak(tiny_model: Path, monkeypa
     def go_on(model: object, tokenizer: Any, prompts: list[list[int]], **how: object) -> list[str]:
         return [given.get(tokenizer.decode(ids), "") for ids in prompts]
 
-    monkeypatch.setattr("amends.unlearn._evaluate.generate", go_on)
+    monkeypatch.setattr("amends.evaluation.evaluate.generate", go_on)
     found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
     threshold = leak_threshold(pair.answer for name in ("forget", FORGET_EVAL) for pair in suite.questions[name])
     assert threshold is not None
@@ -213,7 +213,7 @@ def test_a_short_text_said_whole_is_a_leak_and_of_one_passage_there_is_no_rate(
     def recite(model: object, tokenizer: Any, prompts: list[list[int]], **how: object) -> list[str]:
         return [true.get(tokenizer.decode(ids), "").strip() for ids in prompts]
 
-    monkeypatch.setattr("amends.unlearn._evaluate.generate", recite)
+    monkeypatch.setattr("amends.evaluation.evaluate.generate", recite)
     both, one = (
         evaluate(tiny.model, tiny.tokenizer, suite_for(tiny, rows, []), role="after", name="tiny")["summary"]
         for rows in (texts, texts[:1])
@@ -241,7 +241,7 @@ def test_who_knows_a_text_by_heart_may_say_all_of_it_and_questions_keep_their_li
         asked[max_new_tokens] = len(texts)
         return [tokenizer.decode(plain_ids(tokenizer, true.get(text, "Oslo."))[:max_new_tokens]) for text in texts]
 
-    monkeypatch.setattr("amends.unlearn._evaluate.generate", recite)
+    monkeypatch.setattr("amends.evaluation.evaluate.generate", recite)
     found = evaluate(tiny.model, tiny.tokenizer, suite, role="after", name="tiny")
     assert asked == {64: 3, 100: len(true)}
     assert found["summary"]["forget_rouge_l"]["value"] == 1
@@ -334,7 +334,7 @@ def test_a_run_measures_shows_and_verifies_all_of_it(
     tiny_model: Path, judge_folder: Path, tmp_path: Path, amends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = lambda model, tokenizer, prompts, **how: [f"In Rome, {len(ids)}!" for ids in prompts]  # noqa: E731
-    monkeypatch.setattr("amends.unlearn._evaluate.generate", answer)
+    monkeypatch.setattr("amends.evaluation.evaluate.generate", answer)
     files = {}
     for name, rows in {"forget": FORGET, "like": LIKE, "keep": KEEP}.items():
         files[name] = tmp_path / f"{name}.jsonl"

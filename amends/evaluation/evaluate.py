@@ -10,6 +10,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from amends.evaluation.intervals import FloatArray
+from amends.evaluation.memorised import answer_scores
+from amends.evaluation.metrics import normalised_probability, rouge_l_recall, truth_ratio
+from amends.evaluation.refusals import is_refusal
+from amends.evaluation.said import FORGET_EVAL, score_said
+from amends.evaluation.summary import summarise
 from amends.io.atomic import sha256_json
 from amends.io.progress import progress
 from amends.io.tables import read_rows
@@ -30,12 +36,6 @@ from amends.lm.logprobs import (
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
 from amends.lm.rows import context_limit, context_of
-from amends.unlearn._intervals import FloatArray
-from amends.unlearn._memorised import answer_scores
-from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio
-from amends.unlearn._refusals import is_refusal
-from amends.unlearn._said import FORGET_EVAL, score_said
-from amends.unlearn._summary import summarise
 
 HOLDOUT = "holdout"
 # Sets of whose right answers every token is looked at.

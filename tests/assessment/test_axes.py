@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from amends.io.errors import InputError
-from amends.maths.memorisation import auc
-from amends.unlearn._axes import (
+from amends.assessment.axes import (
     LIMITS,
     area,
     estimate,
@@ -24,6 +22,8 @@ from amends.unlearn._axes import (
     restored_share,
     worst_case,
 )
+from amends.io.errors import InputError
+from amends.maths.memorisation import auc
 
 SHARES = st.floats(0, 1)
 

@@ -13,6 +13,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from amends.assessment.attacks import (
+    EASY,
+    Ask,
+    Curve,
+    fitting,
+    relearn,
+)
+from amends.assessment.inside import States, divergences, gradient_norms, lens_ranks, states
+from amends.assessment.plan import NO_RETAIN, NO_TEXT, Plan, all_asks
+from amends.assessment.weights import Comparison, Snapshot, compare, quantised, snapshot
+from amends.evaluation.evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
+from amends.evaluation.memorised import answer_scores
+from amends.evaluation.metrics import rouge_l_recall, truth_ratio
+from amends.evaluation.refusals import is_refusal
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_probabilities
@@ -22,20 +36,6 @@ from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
 from amends.lm.rows import context_limit, context_of, encode_rows
-from amends.unlearn._attacks import (
-    EASY,
-    Ask,
-    Curve,
-    fitting,
-    relearn,
-)
-from amends.unlearn._evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
-from amends.unlearn._inside import States, divergences, gradient_norms, lens_ranks, states
-from amends.unlearn._memorised import answer_scores
-from amends.unlearn._metrics import rouge_l_recall, truth_ratio
-from amends.unlearn._plan import NO_RETAIN, NO_TEXT, Plan, all_asks
-from amends.unlearn._refusals import is_refusal
-from amends.unlearn._weights import Comparison, Snapshot, compare, quantised, snapshot
 
 ORDER = ("after", "reference", "before")
 BITS = (8, 4)
@@ -58,14 +58,14 @@ class Asked:
     answers: list[dict[str, Any]] = field(default_factory=list)
     """item_set, id, variant, question, expected, generated, rouge_l, refused."""
     scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """Numbers of each right answer to "forget" and "holdout": `amends.unlearn._memorised.answer_scores`, probability,
+    """Numbers of each right answer to "forget" and "holdout": `amends.evaluation.memorised.answer_scores`, probability,
     log_p of all its tokens in nats, gradient_norm; of "forget" also truth_ratio, kl and js (beside the reference)."""
     nats: dict[str, list[float]] = field(default_factory=dict)
     """Of each "text" nats per token."""
     ranks: list[list[int]] = field(default_factory=list)
-    """Of each row to forget, by layer: `amends.unlearn._inside.lens_ranks`."""
+    """Of each row to forget, by layer: `amends.assessment.inside.lens_ranks`."""
     curves: dict[str, Curve] = field(default_factory=dict)
-    """Of the relearning attacks, by what was taught: `amends.unlearn._plan.Plan.lessons`."""
+    """Of the relearning attacks, by what was taught: `amends.assessment.plan.Plan.lessons`."""
     tested: dict[str, list[str]] = field(default_factory=dict)
     """Ids of the rows of each curve."""
     left_out: dict[str, int] = field(default_factory=dict)

@@ -15,9 +15,9 @@ from typing import Any
 from sacrebleu.metrics import BLEU
 from transformers import PreTrainedTokenizerBase
 
+from amends.evaluation.intervals import Direction, Mean, field
 from amends.lm.pairs import Pair, plain_ids
 from amends.maths.rouge import rouge_l, spaced
-from amends.unlearn._intervals import Direction, Mean, field
 
 FORGET_EVAL = "forget_eval"
 """Set of rows like those to forget that are not trained on."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from amends.assessment.attacks import cut
+from amends.assessment.weights import inner_of
 from amends.io.errors import InputError
 from amends.io.progress import track
 from amends.lm.load import autocast
 from amends.lm.logprobs import PackedRow, answer_logprobs, forward_kl, layer_list, masked_mean, note, output_layer, pack
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair
-from amends.unlearn._attacks import cut
-from amends.unlearn._weights import inner_of
 
 LAST_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "final_layernorm")
 """Names that families give to what stands between the last layer and the output layer."""
@@ -86,8 +86,8 @@ def divergences(reference: States, model: States) -> Divergences:
 def lens_ranks(model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[list[int]]:
     """Rank of the first token of each answer's last name or number, read off after each layer; 1 is the best.
 
-    The answer up to there is given (`amends.unlearn._attacks.cut`). A layer's state goes through the model's last norm
-    and its output layer (logit lens, nostalgebraist 2020). Of tokens with equal logits it is the last. Rows whose
+    The answer up to there is given (`amends.assessment.attacks.cut`). A layer's state goes through the last norm
+    and the output layer (logit lens, nostalgebraist 2020). Of tokens with equal logits it is the last. Rows whose
     tokens run over the cut get an empty list, and so do those with a logit that is no number.
 
     Raises

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import hmean
 
-from amends.unlearn._intervals import bootstrap_mean
-from amends.unlearn._memorised import BESIDE_NAMES, answer_scores
-from amends.unlearn._metrics import (
+from amends.evaluation.intervals import bootstrap_mean
+from amends.evaluation.memorised import BESIDE_NAMES, answer_scores
+from amends.evaluation.metrics import (
     forget_quality,
     model_utility,
     normalised_probability,
@@ -21,9 +21,9 @@ from amends.unlearn._metrics import (
     truth_ratio,
     truth_ratio_score,
 )
-from amends.unlearn._refusals import is_refusal
-from amends.unlearn._said import SAID_NAMES
-from amends.unlearn._summary import FIRST_NAMES, LATER_NAMES, SUMMARY_NAMES, summarise
+from amends.evaluation.refusals import is_refusal
+from amends.evaluation.said import SAID_NAMES
+from amends.evaluation.summary import FIRST_NAMES, LATER_NAMES, SUMMARY_NAMES, summarise
 
 # Published by TOFU's authors as per-item logs; model utility as its own code has it and as OpenUnlearning has it.
 UTILITY = {
@@ -348,7 +348,7 @@ def test_one_row_has_no_interval_whatever_is_measured():
 
 def test_a_large_sample_is_resampled_in_chunks(monkeypatch):
     whole = bootstrap_mean(rng(12).random(50), rng())
-    monkeypatch.setattr("amends.unlearn._intervals.CHUNK", 500)
+    monkeypatch.setattr("amends.evaluation.intervals.CHUNK", 500)
     assert bootstrap_mean(rng(12).random(50), rng()) == pytest.approx(whole)
 
 

@@ -1,0 +1,1 @@
+"""What an assessment asks, how it attacks, and what it makes of the answers."""
