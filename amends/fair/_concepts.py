@@ -20,7 +20,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import pairwise_distances_argmin_min, roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
 from amends.fair._columns import columns_of, is_number, table_like
@@ -275,15 +274,13 @@ def _space(X: Any, without: Sequence[Any]) -> Callable[[Any], FloatArray]:
     columns = [name for name in columns_of(X) if name not in without]
     if not columns:
         raise ValueError("no column is left to tell rows apart by: each says the group.")
-    frame = pd.DataFrame(columns_of(X))[columns]
-    scale = make_pipeline(encoder(frame) if isinstance(X, pd.DataFrame) else StandardScaler())
-    scale.fit(frame if isinstance(X, pd.DataFrame) else frame.to_numpy())
 
-    def measured(rows: Any) -> FloatArray:
-        chosen = pd.DataFrame(columns_of(rows))[columns]
-        return np.asarray(scale.transform(chosen if isinstance(X, pd.DataFrame) else chosen.to_numpy()), dtype=float)
+    def table(of: Any) -> pd.DataFrame:
+        values = {name: of_name for name, of_name in columns_of(of).items() if name in columns}
+        return pd.DataFrame({str(name): v.astype(float) if is_number(v) else v for name, v in values.items()})
 
-    return measured
+    scale = encoder(table(X)).fit(table(X))
+    return lambda rows: np.asarray(scale.transform(table(rows)), dtype=float)
 
 
 def _moved(

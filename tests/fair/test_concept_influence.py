@@ -389,7 +389,7 @@ def test_a_repair_keeps_the_kinds_of_columns_so_that_a_pipeline_finds_them_again
 def test_a_category_that_a_column_does_not_know_is_refused():
     x, y, group = people(100)
     frame = pd.DataFrame({"a": x[:, 0], "c": pd.Categorical(group)})
-    with pytest.raises(ValueError, match="knows no category 'z': it has .*'a', 'b'"):
+    with pytest.raises(ValueError, match=r"knows no category 'z': it has \['a', 'b'\]"):
         set_column("c", "z")(Rows(frame, y, group))
 
 
