@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 
 def columns_of(X: Any) -> dict[Any, NDArray[Any]]:
-    """Columns by name, or of an array by number; each a copy."""
+    """Columns by name, or of an array by number; each a copy; of categories no numbers."""
     if isinstance(X, pd.DataFrame):
-        return {name: X[name].to_numpy(copy=True) for name in X}
+        kinds = {name: object if isinstance(X[name].dtype, pd.CategoricalDtype) else None for name in X}
+        return {name: X[name].to_numpy(dtype=kind, copy=True) for name, kind in kinds.items()}
     return {number: X[:, number].copy() for number in range(X.shape[1])}
 
 
@@ -27,7 +28,7 @@ def _in_kind(values: NDArray[Any], like: pd.Series) -> pd.Series:
     if plain.dtype == like.dtype:
         return plain
     if isinstance(like.dtype, pd.CategoricalDtype):
-        if new := sorted(set(plain.dropna()) - set(like.cat.categories)):
+        if new := [value for value in plain.dropna().unique() if value not in like.cat.categories]:
             raise ValueError(
                 f"the column {like.name!r} knows no category {new[0]!r}: it has {like.cat.categories[:10].tolist()}. "
                 "Give one of them, or add it to the column's categories before fit."

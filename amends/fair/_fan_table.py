@@ -4,6 +4,7 @@ Shapes: N rows of the table and the new ones behind them, G groups.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -257,7 +258,10 @@ def trade(
     points: list[tuple[float, float, float, float]] = []
     for eps in track(np.linspace(0, widest, NUM_GAPS), "trade-offs"):
         how = {"estimator": "precomputed", "mode": "scorebins", "max_abstain": 1.0, "objective": "abstention"}
-        rule = clone(model).set_params(**how, eps=float(eps)).fit(fit_table, label_fit, sensitive_features=group_fit)
+        rule = clone(model).set_params(**how, eps=float(eps))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="rows that are alike")  # said of the rule itself
+            rule.fit(fit_table, label_fit, sensitive_features=group_fit)
         kept = rule.report(held_table, label_n, sensitive_features=group_n)
         num = int((rule.predict(held_table, sensitive_features=group_n) == rule.abstain_).sum())
         plain = gap_by_confidence(model, code_n, label_n, score_n, num)

@@ -66,7 +66,7 @@ def count_proxies(y_pred: Any, proxies: Any, y_true: Any = None) -> ProxyTable:
             row, num = int(np.flatnonzero(code_N == MISSING)[0]), int((code_N == MISSING).sum())
             raise ValueError(f"{name}: row {row} has no value, and {num - 1} more. Leave such rows out.")
     classes = _sorted([*found, *truths])
-    if (truths and not set(found) & set(truths)) or len({str(value) for value in classes}) < len(classes):
+    if truths and (not set(found) & set(truths) or len({str(value) for value in classes}) < len(classes)):
         raise ValueError(
             f"y_true holds {truths[0]!r}, y_pred {found[0]!r}, and they have no class in common, or the same class as "
             "number and as text. Call classes alike in both."

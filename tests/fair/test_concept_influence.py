@@ -391,6 +391,9 @@ def test_a_category_that_a_column_does_not_know_is_refused():
     frame = pd.DataFrame({"a": x[:, 0], "c": pd.Categorical(group)})
     with pytest.raises(ValueError, match=r"knows no category 'z': it has \['a', 'b'\]"):
         set_column("c", "z")(Rows(frame, y, group))
+    years = Rows(frame.assign(c=pd.Categorical(np.arange(100) % 3)), y, group)  # numbers, but no amounts
+    (moved,) = group_transport("ot", random_state=0)(years)
+    assert moved.X.dtypes.equals(years.X.dtypes)
 
 
 def test_labels_that_make_the_gap_are_found_and_mended():

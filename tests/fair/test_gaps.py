@@ -91,6 +91,12 @@ def test_rows_that_are_alike_and_so_share_a_fate_are_warned_of_where_that_misses
     assert not len(recwarn)
 
 
+def test_the_command_says_once_that_rows_are_alike():
+    X, y, z = tied(2000)
+    found = fan.run(X.assign(y=y, g=z), label="y", group="g", score="s", eps=0.02, max_abstain=0.4)
+    assert sum("rows that are alike" in text for text in found.record["warnings"]) == 1
+
+
 def test_held_out_rows_without_the_label_of_the_notion_are_refused_in_words():
     rng = np.random.default_rng(0)
     score = rng.random(400)

@@ -265,7 +265,14 @@ def test_edits_edited_rows_and_report_say_labels_and_groups_as_the_data_do():
     rows = people(150, 1).assign(y=lambda t: np.where(t["y"] == 1, "yes", "no"), side=lambda t: t["g"] + "!")
     # Of one label, so that they alone do not tell that there is a label "yes".
     validation = people(200, 2).assign(y="no", side=lambda t: t["g"] + "!")
-    how = {"label": "y", "group": ["g", "side"], "positive": "yes", "feature": ["a", "w"], "bootstrap": 0, "max_rows": 0.03}
+    how = {
+        "label": "y",
+        "group": ["g", "side"],
+        "positive": "yes",
+        "feature": ["a", "w"],
+        "bootstrap": 0,
+        "max_rows": 0.03,
+    }
     found = concept_influence.run(rows, validation=validation, concepts=["group", "label"], **how)
     for concept in ("group", "label"):
         edits, edited = edits_of(found, concept), edited_rows(found, concept, "y")
