@@ -54,11 +54,11 @@ def test_a_gap_that_one_group_alone_tells_of_is_not_called_kept():
     assert spread(np.array([0.3])) == 0  # one group in all has no gap
 
 
-@pytest.mark.parametrize("G", [2, 4, 8])
+@pytest.mark.parametrize("G", [3, 8])
 def test_equal_groups_are_seldom_called_unequal_however_many_there_are(G, monkeypatch):
     monkeypatch.setattr("amends.fair._kept.NUM_DRAWS", 300)
     rng, code, promises = np.random.default_rng(0), np.repeat(np.arange(G), 200), []
-    for seed in range(60):
+    for seed in range(40):
         y, fate = rng.integers(0, 2, len(code)), (rng.random(len(code)) < 0.5).astype(int)
         promises.append(kept(code, y, fate, seed=seed, notion="equalized_odds").promises[0])
     assert np.mean([promise.verdict == "broken" for promise in promises]) <= 0.1
@@ -92,8 +92,8 @@ def test_rows_that_are_alike_and_so_share_a_fate_are_warned_of_where_that_misses
 
 
 def test_the_command_says_once_that_rows_are_alike():
-    X, y, z = tied(2000)
-    found = fan.run(X.assign(y=y, g=z), label="y", group="g", score="s", eps=0.02, max_abstain=0.4)
+    X, y, z = tied(1000)
+    found = fan.run(X.assign(y=y, g=z), label="y", group="g", score="s", eps=0.02, max_abstain=0.4, bins=10)
     assert sum("rows that are alike" in text for text in found.record["warnings"]) == 1
 
 
@@ -102,7 +102,7 @@ def test_held_out_rows_without_the_label_of_the_notion_are_refused_in_words():
     score = rng.random(400)
     rows = pd.DataFrame({"s": score, "y": (rng.random(400) < score).astype(int), "g": rng.choice(["f", "m"], 400)})
     rows["part"] = np.where((rows["y"] == 0) & (rows.index < 250), "test", "train")
-    how = {"label": "y", "group": "g", "score": "s", "split": "part", "eps": 0.3, "max_abstain": 0.9}
+    how = {"label": "y", "group": "g", "score": "s", "split": "part", "eps": 0.3, "max_abstain": 0.5, "bins": 5}
     for notion in ("equal_opportunity", "equalized_odds"):
         with pytest.raises(InputError, match=f"{notion}: fewer than two groups have held-out rows of the label"):
             fan.run(rows, notion=notion, **how)
