@@ -6,18 +6,18 @@ a row: 0 and 1, decided so, and 2, abstained.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.utils import Tags, check_random_state, get_tags
+from sklearn.utils import Tags, _safe_indexing, check_random_state, get_tags, indexable
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
 from amends.fair._attainable import Curve, abstention_needed, gap_reached, infeasible
+from amends.fair._folds import num_folds, splits_of
 from amends.fair._given import (
     abstain_of,
     by_group,
@@ -25,6 +25,7 @@ from amends.fair._given import (
     check_settings,
     codes_of,
     dtype_of,
+    labels_like,
     labels_of,
     precomputed,
     table_of,
@@ -43,7 +44,7 @@ from amends.fair._program import (
     allowed_errors,
     solve,
 )
-from amends.fair._rules import ABSTAINED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
+from amends.fair._rules import ABSTAINED, MISSED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
 from amends.fair._surrogates import held_out_chances, learnt, matched_cuts, rows_of, said_one, with_columns
 from amends.maths.disparity import Notion
 
@@ -90,7 +91,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     surrogate_cut : {"matched", "half"}
         Chance from which the models say so. "matched": such that they, on rows of `fit` that they did not see, abstain
         on and accept as many of each group as the program does. "half": 0.5, as in the source, which abstains less.
-    cv : int or "prefit", default 5
+    cv : int, splitter or "prefit", default 5
         Folds in which scores of rows that the base did not see are made; "prefit": it is fitted, on other rows, and is
         used as it is, as is a FrozenEstimator.
     random_state : int, RandomState or None
@@ -135,7 +136,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         threshold: float = 0.5,
         surrogate: Any = None,
         surrogate_cut: SurrogateCut = "matched",
-        cv: int | Literal["prefit"] = 5,
+        cv: Any = 5,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -182,7 +183,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         groups = read_groups(sensitive_features, N)
         self.groups_ = groups.names
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
-        score_N, self.estimator_ = self._held_out(X, y, label_N)
+        score_N, self.estimator_ = self._held_out(X, label_N)
         self.held_out_score_ = score_N
         base_N = score_N >= self.threshold
         row_GYB = count(groups.code_N, label_N, base_N, np.zeros(N, dtype=np.int64), len(groups.names)).sum(axis=3)
@@ -205,6 +206,12 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         self.fates_: Fates = fates
         if self.mode == "scorebins":
             self.rule_ = rule_of(edge_E, self.cells_, fates.fate_R3)
+            if (missed := self.rule_.missed(score_N, groups.code_N, coins(X, self.seed_))) > MISSED:
+                warnings.warn(
+                    f"rows that are alike share one fate: a group's shares miss the rule's chances by {missed:.3f} on "
+                    "these rows, and a promise may be broken on them. Add a column that tells rows apart.",
+                    stacklevel=2,
+                )
             return self
         if not fates.whole:
             warnings.warn("rows were rounded: a promise may be missed by a row for each group and label.", stacklevel=2)
@@ -213,8 +220,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         decided_N, looked_N = self.assignment_ != ABSTAINED, groups.code_N * self.use_groups
         self.cut_G2_ = np.full((int(looked_N.max()) + 1, 2), 0.5)
         if self.surrogate_cut == "matched":
-            folds = 2 if self.cv == "prefit" else min(int(self.cv), N)
-            chance_N2 = held_out_chances(self.surrogate, seen, self.assignment_, folds, self.seed_)
+            chance_N2 = held_out_chances(self.surrogate, seen, self.assignment_, num_folds(self.cv, N), self.seed_)
             self.cut_G2_ = matched_cuts(chance_N2, self.assignment_, looked_N)
         self.abstain_model_ = learnt(self.surrogate, seen, (~decided_N).astype(np.int64), self.seed_)
         self.label_model_ = learnt(self.surrogate, rows_of(seen, decided_N), self.assignment_[decided_N], self.seed_)
@@ -268,10 +274,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
         """
         X = self._given(X)
         fate_N = self._fates(X, sensitive_features)
-        y = np.asarray(y)
-        label_N = (y == self.classes_[1]).astype(np.int64)
-        if odd := sorted({str(value) for value in np.unique(y[~label_N.astype(bool)])} - {str(self.classes_[0])}):
-            raise ValueError(f"y holds {odd[0]}, which is none of {self.classes_.tolist()}.")
+        label_N = labels_like(y, self.classes_, len(fate_N))
         code_N = self._codes(X, sensitive_features, needed=len(self.groups_) > 1)
         base_N = self._score(X) >= self.threshold
         row_G223 = count(code_N, label_N, base_N, fate_N, len(self.groups_))
@@ -303,7 +306,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
 
     # The score ------------------------------------------------------------------------------------------------------
 
-    def _held_out(self, X: Any, y: Any, label_N: IntArray) -> tuple[FloatArray, Any]:
+    def _held_out(self, X: Any, label_N: IntArray) -> tuple[FloatArray, Any]:
         """Scores of the rows by a base that did not see them, and the base for rows to come."""
         if isinstance(self.estimator, str):
             return precomputed(X), None
@@ -312,7 +315,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
             raise ValueError(
                 f"estimator={type(base).__name__}: it has no predict_proba. Wrap it in CalibratedClassifierCV."
             )
-        if self.cv == "prefit" or isinstance(base, FrozenEstimator):
+        if isinstance(self.cv, str) or isinstance(base, FrozenEstimator):
             check_is_fitted(base)
             score_N = self._score_by(base, X)
             if apart := int((np.asarray(base.predict(X) == self.classes_[1]) != (score_N >= self.threshold)).sum()):
@@ -322,13 +325,15 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
                     stacklevel=3,
                 )
             return score_N, base
-        folds = min(int(self.cv), int(np.bincount(label_N).min()))
-        if folds < 2:
+        if (rarest := int(np.bincount(label_N).min())) < 2:
             raise ValueError(
                 "a class has 1 row: scores of rows that the base did not see need 2 or more of each class."
             )
-        split = StratifiedKFold(folds, shuffle=True, random_state=self.seed_)
-        score_N = cross_val_predict(base, X, label_N, cv=split, method="predict_proba")[:, 1]
+        y, score_N = self.classes_[label_N], np.empty(len(label_N))  # by its own names, which class_weight may go by
+        (X,) = indexable(X)  # not every sparse matrix gives its rows
+        for train, test in splits_of(self.cv, label_N, rarest, self.seed_):
+            part = clone(base).fit(_safe_indexing(X, train), y[train])
+            score_N[test] = self._score_by(part, _safe_indexing(X, test))
         return score_N, clone(base).fit(X, y)
 
     def _score_by(self, base: Any, X: Any) -> FloatArray:

@@ -25,7 +25,7 @@ def summary(found: Findings) -> dict[str, Any]:
         "gap": e.disparity_,
         "gap_of_decisions": e.hard_disparity_,
         "accuracy": e.accuracy_,
-        "cells": _plain(e.summary()),
+        "cells": [{**cell, "y": _told(found, cell["y"])} for cell in _plain(e.summary())],
         "counterparts": {name: made._asdict() if made else None for name, made in e.quality_.items()},
         "predicted_against_actual": {name: _agreement(table) for name, table in found.verified.items()},
         "repairs": {
@@ -88,7 +88,14 @@ def _cells(found: Findings) -> Section:
     tables = []
     for concept, part in found.explainer.summary().groupby("concept", sort=False):
         rows: list[list[Cell]] = [
-            [f"{row.group}, label {row.y}", row.rows, 1e4 * row.mean, row.total, _share(row.falls), row.lift]
+            [
+                f"{row.group}, label {_told(found, row.y)}",
+                row.rows,
+                1e4 * row.mean,
+                row.total,
+                _share(row.falls),
+                row.lift,
+            ]
             for row in part.itertuples()
         ]
         head = ("group and label", "rows", "mean change, 1/10,000", "all at once", "share that helps", "lift")
@@ -111,7 +118,7 @@ def _rows(found: Findings) -> Section:
             what = f"{_title(name)}: {scores.change_N[i]:+.5f}"
             if np.isfinite(scores.low_N[i]):
                 what += f" ({scores.low_N[i]:+.5f} to {scores.high_N[i]:+.5f})"
-            examples.append(Example(f"label {e.rows_.y[i]}, {e.rows_.group[i]}; {told}", what, row.where))
+            examples.append(Example(f"label {_told(found, e.rows_.y[i])}, {e.rows_.group[i]}; {told}", what, row.where))
     texts = [
         "Predicted change of the gap, with a 95 % interval over the validation rows. A row here is a cause of the gap, "
         "not a mistake: whether its label or value is wrong, somebody who knows must say."
@@ -220,20 +227,31 @@ def scored_rows(found: Findings) -> list[dict[str, Any]]:
     frame = e.changes_.astype(object).where(e.changes_.notna(), None)
     told = frame.rename(columns={name: f"{name}_change" for name in e.scores_}).to_dict("records")
     return [
-        {"where": row.where, "group": str(e.rows_.group[i]), "label": int(e.rows_.y[i]), **told[i]}
+        {"where": row.where, "group": str(e.rows_.group[i]), "label": _told(found, e.rows_.y[i]), **told[i]}
         for i, row in enumerate(found.rows)
     ]
 
 
 def edits_of(found: Findings, concept: str) -> list[dict[str, Any]]:
-    """Say what a repair would change, in its order: the advice."""
-    return [{"where": found.rows[edit["row"]].where, **edit} for edit in _plain(found.repairs[concept].edits)]
+    """Say what a repair would change, in its order: the advice; labels as the data have them."""
+    return [
+        {"where": found.rows[edit["row"]].where, **edit, **{key: _told(found, edit[key]) for key in ("y", "new_y")}}
+        for edit in _plain(found.repairs[concept].edits)
+    ]
+
+
+def _told(found: Findings, code: Any) -> Any:
+    """Label as the data have it, of its code."""
+    return None if code is None else found.labels[int(code)]
 
 
 def edited_rows(found: Findings, concept: str, label: str) -> list[dict[str, Any]]:
-    """Training rows as a repair would have them; columns that it does not touch, and labels, keep their values."""
+    """Training rows as a repair would have them; columns that it does not touch keep their values.
+
+    A group that is made of several columns is written to them as the group has it that the row is moved to.
+    """
     repair, e = found.repairs[concept], found.explainer
-    values = {int(code): row.data[label] for code, row in zip(e.rows_.y, found.rows, strict=True)}
+    of_group = {name: [row.data[c] for c in found.group] for name, row in zip(e.rows_.group, found.rows, strict=True)}
     rows, taken = [dict(row.data) for row in found.rows], set()
     puts = repair.rows
     gone = set() if e.puts_[concept] else set(repair.edits["row"].tolist())
@@ -242,7 +260,8 @@ def edited_rows(found: Findings, concept: str, label: str) -> list[dict[str, Any
         if i in gone:
             taken.add(i)
             continue
-        rows[i][label] = values[int(puts.y[place[i]])]
+        rows[i][label] = _told(found, puts.y[place[i]])
+        rows[i] |= dict(zip(found.group, of_group[puts.group[place[i]]], strict=True))
         for column in found.columns:
             new, old = puts.X[column].iloc[place[i]], e.rows_.X[column].iloc[i]
             if new != old and not (pd.isna(new) and pd.isna(old)):

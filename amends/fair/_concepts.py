@@ -20,9 +20,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import pairwise_distances_argmin_min, roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
+from amends.fair._columns import columns_of, is_number, table_like
 from amends.fair._table import encoder
 
 FloatArray = NDArray[np.float64]
@@ -58,14 +58,16 @@ class Rows:
 
     def put(self, place_n: NDArray[np.int64], other: "Rows") -> "Rows":
         """Rows of which these (n,) are others; both of all N rows."""
-        columns = _columns(self.X)
-        for name, values in columns.items():
-            new = _columns(other.X)[name]
-            columns[name] = values.astype(np.result_type(values, new)) if values.dtype != new.dtype else values
-            columns[name][place_n] = new[place_n]
+        X = self.X
+        if other.X is not self.X:  # another label or group alone leaves the table as it is
+            columns, new = columns_of(self.X), columns_of(other.X)
+            for name, values in columns.items():
+                columns[name] = values.astype(np.result_type(values, new[name]))
+                columns[name][place_n] = new[name][place_n]
+            X = table_like(columns, self.X)
         y, group = self.y.copy(), self.group.copy()
         y[place_n], group[place_n] = other.y[place_n], other.group[place_n]
-        return Rows(_table(columns, self.X), y, group)
+        return Rows(X, y, group)
 
 
 Concept = Callable[[Rows], Rows | Sequence[Rows]]
@@ -177,23 +179,23 @@ def set_column(
 
     def changed(rows: Rows) -> list[Rows]:
         rng = check_random_state(random_state)
-        before = _columns(rows.X)
+        before = columns_of(rows.X)
         for name in (column, *dependents):
             if name not in before:
                 raise ValueError(f"set_column: there is no column {name!r}; there are {list(before)[:20]}.")
         old = before[column]
         new = np.asarray(value(old) if callable(value) else np.full(len(rows), value))
-        if _is_number(old) and not _is_number(new):
+        if is_number(old) and not is_number(new):
             raise ValueError(f"set_column: {value!r} is no number, which the column {column!r} holds.")
-        near_N = np.abs(old - np.median(new)) <= 0.1 * np.std(old) if _is_number(old) else np.isin(old, new)
+        near_N = np.abs(old - np.median(new)) <= 0.1 * np.std(old) if is_number(old) else np.isin(old, new)
         found = []
         for _ in range(draws):
-            after = {**before, column: new.astype(old.dtype) if _is_number(old) else new.astype(object)}
+            after = {**before, column: new.astype(old.dtype) if is_number(old) else new.astype(object)}
             known = [name for name in before if name not in dependents]
             for name in dependents:
                 after[name] = _followed(before, after, known, name, rng)
                 known.append(name)
-            found.append(replace(rows, X=_table(after, rows.X), like=near_N, fixed=(column,)))
+            found.append(replace(rows, X=table_like(after, rows.X), like=near_N, fixed=(column,)))
         return found
 
     return changed
@@ -267,40 +269,18 @@ def _to_another(sample_nF: FloatArray, all_NF: FloatArray, first: int) -> FloatA
     return np.asarray(np.sqrt(np.maximum(squared.min(axis=1), 0)))
 
 
-# Columns, whatever holds them -----------------------------------------------------------------------------------------
-
-
-def _columns(X: Any) -> dict[Any, NDArray[Any]]:
-    """Columns by name, or of an array by number; each a copy."""
-    if isinstance(X, pd.DataFrame):
-        return {name: X[name].to_numpy(copy=True) for name in X}
-    return {number: X[:, number].copy() for number in range(X.shape[1])}
-
-
-def _table(columns: dict[Any, NDArray[Any]], like: Any) -> Any:
-    if isinstance(like, pd.DataFrame):
-        return pd.DataFrame(columns, index=like.index)
-    return np.column_stack(list(columns.values()))
-
-
-def _is_number(values: NDArray[Any]) -> bool:
-    return values.dtype.kind in "biuf"
-
-
 def _space(X: Any, without: Sequence[Any]) -> Callable[[Any], FloatArray]:
     """Return what makes numbers of rows, so that distances mean something: scaled columns, words one-hot."""
-    columns = [name for name in _columns(X) if name not in without]
+    columns = [name for name in columns_of(X) if name not in without]
     if not columns:
         raise ValueError("no column is left to tell rows apart by: each says the group.")
-    frame = pd.DataFrame(_columns(X))[columns]
-    scale = make_pipeline(encoder(frame) if isinstance(X, pd.DataFrame) else StandardScaler())
-    scale.fit(frame if isinstance(X, pd.DataFrame) else frame.to_numpy())
 
-    def measured(rows: Any) -> FloatArray:
-        chosen = pd.DataFrame(_columns(rows))[columns]
-        return np.asarray(scale.transform(chosen if isinstance(X, pd.DataFrame) else chosen.to_numpy()), dtype=float)
+    def table(of: Any) -> pd.DataFrame:
+        values = {name: of_name for name, of_name in columns_of(of).items() if name in columns}
+        return pd.DataFrame({str(name): v.astype(float) if is_number(v) else v for name, v in values.items()})
 
-    return measured
+    scale = encoder(table(X)).fit(table(X))
+    return lambda rows: np.asarray(scale.transform(table(rows)), dtype=float)
 
 
 def _moved(
@@ -314,8 +294,8 @@ def _moved(
     rng: Any,
 ) -> Rows:
     """Rows of each group and label moved to their target group."""
-    columns, has_N = _columns(rows.X), number_N != target_N
-    columns = {name: values.astype(float) if _is_number(values) else values for name, values in columns.items()}
+    columns, has_N = columns_of(rows.X), number_N != target_N
+    columns = {name: values.astype(float) if values.dtype.kind in "iu" else values for name, values in columns.items()}
     after = {name: values.copy() for name, values in columns.items()}
     for own, target in sorted(set(zip(number_N.tolist(), target_N.tolist(), strict=True))):
         for label in np.unique(rows.y) if own != target else ():
@@ -336,7 +316,7 @@ def _moved(
                 values, counts = np.unique(columns[name][number_N == target], return_counts=True)
                 after[name][here] = values[counts.argmax()]
     group = np.array([names[number] for number in target_N.tolist()], dtype=object)
-    return Rows(_table(after, rows.X), rows.y, group, has_N)
+    return Rows(table_like(after, rows.X), rows.y, group, has_N)
 
 
 def _transport(
@@ -357,7 +337,7 @@ def _transport(
     near_n = pairwise_distances_argmin_min(space_NF[here], space_NF[source])[0]
     near_n[np.searchsorted(here, source)] = np.arange(len(source))  # each of its own, even if another is equal
     for name, values in columns.items():
-        if _is_number(values):
+        if values.dtype.kind == "f":
             shift_S = plan_ST @ values[sink] - values[source]
             new = values[here] + shift_S[near_n]
             after[name][here] = np.where(np.isfinite(new), new, values[most_S[near_n]])  # a missing number has no mean
@@ -372,7 +352,7 @@ def _followed(
     old = before[name]
     frames = [pd.DataFrame({str(key): of[key] for key in known}) for of in (before, after)]
     drawn = rng.permutation(len(old))[:MOST_FITTED]
-    if _is_number(old):
+    if is_number(old):
         model = make_pipeline(encoder(frames[0]), HistGradientBoostingRegressor(random_state=0))
         there = drawn[np.isfinite(old[drawn])]
         was, now = (of for of in map(model.fit(frames[0].iloc[there], old[there]).predict, frames))

@@ -52,7 +52,8 @@ def columns_of(
             if name in found and found[name] != column:
                 raise InputError(f"--proba: {found[name]} and {column} are both of {name}. Give each class once.")
             found[name] = column
-    wanted = by_cell if len(found) == len(by_cell) or set(found) & set(by_cell) else by_class
+    as_many = len(found) == len(by_cell) != len(by_class)
+    wanted = by_cell if as_many or set(found) & set(by_cell) else by_class
     if lacking := [name for name in wanted if name not in found]:
         raise InputError(
             f"--proba {' '.join(proba)}: no column for {lacking[0]} (found: {', '.join(found) or 'none'}; the table "

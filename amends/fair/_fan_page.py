@@ -68,13 +68,16 @@ def page(found: Fan) -> str:
     """Render the report."""
     kept, notion = found.kept, found.model.notion
     gap, share = kept.gaps[notion], float((found.fate_n == ABSTAINED).mean())
-    broken = [promise for promise in kept.promises if not promise.kept]
     lead = (
         f"On {len(found.fate_n):,} held-out rows the gap in {notion.replace('_', ' ')} went from {gap['before']:.3f} "
         f"to {gap['after']:.3f}, with abstention on {percent(share)} of the rows. "
     )
     num = len(kept.promises)
-    lead += f"All {num} promises are kept." if kept.all_kept else f"{len(broken)} of {num} promises are broken."
+    unknown = sum(np.isnan(promise.value) for promise in kept.promises)
+    broken = sum(not promise.kept for promise in kept.promises) - unknown
+    told = [f"{broken} {'is' if broken == 1 else 'are'} broken"] * bool(broken)
+    told += [f"{unknown} could not be measured"] * bool(unknown)
+    lead += f"Of {num} promises {', '.join(told)}." if told else f"All {num} promises are kept."
     sections = [_promises(found), _groups_section(found), _gaps(found), _trades(found), _rule(found), _use(found)]
     path = found.record["data"]["table"]["path"]
     title = f"A classifier that abstains: {path or 'rows given from Python'}"

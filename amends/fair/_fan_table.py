@@ -4,6 +4,7 @@ Shapes: N rows of the table and the new ones behind them, G groups.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 
 from amends.fair._abstaining import GROUP, SCORE, AbstainingFairClassifier
 from amends.fair._groups import Groups
-from amends.fair._kept import Kept, columns_of, count, rates_of, spread
+from amends.fair._kept import Kept, columns_of, count, rates_of, widest
 from amends.fair._program import FloatArray, IntArray
 from amends.fair._rules import ABSTAINED
 from amends.fair._surrogates import with_columns
@@ -198,11 +199,17 @@ def measured(model: AbstainingFairClassifier, X: pd.DataFrame, label_N: IntArray
 
     Raises
     ------
-    InputError : a group that has held-out rows alone.
+    InputError : a group that has held-out rows alone, or no two groups of which the rows tell the notion's rates.
     """
     if odd := sorted(set(group_N) - set(model.groups_)):
         raise InputError(f"the group {odd[0]} has held-out rows alone. Hold out others, or join it with another group.")
-    return model.report(X, label_N, sensitive_features=group_N)
+    kept = model.report(X, label_N, sensitive_features=group_N)
+    if np.isnan(kept.gaps[model.notion]["before"]):
+        raise InputError(
+            f"{model.notion}: fewer than two groups have held-out rows of the label that it is about. Hold out others "
+            "(--holdout, --split, --seed), or choose demographic_parity."
+        )
+    return kept
 
 
 def doubts(model: AbstainingFairClassifier, label_n: IntArray, code_n: IntArray, held_code_n: IntArray) -> list[str]:
@@ -230,7 +237,7 @@ def gap_by_confidence(
     fate_n = base_n.copy()
     fate_n[np.argsort(np.abs(score_n - model.threshold), kind="stable")[:num_abstained]] = ABSTAINED
     rates = rates_of(count(code_n, label_n, base_n, fate_n, len(model.groups_)))
-    return max(spread(rates[name]) for name in columns_of(model.notion))
+    return widest(rates, columns_of(model.notion))
 
 
 def trade(
@@ -251,7 +258,10 @@ def trade(
     points: list[tuple[float, float, float, float]] = []
     for eps in track(np.linspace(0, widest, NUM_GAPS), "trade-offs"):
         how = {"estimator": "precomputed", "mode": "scorebins", "max_abstain": 1.0, "objective": "abstention"}
-        rule = clone(model).set_params(**how, eps=float(eps)).fit(fit_table, label_fit, sensitive_features=group_fit)
+        rule = clone(model).set_params(**how, eps=float(eps))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="rows that are alike")  # said of the rule itself
+            rule.fit(fit_table, label_fit, sensitive_features=group_fit)
         kept = rule.report(held_table, label_n, sensitive_features=group_n)
         num = int((rule.predict(held_table, sensitive_features=group_n) == rule.abstain_).sum())
         plain = gap_by_confidence(model, code_n, label_n, score_n, num)

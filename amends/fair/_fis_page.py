@@ -81,7 +81,12 @@ def _back(found: Asked) -> Section | None:
         )
         text += "rolled back, and the model stays as it was. The labels are spent."
     else:
-        text = "The model was trained on the labels that help, and is no worse on the validation rows than allowed."
+        text = "The model was trained on "
+        text += "all labels that came back" if found.sampler.keep_rejected else "the labels that help"
+        if found.sampler.guard_tol is None:
+            text += ". No guard was asked for: the table says what that did to the model."
+        else:
+            text += ", and is no worse on the validation rows than allowed."
     rows: list[list[Cell]] = [
         ["accuracy", of.before.accuracy, of.after.accuracy],
         ["gap of decisions", of.before.disparity, of.after.disparity],

@@ -1,20 +1,31 @@
 """What the reports say of groups: rates of each, and gaps between them, by fairlearn."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from fairlearn.metrics import MetricFrame, count, false_positive_rate, selection_rate, true_positive_rate
+from fairlearn.metrics import MetricFrame, count, selection_rate
 from sklearn.metrics import accuracy_score
 
 from amends.report.findings import Cell, Table
+
+
+def _accepted(label: int) -> Callable[[Any, Any], float]:
+    """Rate of positive decisions among rows of a label; NaN, where fairlearn says 0, if there is no such row."""
+
+    def rate(y_true: Any, y_pred: Any) -> float:
+        there = np.asarray(y_true) == label
+        return float(np.asarray(y_pred)[there].mean()) if there.any() else float("nan")
+
+    return rate
+
 
 RATES = {
     "rows": count,
     "accuracy": accuracy_score,
     "selection rate": selection_rate,
-    "true positive rate": true_positive_rate,
-    "false positive rate": false_positive_rate,
+    "true positive rate": _accepted(1),
+    "false positive rate": _accepted(0),
 }
 
 
@@ -24,12 +35,18 @@ def rates(y_true: Any, y_pred: Any, group_N: Any) -> MetricFrame:
 
 
 def gaps(frame: MetricFrame) -> dict[str, float]:
-    """Largest difference between two groups under each notion, as fairlearn defines them."""
-    apart = frame.difference()
+    """Largest difference between two groups under each notion, as fairlearn defines them.
+
+    Groups without a rate are left out; NaN where fewer than two have one. Of equalized odds both rates must be known.
+    """
+    rate_GM = frame.by_group
+    apart = rate_GM.max() - rate_GM.min()
+    if len(rate_GM) > 1:
+        apart = apart.where(rate_GM.notna().sum() > 1)
     return {
         "demographic_parity": float(apart["selection rate"]),
         "equal_opportunity": float(apart["true positive rate"]),
-        "equalized_odds": float(max(apart["true positive rate"], apart["false positive rate"])),
+        "equalized_odds": float(apart[["true positive rate", "false positive rate"]].max(skipna=False)),
     }
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_y, _num_samples
 
+from amends.fair._folds import check_folds
 from amends.fair._groups import read_groups
 from amends.fair._program import OBJECTIVES, Mode, SlackForm, SurrogateCut
 from amends.maths.disparity import NOTIONS
@@ -38,8 +40,8 @@ def check_settings(estimator: Any) -> None:
             raise ValueError(f"{name}={value!r}: expected a number from 0 to 1.")
     if estimator.bins < 1:
         raise ValueError(f"bins={estimator.bins}: expected at least 1.")
-    if estimator.cv != "prefit" and (isinstance(estimator.cv, str) or estimator.cv < 2):
-        raise ValueError(f'cv={estimator.cv!r}: expected at least 2 folds, or "prefit".')
+    if not (isinstance(estimator.cv, str) and estimator.cv == "prefit"):
+        check_folds(estimator.cv, ', or "prefit"')
     if isinstance(estimator.estimator, str) and estimator.estimator != "precomputed":
         raise ValueError(f"estimator={estimator.estimator!r}: give a classifier, 'precomputed' or None.")
 
@@ -73,6 +75,9 @@ def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, IntArray]:
     """
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None.")
+    kind = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    if kind is not None and kind.kind in "biuf" and not pd.isna(y).any():
+        y = y.to_numpy(dtype=kind)  # columns of pandas that may have gaps would become floats
     y = _check_y(y, estimator=estimator)
     check_classification_targets(y)
     if len(y) != (N := _num_samples(X)):
@@ -83,6 +88,24 @@ def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, IntArray]:
     if len(classes) < 2:
         raise ValueError(f"1 class in y ({classes[0]}): there is nothing to decide.")
     return classes, label_N.astype(np.int64)
+
+
+def labels_like(y: Any, classes: np.ndarray, num_rows: int) -> IntArray:
+    """Labels of other rows as 0 and 1.
+
+    Raises
+    ------
+    ValueError : another number of labels, one that is missing, or one that is no class.
+    """
+    y = np.asarray(y, dtype=object)
+    if y.shape not in ((num_rows,), (num_rows, 1)):
+        raise ValueError(f"y: of shape {y.shape}, expected a label for each of {num_rows} rows.")
+    y = y.reshape(-1)
+    code_N, found = pd.factorize(y)  # -1: missing
+    place = {value: number for number, value in enumerate(classes.tolist())}
+    if odd := [repr(value) for value in found if value not in place] + ["no value"] * bool((code_N < 0).any()):
+        raise ValueError(f"y holds {odd[0]}, which is none of {classes.tolist()}.")
+    return np.array([place[value] for value in found], dtype=np.int64)[code_N]
 
 
 def check_groups(estimator: Any, row_GYB: FloatArray) -> None:

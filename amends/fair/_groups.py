@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
@@ -42,7 +43,7 @@ def read_groups(sensitive_features: Any, num_rows: int, name: str = "sensitive_f
     if values.ndim not in (1, 2) or len(values) != num_rows or not values.size:
         raise ValueError(f"{name}: of shape {values.shape}, expected one value or several for each of {num_rows} rows.")
     values = values.reshape(num_rows, -1)
-    missing_N = np.array([any(value is None or value != value for value in row) for row in values.tolist()])
+    missing_N = pd.isna(values).any(axis=1)
     if missing_N.any():
         first = int(np.flatnonzero(missing_N)[0])
         raise ValueError(

@@ -5,6 +5,7 @@ All of it follows from how many rows there are of each group, label, decision of
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 NUM_DRAWS = 2000
 LEVEL = 0.95
+TINY = 1e-12
 
 
 class Promise(NamedTuple):
@@ -60,8 +62,8 @@ class Kept:
 
     @property
     def all_kept(self) -> bool:
-        """Whether no promise is broken on these rows."""
-        return all(promise.kept or np.isnan(promise.value) for promise in self.promises)
+        """Whether every promise is kept on these rows; not, if they tell nothing of one."""
+        return all(promise.kept for promise in self.promises)
 
 
 def count(code_N: IntArray, label_N: IntArray, base_N: NDArray[Any], fate_N: IntArray, num_groups: int) -> FloatArray:
@@ -151,27 +153,46 @@ def columns_of(notion: str, form: str = "{}") -> list[str]:
 
 
 def _gap(rates: dict[str, FloatArray], notion: str, form: str) -> float:
-    """Largest difference of two groups in any of the notion's rates; groups without a rate are left out."""
-    return max(spread(rates[name]) for name in columns_of(notion, form))
+    """Largest difference of two groups in any of the notion's rates; NaN if one of these tells nothing."""
+    return widest(rates, columns_of(notion, form))
+
+
+def widest(rates: dict[str, FloatArray], columns: list[str]) -> float:
+    """Largest difference of two groups in any of these rates; NaN if one of them tells nothing."""
+    return float(np.max([spread(rates[name]) for name in columns]))
 
 
 def spread(rate_G: FloatArray) -> float:
-    """Return the largest difference of two groups; groups without a rate are left out."""
+    """Return the largest difference of two groups; groups without a rate are left out, and of one alone there is none.
+
+    A single group has a gap of 0 from itself.
+    """
     there = rate_G[np.isfinite(rate_G)]
-    return float(there.max() - there.min()) if there.size else float("nan")
+    return float(there.max() - there.min()) if there.size >= min(2, len(rate_G)) else float("nan")
 
 
 def _promised_gap(
     what: str, limit: float, seen: dict[str, FloatArray], drawn: dict[str, FloatArray], columns: list[str]
 ) -> Promise:
-    """Gap of the two groups that lie furthest apart; the interval is that of their difference."""
-    name = max(columns, key=lambda column: np.nan_to_num(spread(seen[column]), nan=-1))
-    value = spread(seen[name])
-    if np.isnan(value):
+    """Largest gap of two groups in these rates, with an interval that holds for all pairs of groups at once.
+
+    The pair that lies furthest apart is picked by the noise too, so its own interval would call equal groups unequal.
+    Each gap gets as many of its standard errors as the largest of all gaps is off by in `LEVEL` of the draws.
+    """
+    value = widest(seen, columns)
+    if np.isnan(value) or len(seen[columns[0]]) < 2:
         return Promise(what, None, limit, value, value, value)
-    first, second = int(np.nanargmax(seen[name])), int(np.nanargmin(seen[name]))
-    low, high = _interval(drawn[name][:, first] - drawn[name][:, second])
-    return Promise(what, None, limit, value, max(0.0, low), max(-low, high))
+    apart, error, most_S = [], [], np.zeros(NUM_DRAWS)
+    for name in columns:
+        for first, second in combinations(np.flatnonzero(np.isfinite(seen[name])).tolist(), 2):
+            gap = seen[name][first] - seen[name][second]
+            off_S = np.nan_to_num(drawn[name][:, first] - drawn[name][:, second] - gap)
+            apart.append(abs(gap))
+            error.append(max(float(off_S.std()), TINY))
+            most_S = np.maximum(most_S, np.abs(off_S) / error[-1])
+    times = float(np.quantile(most_S, LEVEL))
+    ends = [(gap - times * of, gap + times * of) for gap, of in zip(apart, error, strict=True)]
+    return Promise(what, None, limit, value, max(0.0, *(low for low, _ in ends)), min(1.0, max(e[1] for e in ends)))
 
 
 def _interval(value_S: FloatArray) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
@@ -190,6 +191,9 @@ def delta_worst_accuracy(
     y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
     if y_true.ndim != 1 or y_true.shape != y_pred.shape or not y_true.size:
         raise ValueError(f"y_true {y_true.shape}, y_pred {y_pred.shape}: expected one value each for every row.")
+    for name, of in (("y_true", y_true), ("y_pred", y_pred)):
+        if (lost_N := pd.isna(of)).any():
+            raise ValueError(f"{name}: row {lost_N.argmax()} has no value. Leave such rows out of both.")
     classes, label_N = np.unique(y_true, return_inverse=True)
     found = None if groups is None else read_groups(groups, len(y_true), "groups")
     cells = cells_of(classes.tolist(), found)

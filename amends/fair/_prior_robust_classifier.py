@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import Tags, _safe_indexing, check_random_state, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -25,6 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from amends.fair._ambiguity import NAMES, Name
+from amends.fair._folds import check_folds, splits_of
 from amends.fair._groups import Groups, read_groups
 from amends.fair._prior_robust import (
     FLOOR,
@@ -99,7 +99,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Fit one temperature to the probabilities first.
     smooth : float, default 10
         Rows of mean loss that each class is given on top of its own, so that a few are not taken at their word.
-    cv : int, default 5
+    cv : int or splitter, default 5
         Folds, for an estimator that is not fitted.
     steps, rate : int, float, default 400, 0.1
         Of the search.
@@ -133,7 +133,7 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         average: Average = "best",
         calibrate: Any = None,
         smooth: float = SMOOTH,
-        cv: int = 5,
+        cv: Any = 5,
         steps: int = 400,
         rate: float = 0.1,
         random_state: Any = None,
@@ -334,18 +334,16 @@ class PriorRobustClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     def _cross_fitted(self, X: Any, y: Any, cell_N: IntArray) -> FloatArray:
         """Train the estimator, and give probabilities of models that did not see the row."""
-        if self.cv < 2:
-            raise ValueError(f"cv={self.cv}: expected at least 2 folds.")
+        check_folds(self.cv)
         base = LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
         learnt = cell_N if self._learnt_cells else y
-        num_folds = min(self.cv, int(np.bincount(cell_N).max()))
-        if num_folds < 2:
+        if (most := int(np.bincount(cell_N).max())) < 2:
             raise ValueError(f"{len(y)} rows, none of them of the same class: give several rows of each class.")
-        folds = StratifiedKFold(num_folds, shuffle=True, random_state=check_random_state(self.random_state))
         raw_NC = np.empty((len(y), len(self.cells_)))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-            splits = list(folds.split(np.zeros(len(y)), cell_N))  # few rows of a cell: said by `warn_of`
+            # Few rows of a cell: said by `warn_of`.
+            splits = splits_of(self.cv, cell_N, most, check_random_state(self.random_state))
         for train, test in splits:
             self.estimator_ = clone(base).fit(_safe_indexing(X, train), learnt[train])
             raw_NC[test] = self._probabilities(_safe_indexing(X, test))

@@ -51,8 +51,11 @@ class Infeasible(InputError):
     """
 
     def __init__(self, message: str, min_abstain: dict[object, float]) -> None:
-        super().__init__(message)
+        super().__init__(message, min_abstain)
         self.min_abstain = min_abstain
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Stuck(RuntimeError):
@@ -112,6 +115,7 @@ class Fates(NamedTuple):
 
 def allowed_errors(error_G: FloatArray, slack_G: FloatArray, form: SlackForm) -> FloatArray:
     """Largest error rates: (1 + slack) e, or e + slack (1 - e) as in the authors' code; both are e at slack 0."""
+    slack_G = np.minimum(slack_G, 1e9)  # infinite slack of no errors allows none
     raised_G = (1 + slack_G) * error_G if form == "relative" else error_G + slack_G - slack_G * error_G
     return np.minimum(raised_G, 1.0)
 

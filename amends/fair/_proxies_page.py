@@ -160,7 +160,7 @@ def _errors(found: ProxyFairness) -> Section | None:
     rows: list[list[Cell]] = [
         [
             name,
-            float((T.diagonal() * found.prior_CG.mean(axis=0)).sum()),
+            found.right[name],
             float(signal(T)),
             found.condition_numbers[name],
         ]

@@ -66,6 +66,11 @@ def count_proxies(y_pred: Any, proxies: Any, y_true: Any = None) -> ProxyTable:
             row, num = int(np.flatnonzero(code_N == MISSING)[0]), int((code_N == MISSING).sum())
             raise ValueError(f"{name}: row {row} has no value, and {num - 1} more. Leave such rows out.")
     classes = _sorted([*found, *truths])
+    if truths and (not set(found) & set(truths) or len({str(value) for value in classes}) < len(classes)):
+        raise ValueError(
+            f"y_true holds {truths[0]!r}, y_pred {found[0]!r}, and they have no class in common, or the same class as "
+            "number and as text. Call classes alike in both."
+        )
     if len(classes) > MOST_CLASSES:
         raise ValueError(f"y_pred: {len(classes)} different values. Give predicted classes, not scores.")
     k_N = _recoded(k_N, found, classes)
@@ -93,10 +98,11 @@ def count_proxies(y_pred: Any, proxies: Any, y_true: Any = None) -> ProxyTable:
 
 def measured(table: ProxyTable, one_class: bool, positive: Any) -> tuple[list[int], list[int]]:
     """Places of the conditions and classes that the gap is of: all, or those of the positive class."""
-    every = list(range(len(table.conditions))), list(range(len(table.classes)))
-    if not one_class:
-        return every
     names = [str(value) for value in table.classes]
+    if positive is not None and str(positive) not in names:
+        raise ValueError(f"positive={positive!r}: no class is called that. There are {', '.join(names)}.")
+    if not one_class:
+        return list(range(len(table.conditions))), list(range(len(table.classes)))
     wanted = [str(positive)] if positive is not None else ["1", "True", "1.0"]
     there = [names.index(name) for name in wanted if name in names]
     if not there or table.classes[there[0]] not in table.conditions:

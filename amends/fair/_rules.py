@@ -17,6 +17,8 @@ from amends.fair._program import Cells
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 ABSTAINED = 2
+MISSED = 0.01
+"""Share of a group by which fates may miss a rule's chances before it is told."""
 ROUND = 1e-4
 """Share of a bin's rows that is the solver's rounding."""
 
@@ -42,6 +44,21 @@ class Rule:
         fate_N[coin_N < chance_N3[:, 0]] = 0
         fate_N[coin_N >= 1 - chance_N3[:, 1]] = 1
         return fate_N
+
+    def missed(self, score_N: FloatArray, code_N: IntArray, coin_N: FloatArray) -> float:
+        """Largest share of a group by which its fates miss their chances, if by more than four standard errors.
+
+        Rows that are drawn one by one do not come that far; rows that are alike, and so have one coin, do.
+        """
+        chance_N3 = self.chances(score_N, code_N)
+        off_N3 = np.eye(3)[self.fates(score_N, code_N, coin_N)] - chance_N3
+        size_G1 = np.maximum(np.bincount(code_N), 1)[:, None]
+        off_G3, spread_G3 = (
+            np.stack([np.bincount(code_N, of) for of in of_N3.T], axis=1)
+            for of_N3 in (off_N3, chance_N3 * (1 - chance_N3))
+        )
+        far_G3 = np.abs(off_G3) > 4 * np.sqrt(spread_G3)
+        return float((np.abs(off_G3) / size_G1 * far_G3).max())
 
 
 # By score ---------------------------------------------------------------------------------------------------------

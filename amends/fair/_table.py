@@ -130,20 +130,34 @@ def classes(rows: Sequence[Row], name: str, option: str, known: Sequence[Any] | 
     if known is None:
         return read_groups(np.array(cells, dtype=object), len(rows), option)
     place = {str(value): number for number, value in enumerate(known)}
-    for row, value in zip(rows, cells, strict=True):
-        if str(value) not in place:
-            raise InputError(f'{row.where}, column "{name}": {value!r} is none of {", ".join(place)}.')
-    return Groups(list(known), np.array([place[str(value)] for value in cells], dtype=np.int64))
+    like = {_whole(text): number for text, number in place.items()}
+    found = [place.get(str(value), like.get(_whole(str(value)))) for value in cells]
+    if None in found:
+        at = found.index(None)
+        raise InputError(f'{rows[at].where}, column "{name}": {cells[at]!r} is none of {", ".join(place)}.')
+    return Groups(list(known), np.array(found, dtype=np.int64))
 
 
-def binary(rows: Sequence[Row], name: str, option: str, positive: str | None) -> NDArray[np.int64]:
-    """Labels as 0 and 1; 1 is `positive`, without which the values must be 0 and 1, or false and true.
+def _whole(text: str) -> str:
+    """Text of a whole number as "1", also where it was written "1.0", as a column with gaps is saved."""
+    try:
+        return str(int(float(text))) if float(text).is_integer() else text
+    except ValueError:
+        return text
+
+
+def binary(
+    rows: Sequence[Row], name: str, option: str, positive: str | None, known: Sequence[Any] | None = None
+) -> NDArray[np.int64]:
+    """Labels as 0 and 1, of these classes if they are known; 1 is `positive`.
+
+    Without `positive` the values must be 0 and 1, or false and true.
 
     Raises
     ------
     InputError : more than two values, or two of which none is known to be the positive one.
     """
-    found = classes(rows, name, option)
+    found = classes(rows, name, option, known)
     names = [str(value) for value in found.names]
     if positive is not None and positive not in names:
         raise InputError(f'--positive {positive}: the column "{name}" holds {", ".join(names[:10])}.')

@@ -63,6 +63,10 @@ class Findings:
     """The training rows as they were read."""
     columns: list[str]
     """Columns that the model learns from."""
+    group: list[str]
+    """Columns that say the group."""
+    labels: dict[int, Any]
+    """Labels as they stand in the data, by 0 and 1."""
     record: dict[str, Any]
     """As run.json has it."""
 
@@ -115,14 +119,14 @@ def run(
 
     from amends.fair._concept_estimator import ConceptInfluence
     from amends.fair._gaps import rates
-    from amends.fair._table import binary, check_features, check_seed, encoder, features, groups
+    from amends.fair._table import binary, check_features, check_seed, classes, encoder, features, groups
 
     if out is not None:
         check_new(out)
     check_seed(seed)
     check_features(feature, label)
     groups_in = [group] if isinstance(group, str) else list(group)
-    _check_options(groups_in, concepts, set_to, dependent, c, max_rows)
+    _check_options(groups_in, concepts, set_to, dependent, c, max_rows, step, accuracy_tol)
     started = time.time()
     rows, warned = rows_from(data), []
     given = {"validation": validation, "test": test}
@@ -131,6 +135,7 @@ def run(
         rows, read = _split(rows, split, read)
     X = features(rows, feature, [label, *groups_in, *([split] if split else [])])
     y, of = binary(rows, label, "--label", positive), groups(rows, groups_in, "--group")
+    known = classes(rows, label, "--label").names
     if len(set(y.tolist())) < 2:
         raise InputError(f'column "{label}": all rows to train on have the same label, and nothing can be learnt.')
     asked = _concepts(concepts, transport, set_to, dependent, [n for n in groups_in if n in X], X, seed)
@@ -139,7 +144,8 @@ def run(
         frame = features(of_these, list(X), [])
         if strange := [column for column in X if X[column].dtype != frame[column].dtype]:
             raise InputError(f'{name} rows: the column "{strange[0]}" holds words here, and numbers there. Mend it.')
-        others[name] = frame, binary(of_these, label, "--label", positive), groups(of_these, groups_in, "--group")
+        y_these = binary(of_these, label, "--label", positive, known)
+        others[name] = frame, y_these, groups(of_these, groups_in, "--group")
     val = others.get("validation", (X, y, of))
     if "validation" not in read:
         warned.append("no --validation: the gap is that of the training rows, which the model knows. Give other rows.")
@@ -198,7 +204,8 @@ def run(
             "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " "),
         },
     )
-    result = Findings(found, verified, repairs, tested, rows, list(X), record)
+    labels = dict(zip(y.tolist(), (row.data[label] for row in rows), strict=True))
+    result = Findings(found, verified, repairs, tested, rows, list(X), groups_in, labels, record)
     if out is not None:
         write(result, Path(out), kind_of(data), edited, label, positive)
     return result
@@ -225,7 +232,14 @@ def _tell(bar: Progress, task: Any, before: float, share: float) -> None:
 
 
 def _check_options(
-    group: list[str], concepts: Sequence[str], set_to: Sequence[str], dependent: Sequence[str], c: float, share: float
+    group: list[str],
+    concepts: Sequence[str],
+    set_to: Sequence[str],
+    dependent: Sequence[str],
+    c: float,
+    share: float,
+    step: float,
+    tol: float,
 ) -> None:
     """Refuse what cannot be, before anything is read."""
     if not group:
@@ -240,6 +254,8 @@ def _check_options(
         raise InputError("--dependent: columns that follow one that is set. Give --set COLUMN=VALUE.")
     if c <= 0 or not 0 <= share <= 1:
         raise InputError(f"--c {c}, --max-rows {share}: expected a number above 0, and a share of 1.")
+    if not (0 < step <= 1 and tol >= 0):
+        raise InputError(f"--step {step}, --accuracy-tol {tol}: expected a share above 0, and a number of 0 or more.")
 
 
 def _concepts(

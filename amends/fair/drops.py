@@ -124,6 +124,8 @@ def run(
     check_seed(seed)
     started = time.time()
     deltas = list(dict.fromkeys(float(value) for value in ([delta] if isinstance(delta, int | float) else delta)))
+    if not deltas:
+        raise InputError("--delta: none is given. Give one or several, such as 0.2.")
     rows = rows_from(data)
     new_rows = [] if apply is None else rows_from(apply)
     found = read_classes(rows, label, "--label")
@@ -161,6 +163,8 @@ def run(
     except ValueError as error:
         raise InputError(f"{_path(data) or 'data'}, --label {label}: {error}") from error
     model = models[deltas[0]]
+    if positive is not None and len(names) > 2:
+        warned.append(f"--positive {positive} is not used: there are {len(names)} classes, and each counts.")
     for warning in warned:
         say(f"warning: {warning}")
     described = {"table": about_rows(data, rows)} | ({"applied to": about_rows(apply, new_rows)} if new_rows else {})

@@ -20,16 +20,17 @@ from fairlearn.metrics import MetricFrame
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from amends.fair._fis_rounds import HISTORY, NUMBER, earlier_rounds, places_of
 from amends.fair._gaps import rates
 from amends.fair._groups import Groups
 from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
-from amends.fair._table import check_features, check_seed, classes, encoder, features, groups, numbers
+from amends.fair._table import check_features, check_seed, classes, encoder, features, groups, is_missing
 from amends.fair._validation import Round
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
-from amends.io.run import describe, read_jsonl, read_run, run_folder, write_jsonl
+from amends.io.run import describe, run_folder, write_jsonl
 from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 from amends.maths.disparity import Notion
@@ -37,8 +38,6 @@ from amends.maths.disparity import Notion
 __all__ = ["FairInfluenceSampler", "Round", "Update", "command", "run"]
 
 Model = Literal["logistic", "network"]
-HISTORY = "history.jsonl"
-NUMBER = "pool_row"
 ASKED = (NUMBER, "expected", "acc_influence", "fair_influence", "acc_agreement", "fair_agreement")
 JUDGED = ("fate", "acc_influence", "fair_influence")
 """Columns that are written beside those of the rows."""
@@ -115,7 +114,7 @@ def run(
     started, named = time.time(), [group] if isinstance(group, str) else list(group)
     rows = {name: rows_from(data) for name, data in given.items() if data is not None}
     about = {name: about_rows(given[name], rows[name]) for name in rows}
-    earlier = _earlier(after, about, len(rows["labelled"]))
+    earlier = earlier_rounds(after, about, len(rows["labelled"]), options)
     known = classes(rows["labelled"], label, "--label")
     told = classes(rows["validation"], label, "--label", known.names)
     people = groups(rows["validation"], named, "--group")
@@ -187,22 +186,6 @@ def run(
 # What is read -------------------------------------------------------------------------------------------------------
 
 
-def _earlier(after: str | Path | None, about: dict[str, Any], num_labelled: int) -> list[dict[str, Any]]:
-    """Read the rounds of a run folder, and see that this run goes on from there."""
-    if after is None:
-        return []
-    record, lines = read_run(after), read_jsonl(Path(after) / HISTORY)
-    for name, option in (("validation", "--validation"), ("pool", "--pool")):
-        if name in about and name in record["data"] and record["data"][name]["sha256"] != about[name]["sha256"]:
-            raise InputError(f"{option}: other rows than in {after}, so rounds cannot be compared. Give the same file.")
-    if not lines or lines[-1]["trained_on"] != num_labelled:
-        raise InputError(
-            f"LABELLED has {num_labelled} rows, and {after} ended with {lines[-1]['trained_on'] if lines else 'none'}. "
-            f"Give the file labelled in {after}, or leave --after out."
-        )
-    return lines
-
-
 def _positive(known: Groups, label: str, positive: str | None, metric: Notion) -> int | None:
     """Place of the positive label; None where all of several classes count."""
     texts = [str(name) for name in known.names]
@@ -225,7 +208,8 @@ def _like(rows: Sequence[Row], frame: pd.DataFrame, name: str) -> pd.DataFrame:
         if is_figure and not pd.api.types.is_numeric_dtype(found[column]):
             raise InputError(f'--{name}: the column "{column}" holds text, and numbers in LABELLED. Mend one of them.')
         if not is_figure:
-            found[column] = np.array([str(row.data[column] or "") for row in rows], dtype=object)
+            cells = [row.data[column] for row in rows]
+            found[column] = np.array(["" if is_missing(cell) else str(cell) for cell in cells], dtype=object)
     return found
 
 
@@ -288,12 +272,13 @@ def _judge(
     """Judge the labels that came back, and add their round to the history; the last are the rows to train on."""
     if "bought" not in rows:
         return None, [], []
-    answered = [row for row in rows["bought"] if str(row.data.get(label) or "").strip() or row.data.get(label) == 0]
+    answered = [row for row in rows["bought"] if not is_missing(row.data.get(label))]
     if not answered:
         raise InputError(f'{rows["bought"][0].where}: no row has a label in the column "{label}". Fill it in.')
     if num_open := len(rows["bought"]) - len(answered):
         say(f"{num_open} rows have no label yet, and are left out")
     code_N = classes(answered, label, "--label", names).code_N
+    places = places_of(answered, history)
     update = sampler.update(_like(answered, frame, "bought"), code_N)
     fates = np.full(len(answered), "rejected", dtype=object)
     fates[update.kept] = "kept"
@@ -307,10 +292,10 @@ def _judge(
     judged = [dict(row.data) | of for row, of in zip(answered, told, strict=True)]
     last, round_ = history[-1], asdict(sampler.history_[-1])
     spent = {"number": last["number"] + 1, "labels": last["labels"] + len(answered)}
-    numbered = [row for row in answered if NUMBER in row.data]
-    places = numbers(numbered, [NUMBER], "--bought", low=0).ravel().astype(int).tolist()
     history.append(round_ | spent | {"pool_rows": places})
-    return update, judged, [dict(row.data) for row in taken]
+    # As LABELLED writes it: a file may have come back with 1.0 for 1.
+    label_of = dict(zip(map(id, answered), code_N.tolist(), strict=True))
+    return update, judged, [{**row.data, label: names[label_of[id(row)]]} for row in taken]
 
 
 def _rates(

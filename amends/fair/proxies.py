@@ -293,11 +293,6 @@ def run(
     started = time.time()
     rows = rows_from(data)
     preds, truths = classes_of(rows, pred, "--pred"), classes_of(rows, label, "--label") if label else None
-    if truths is not None and not {str(name) for name in truths.names} & {str(name) for name in preds.names}:
-        raise InputError(
-            f'--label {label}: holds "{truths.names[0]}", --pred {pred} "{preds.names[0]}", and they have no class in '
-            "common. Call classes alike in both."
-        )
     for name in proxy:
         for row, cell in zip(rows, column(rows, name, "--proxy"), strict=True):
             check_single(row, name, cell)
@@ -325,7 +320,8 @@ def run(
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(str(error)) from error
+        told = str(error).replace("y_true", f"--label {label}").replace("y_pred", f"--pred {pred}")
+        raise InputError(told) from error
     for warning in found.warnings:
         say(f"warning: {warning}")
     record = describe(

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 from sklearn.base import clone
+from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.cli import main
@@ -362,6 +363,37 @@ def biased(num=2500, share=0.4, seed=0):
     x = np.column_stack([x, group == "b", x[:, 0] * (group == "b")])
     wrong = (group == "b") & (y == 1) & (rng.random(num) < share)
     return (x, y, group), wrong
+
+
+@pytest.mark.parametrize(
+    ("kind", "concept"),
+    [("category", "label"), ("category", "group"), ("object", "removal"), ("bool", "group"), ("Int64", "group")],
+)
+def test_a_repair_keeps_the_kinds_of_columns_so_that_a_pipeline_finds_them_again(kind, concept):
+    x, y, group = people(400, gap=0.5)
+    column = pd.Series(group if kind in ("category", "object") else (group == "b").astype(int), index=[7] * 400)
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1]}, index=column.index).assign(c=column.astype(kind))
+    chosen = make_column_selector(dtype_include=kind)
+    encoded = make_column_transformer((StandardScaler(), ["a", "b"]), (OneHotEncoder(), chosen))
+    found = ConceptInfluence(make_pipeline(encoded, LogisticRegression()), num_bootstrap=0, random_state=0)
+    found.fit(frame, y, sensitive_features=group).explain([concept])
+    repair = found.repair(concept, max_rows=0.02, step=0.01, accuracy_tol=0.05)
+    assert repair.kept and repair.rows.X.dtypes.equals(frame.dtypes)
+    assert repair.estimator[-1].n_features_in_ == found.estimator_[-1].n_features_in_ == 4
+    if concept == "label":  # the same edits by hand
+        y[repair.edits["row"].to_numpy(int)] = repair.edits["new_y"].to_numpy(int)
+        fit, gap = found.gap(clone(found.estimator_).fit(frame, y), len(y))
+        assert gap.value(fit.model) == pytest.approx(repair.end.actual, abs=1e-9)
+
+
+def test_a_category_that_a_column_does_not_know_is_refused():
+    x, y, group = people(100)
+    frame = pd.DataFrame({"a": x[:, 0], "c": pd.Categorical(group)})
+    with pytest.raises(ValueError, match=r"knows no category 'z': it has \['a', 'b'\]"):
+        set_column("c", "z")(Rows(frame, y, group))
+    years = Rows(frame.assign(c=pd.Categorical(np.arange(100) % 3)), y, group)  # numbers, but no amounts
+    (moved,) = group_transport("ot", random_state=0)(years)
+    assert moved.X.dtypes.equals(years.X.dtypes)
 
 
 def test_labels_that_make_the_gap_are_found_and_mended():

@@ -374,7 +374,10 @@ BAD = [
     ({"proxies": {}}, "no column"),
     ({"metric": "parity"}, "unknown. Choose one of"),
     ({"metric": "equalized_odds"}, "needs the true classes"),
-    ({"metric": "equal_opportunity", "y_true": ["a", "b"] * 30}, "which class is equal opportunity about"),
+    (
+        {"metric": "equal_opportunity", "y_pred": ["a", "b"] * 30, "y_true": ["a", "b"] * 30},
+        "which class is equal opportunity about",
+    ),
     ({"level": 1.0}, "between 0 and 1"),
     ({"n_boot": -1}, "0 or more"),
     ({"clip": 0.7}, "less than 0.5"),

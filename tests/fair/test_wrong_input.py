@@ -140,5 +140,5 @@ def test_a_group_that_is_named_twice_is_refused():
 
 def test_truths_and_predictions_that_share_no_class_are_refused():
     rows = [row | {"truth": "yes" if row["y"] else "no"} for row in people()]
-    with pytest.raises(InputError, match='--label truth: holds "no", --pred y "0", and they have no class in common'):
+    with pytest.raises(InputError, match="--label truth holds 'no', --pred y 0, and they have no class in common"):
         METHODS["proxies"](rows, label="truth", metric="equalized_odds")
