@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [file.stem for file in Path(__file__).parent.glob("[a-z]*.py")],
     {
-        "_curator": ["ScoreCurator"],
+        "_curator": ["ScoreCurator", "select"],
         "_robust": ["RobustClassifier"],
         "_cotraining": ["CoTeaching", "DivideMix", "JoCoR"],
         "_detectors": ["CORES", "Cleanlab", "ConfidentLearning", "DeepKNN", "SimiFeat"],

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from amends.curate._flagged import key_of
 from amends.curate._samples import rank_of, words_in
 from amends.curate._splits import SPLITS
 from amends.curate.adc_clean import Cleaned
@@ -69,7 +70,7 @@ def _classes(found: Cleaned) -> list[tuple[str, int, int, int | None]]:
     """Label; rows that were found for it, rows that have it now, and how many of the first look wrong."""
     before = Counter(name for name in found.samples.labels if name is not None)
     column = found.record["config"]["label"]
-    after = Counter(str(row[column]) for row in found.outcome.of("kept"))
+    after = Counter(key_of(row[column]) for row in found.outcome.of("kept"))
     wrong = Counter(
         name for name, flag in zip(found.samples.labels, found.outcome.added["label_error"], strict=True) if flag
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from amends.curate._copies import Copies, Sample, equal, near_copies, nearly_equal
 from amends.curate._doubts import Looked, Mixed, look, mixed_subclasses
-from amends.curate._flagged import JUDGED, Flagged, Method, doubt_of
+from amends.curate._flagged import JUDGED, Flagged, Method, check_flagged, doubt_of
 from amends.curate._images import HASH_BITS, hex_of
 from amends.curate._pool import Outcome, Verdict
 from amends.curate._review import NONE
@@ -68,6 +68,7 @@ def check_how(how: How) -> None:
 
     if how.method not in DETECTORS:
         raise InputError(f"--method {how.method}: unknown. Choose one of {', '.join(DETECTORS)}.")
+    check_flagged(how.flagged, how.confidence)
     if len(how.shares) != 3 or min(how.shares) < 0 or abs(sum(how.shares) - 1) > 1e-6:
         raise InputError(f"--split {' '.join(map(str, how.shares))}: expected three shares that sum to 1.")
     if not 0 < how.near <= 1 or not -1 <= how.hash_bits < HASH_BITS // 2 or how.deviations < 0:

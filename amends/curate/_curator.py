@@ -3,6 +3,7 @@
 Shapes: N rows, D features, K levels.
 """
 
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from amends.curate._lists import MANY_SHORT, FloatArray, IntArray, list_in_parts, long_tail
 from amends.curate._scale import Here, Workers, merged
 from amends.curate._votes import Draws, count_in_draws, drawn_share, length_of_list, row_keys, tally
+from amends.io.progress import track
 from amends.maths.transition import Transition, agreement, bootstrap, fit_transition, posterior
 
 MOST_LEVELS = 20
@@ -117,8 +119,9 @@ class ScoreCurator(BaseEstimator):
         Why nothing was mended: then `curated_` is y, and `error_prob_` and `confidence_` are NaN.
     warnings_ : list of str
     error_prob_, confidence_ : float array (N,)
-    suggested_, curated_ : array (N,)
-        In the kind of y.
+        NaN of a row that had too few neighbours in every draw.
+    score_, suggested_, curated_ : array (N,)
+        In the kind of y, which `score_` is; a row that was not judged is suggested its own.
     long_tail_ : float array (N,)
         0 to 1; NaN of a row with nothing but twins and siblings beside it.
     num_twins_, num_siblings_ : int
@@ -135,6 +138,8 @@ class ScoreCurator(BaseEstimator):
     ----------
     Pang et al., ICLR 2025, arXiv 2410.10877; Zhu, Song, Liu, ICML 2021; Zhu, Dong, Liu, ICML 2022.
     """
+
+    refusal_: str | None
 
     def __init__(
         self,
@@ -177,12 +182,16 @@ class ScoreCurator(BaseEstimator):
         ------
         ValueError : a single level, too many, NaN, a parameter out of range.
         """
-        for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("fewest", 1), ("bootstrap", 2)):
-            if getattr(self, name) < least:
+        for name, least in (("k", 3), ("rounds", 1), ("draws", 1), ("confidence", 0), ("fewest", 1), ("bootstrap", 2)):
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}.")
         if self.most_drawn is not None and self.most_drawn < 1:
             raise ValueError(f"most_drawn={self.most_drawn}: must be at least 1.")
+        if self.confidence > 1 or np.isnan(self.near):
+            raise ValueError(f"confidence={self.confidence}, near={self.near}: expected 0 to 1, and a cosine.")
+        self._index = X.index if hasattr(X, "iloc") else None
         X, y = validate_data(self, X, y, ensure_min_features=2, ensure_min_samples=3)
+        groups_N = None if groups is None else _checked_groups(groups, len(X))
         self.levels_, level_N, count_L = np.unique(y, return_inverse=True, return_counts=True)
         if not 2 <= len(self.levels_) <= MOST_LEVELS:
             found = f"one level only ({self.levels_[0]})" if len(self.levels_) == 1 else f"{len(self.levels_)} levels"
@@ -193,7 +202,7 @@ class ScoreCurator(BaseEstimator):
         labels_N = self.group_[level_N]
         workers = workers or Here()
         share = drawn_share(len(X), self.most_drawn)
-        listed = list_in_parts(workers, X, length_of_list(share, self.k - 1), near=self.near, groups_N=groups)
+        listed = list_in_parts(workers, X, length_of_list(share, self.k - 1), near=self.near, groups_N=groups_N)
         self.long_tail_ = np.concatenate(workers.bring(workers.each(long_tail, listed.by_part, shared=[self.k])))
         self.num_twins_, self.num_siblings_ = listed.num_twins, listed.num_siblings
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -201,7 +210,7 @@ class ScoreCurator(BaseEstimator):
         self._measure(workers, listed.by_part, labels, draws, np.random.default_rng(seed))
         if zeros := int((~X.any(axis=1)).sum()):
             self.warnings_.append(f"{zeros} rows of zeros have no direction, so no neighbours, and keep their rating.")
-        num = len(y)
+        num, self.score_ = len(y), np.array(y)
         self.error_prob_, self.confidence_ = np.full(num, np.nan), np.full(num, np.nan)
         self.suggested_, self.curated_ = np.array(y), np.array(y)
         if self.refusal_ is None:
@@ -212,9 +221,19 @@ class ScoreCurator(BaseEstimator):
             wrong_K = wrong_shares(self.transition_, np.bincount(labels_N) / num)
             numbers = range(self.rounds, self.rounds + self.draws)
             votes = tally(workers, listed.by_part, labels, len(wrong_K), draws, numbers, self.k, wrong_K)
-            self.error_prob_ = votes.error_prob_N
-            suggested_N, self.confidence_ = votes.suggestion(labels_N)
-            self.suggested_ = self.levels_[commonest_K][suggested_N]
+            judged_N = votes.drawn_N > 0
+            if not judged_N.any():
+                self.refusal_ = f"no row has {self.k - 1} neighbours that are no twins or siblings of it (k={self.k})"
+                return self
+            if alone := int((~judged_N & X.any(axis=1)).sum()):
+                self.warnings_.append(
+                    f"{alone} rows are not judged and keep their rating: none of them has {self.k - 1} neighbours that "
+                    "are no twins or siblings of it."
+                )
+            suggested_N, confidence_N = votes.suggestion(labels_N)
+            self.error_prob_ = np.where(judged_N, votes.error_prob_N, np.nan)
+            self.confidence_ = np.where(judged_N, confidence_N, np.nan)
+            self.suggested_ = np.where(judged_N, self.levels_[commonest_K][suggested_N], y)
             changed_N = (self.error_prob_ > 0.5) & (self.confidence_ >= self.confidence)
             self.curated_ = np.where(changed_N, self.suggested_, y)
         return self
@@ -226,7 +245,7 @@ class ScoreCurator(BaseEstimator):
         self.interval_: Any = None
         self.agreement_: Any = None
         self.warnings_: list[str] = []
-        self.refusal_: str | None = None
+        self.refusal_ = None
         if num_levels < len(self.group_):
             together = [self.levels_[self.group_ == group].tolist() for group in range(num_levels)]
             told = ", ".join(" with ".join(map(str, some)) for some in together if len(some) > 1)
@@ -253,7 +272,9 @@ class ScoreCurator(BaseEstimator):
         if not self.transition_.is_dominant:
             self.refusal_ = "the noise model does not rate each level mostly as itself, so its levels have no names"
             return
-        self.interval_ = bootstrap(self.counts_ / self.rounds, rng, rounds=self.bootstrap)
+        # A refit of 20 levels takes seconds, and there are a hundred.
+        shown = partial(track, label="refitting the noise model", total=self.bootstrap)
+        self.interval_ = bootstrap(self.counts_ / self.rounds, rng, rounds=self.bootstrap, shown=shown)
         if above < WARNED_BELOW:
             self.warnings_.append(
                 f"{told[0].upper()}{told[1:]}; below {WARNED_BELOW:.2f} mended ratings may select worse rows than raw."
@@ -271,8 +292,16 @@ class ScoreCurator(BaseEstimator):
             )
 
     def to_frame(self) -> Any:
-        """Give what was found of each row as a pandas data frame."""
+        """Give what was found of each row as a pandas data frame, with the index of X if that was one."""
         import pandas as pd
 
-        names = ("error_prob", "suggested", "confidence", "curated", "long_tail")
-        return pd.DataFrame({name: getattr(self, f"{name}_") for name in names})
+        names = ("score", "error_prob", "suggested", "confidence", "curated", "long_tail")
+        return pd.DataFrame({name: getattr(self, f"{name}_") for name in names}, index=self._index)
+
+
+def _checked_groups(groups: ArrayLike, num: int) -> IntArray:
+    """Give the groups of rows as whole numbers, -1 of a row that has none."""
+    found = np.asarray(groups)
+    if found.shape != (num,) or found.dtype.kind not in "iuf":
+        raise ValueError(f"groups: {found.dtype} {found.shape}, expected a whole number for each of the {num} rows.")
+    return np.where(np.isnan(found), -1, found).astype(np.int64)

@@ -12,16 +12,15 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from amends.curate._curator import WARNED_BELOW, wrong_shares
 from amends.curate._lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts
-from amends.curate._probabilities import checked_probabilities, confidence_of, confident
+from amends.curate._probabilities import checked_probabilities, confidence_of, confident, out_of_sample
 from amends.curate._scale import Here, Workers, merged, parts_of
 from amends.curate._votes import DRAWN_SHARE, Draws, count_triples, length_of_list, neighbours_in, row_keys, tally
 from amends.io.errors import check_installed
@@ -267,7 +266,7 @@ def _shares(lists: Lists, labels_N: IntArray, num_classes: int, in_N: BoolArray,
 class _ByProbability(LabelErrorDetector):
     """Detectors that need, of each row, the probabilities of a model that was not trained on it."""
 
-    def __init__(self, estimator: Any = None, *, cv: int = 5, random_state: Any = None) -> None:
+    def __init__(self, estimator: Any = None, *, cv: Any = 5, random_state: Any = None) -> None:
         self.estimator = estimator
         self.cv = cv
         self.random_state = random_state
@@ -282,31 +281,12 @@ class _ByProbability(LabelErrorDetector):
         """Judge rows by the probabilities of a model that did not see them; `own_N` are those of their labels."""
 
     def _probabilities(self, X: np.ndarray, labels_N: IntArray) -> FloatArray:
-        K = len(self.classes_)
         if isinstance(self.estimator, str):
             if self.estimator != "precomputed":
                 raise ValueError(f"estimator={self.estimator!r}: give an estimator, 'precomputed' or None.")
-            return checked_probabilities(X, K)
-        counts_K = np.bincount(labels_N)
-        if self.cv < 2:
-            raise ValueError(f"cv={self.cv}: expected at least 2 folds.")
-        num_folds = min(self.cv, int(counts_K.max()))
-        if few := int((counts_K < num_folds).sum()):
-            warnings.warn(
-                f"{few} classes have fewer rows than the {num_folds} folds: some folds know nothing of them.",
-                UserWarning,
-                stacklevel=2,
-            )
-        folds = StratifiedKFold(num_folds, shuffle=True, random_state=check_random_state(self.random_state))
+            return checked_probabilities(X, len(self.classes_))
         model = LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
-        p_NK = np.zeros((len(X), K))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-            splits = list(folds.split(X, labels_N))
-        for train, test in splits:
-            fitted = clone(model).fit(X[train], labels_N[train])
-            p_NK[np.ix_(test, fitted.classes_)] = fitted.predict_proba(X[test])
-        return p_NK
+        return out_of_sample(model, X, labels_N, len(self.classes_), self.cv, self.random_state)
 
 
 class ConfidentLearning(_ByProbability):
@@ -321,8 +301,8 @@ class ConfidentLearning(_ByProbability):
     estimator : classifier, "precomputed" or None
         Default: logistic regression, cross-validated. "precomputed": X holds out-of-sample probabilities (N, K), in the
         order of the sorted labels.
-    cv : int, default 5
-        Folds.
+    cv : int or splitter, default 5
+        Folds; each row is tested in one.
     random_state : int, RandomState or None
         Of the folds.
 
@@ -379,9 +359,8 @@ class CORES(_ByProbability):
         from amends.curate._robust import RobustClassifier
 
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        beside = CORES(RobustClassifier("cores", random_state=seed), cv=self.cv, random_state=seed)
-        beside.classes_ = self.classes_
-        return beside._probabilities(X, labels_N)
+        model = RobustClassifier("cores", random_state=seed)
+        return out_of_sample(model, X, labels_N, len(self.classes_), self.cv, seed)
 
     def _judged(self, p_NK: FloatArray, own_N: FloatArray, labels_N: IntArray, workers: Workers) -> Findings:
         loss_NK = -np.log(p_NK + 1e-8)

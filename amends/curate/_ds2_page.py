@@ -139,8 +139,9 @@ def _raters(found: Curation) -> Section | None:
         )
     )  # fmt: skip
     texts = [
-        f"Each row got the rating that is likeliest after those of {len(columns)} columns. The first two agree in "
-        f"{r.agreement.pair:.3f} of rows, {r.agreement.pair_by_chance:.3f} by chance; all of the first three in "
+        f"Each row got the rating that is likeliest after those of {len(columns)} columns. Of the "
+        f"{r.agreement.num_rows:,} rows rated by all of {', '.join(columns[m] for m in r.three)}, the first two "
+        f"agree in {r.agreement.pair:.3f}, {r.agreement.pair_by_chance:.3f} by chance; all three in "
         f"{r.agreement.three:.3f}, {r.agreement.three_by_chance:.3f} by chance.",
         f"Misfit {r.misfit:.4f}: the share of rows by which counted and fitted triples differ. Raters who lean on each "
         "other make it larger, or their agreement passes for truth.",
@@ -167,10 +168,10 @@ def _changed(found: Curation) -> Section | None:
         )
         for n in order
     ]
-    flagged = int((c.error_prob_ > 0.5).sum())
+    flagged, judged = int((c.error_prob_ > 0.5).sum()), int(np.isfinite(c.error_prob_).sum())
     texts = [
-        f"{flagged:,} of {len(raw_n):,} ratings are called wrong. {len(changed_n):,} of them were replaced; the others "
-        f"keep their rating, since the confidence in another one is below {c.confidence:g}."
+        f"{flagged:,} of {judged:,} ratings that were judged are called wrong. {len(changed_n):,} of them were "
+        f"replaced; the others keep their rating, since the confidence in another one is below {c.confidence:g}."
     ]
     if examples:
         texts.append(f"Below are the {len(examples)} changes with the highest confidence.")
@@ -204,7 +205,13 @@ def _selected(found: Curation) -> Section:
     second = "farthest from others" if has_tail else "whose rating is most certain"
     text = f"Whole levels are taken from the best down; of the level that does not fit, the rows {second}."
     if len(kept) == len(found.used):
-        text = "No budget was given, so that all rows that could be judged are kept."
+        given = found.record["config"]["budget"] is not None
+        text = (
+            "The budget is as large as the number of rows that"
+            if given
+            else "No budget was given, so that all rows that"
+        )
+        text += " could be judged: all are kept." if given else " could be judged are kept."
     table = Table(list(rows[0]), [list(row.values()) for row in rows])
     return Section("What was selected", [text], [Chart("Curated ratings", chart)], [table])
 

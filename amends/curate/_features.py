@@ -1,11 +1,12 @@
 """Texts and embeddings of the rows of a pool, and the rows that lack them."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from amends.curate._pool import Verdict
+from amends.curate._pool import Verdict, missing
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.tables import Row
@@ -15,6 +16,8 @@ def unusable(
     rows: Sequence[Row], texts: list[str], embedding: str | None, known: Mapping[int, Verdict]
 ) -> dict[int, Verdict]:
     """Refuse rows without a text or an embedding, and drop those that say the same as an earlier one."""
+    if embedding and not any(embedding in row.data for row in rows):
+        raise InputError(f'{rows[0].where}: no row has the column "{embedding}". Name another one with --embedding.')
     found: dict[int, Verdict] = {}
     first: dict[str, str] = {}
     width = None
@@ -36,19 +39,24 @@ def unusable(
 
 def _faulty(row: Row, column: str, width: int | None) -> tuple[str | None, int | None]:
     """Say why an embedding cannot be used, and how wide embeddings are."""
-    if column not in row.data:
-        raise InputError(f'{row.where}: the column "{column}" is missing. Name another one with --embedding.')
-    try:
-        values = np.asarray(row.data[column], dtype=np.float64)
-    except (TypeError, ValueError):
-        return "the embedding is no list of numbers", width
-    if values.ndim != 1 or values.size < 2:
+    values = numbers_of(row.data.get(column))
+    if values is None or values.size < 2:
         return "the embedding is no list of numbers", width
     if not np.isfinite(values).all() or not values.any():
         return "the embedding has no direction (NaN, infinite or zero)", width
     if width not in (None, values.size):
         return f"the embedding has {values.size} numbers, and others have {width}", width
     return None, values.size
+
+
+def numbers_of(value: Any, dtype: Any = np.float32) -> Any:
+    """Read a list of numbers, or its JSON, as it stands in CSV: array (n,); None if it is none."""
+    try:
+        with np.errstate(over="ignore"):  # too large for it: infinite, which is no direction
+            found = np.asarray(json.loads(value) if isinstance(value, str) else value, dtype=dtype)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return found if found.ndim == 1 and found.size else None
 
 
 def embeddings(
@@ -61,7 +69,7 @@ def embeddings(
 ) -> Any:
     """Embeddings of the rows in use, (n, D), float32."""
     if embedding:
-        return np.array([rows[i].data[embedding] for i in used], dtype=np.float32)
+        return np.array([numbers_of(rows[i].data[embedding]) for i in used])
     from amends.lm.encoders import embed, load_encoder
     from amends.lm.load import weights_sha256
 
@@ -81,6 +89,10 @@ def groups(rows: Sequence[Row], used: list[int], column: str | None) -> Any:
         return None
     if not any(column in rows[i].data for i in used):
         raise InputError(f'{rows[0].where}: no row has the column "{column}". Name another one with --group.')
+    return codes_of(rows[i].data.get(column) for i in used)
+
+
+def codes_of(values: Iterable[Any]) -> Any:
+    """Give the number of each value, -1 of one that is missing: None, NaN, or empty as in CSV."""
     numbers: dict[str, int] = {}
-    values = [rows[i].data.get(column) for i in used]
-    return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])
+    return np.array([-1 if missing(value) else numbers.setdefault(str(value), len(numbers)) for value in values])

@@ -1,15 +1,48 @@
-"""What a detector of wrong labels says of a row, and what becomes of a row whose label it calls wrong."""
+"""Labels, what a detector says of them, and what becomes of a row whose label it calls wrong."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from amends.curate._pool import Fate, Verdict
+from amends.curate._pool import Fate, Verdict, missing
+from amends.io.errors import InputError
 
 Method = Literal["simifeat-vote", "simifeat-rank", "knn", "confident", "cleanlab", "cores"]
 Flagged = Literal["keep", "drop", "relabel"]
 JUDGED = ("noise_score", "label_error", "suggested_label", "confidence")
 """Columns that a row gets which was judged."""
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value can be a label: a number or a text, and no missing one."""
+    return isinstance(value, str | int | float) and not missing(value)
+
+
+def key_of(label: Any) -> str:
+    """Text by which labels are told apart: 1 and 1.0 are the same."""
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
+
+
+def names_of(labels: Iterable[Any]) -> dict[str, Any]:
+    """Labels by their keys, as they first stand in the data: numbers by their value, then texts."""
+    found: dict[str, Any] = {}
+    for label in labels:
+        found.setdefault(key_of(label), label)
+    return dict(sorted(found.items(), key=lambda item: (isinstance(item[1], str), item[1])))
+
+
+def check_flagged(flagged: str, confidence: float) -> None:
+    """Refuse what is no fate of a label that looks wrong, or no confidence.
+
+    Raises
+    ------
+    InputError : names the option.
+    """
+    if flagged not in get_args(Flagged):
+        raise InputError(f"--flagged {flagged}: unknown. Choose one of {', '.join(get_args(Flagged))}.")
+    if not 0 <= confidence <= 1:
+        raise InputError(f"--confidence {confidence:g}: expected 0 to 1.")
 
 
 class Doubt(NamedTuple):

@@ -229,7 +229,7 @@ def fuse(
 def estimate(
     drafts: Sequence[Draft], how: Mixing, graded: Callable[[Draft], list[Message]] | None = None
 ) -> dict[str, int]:
-    """Say what fusing would take: conversations and tokens, at least (nothing to repair) and at most.
+    """Say what fusing would take: conversations and tokens, if every pair passes at once and at most.
 
     Tokens are characters / 4, read and written; at most `max_new_tokens` are written each time, and an instruction is
     supposed to be as long as those of its samples.
@@ -239,7 +239,7 @@ def estimate(
     graded : function, optional
         What a judge is asked about a draft. It is asked about what is accepted: once a pair, or never.
     """
-    least = most = 0
+    at_once = most = 0
     for draft in drafts:
         asked = " ".join(sample.instruction for sample in draft.samples)
         prompts = [conversation(task_of("domain", draft), draft), first_prompt("instruction", draft)]
@@ -247,15 +247,15 @@ def estimate(
         prompts.append(first_prompt("response", draft_with))
         read = [sum(len(message["content"]) for message in prompt) // _CHARACTERS_A_TOKEN for prompt in prompts]
         said = sum(len(sample.response) for sample in draft.samples) // _CHARACTERS_A_TOKEN
-        least += sum(read) + len(asked) // _CHARACTERS_A_TOKEN + min(said, how.max_new_tokens)
+        at_once += sum(read) + len(asked) // _CHARACTERS_A_TOKEN + min(said, how.max_new_tokens)
         domain, instruction, response = (tokens + how.max_new_tokens for tokens in read)
         again = how.max_new_tokens  # the last candidate, in the prompt
         most += 4 * domain + (1 + how.repairs) * (instruction + response) + 2 * how.repairs * again
     told = {
         "pairs": len(drafts),
-        "least_conversations": 3 * len(drafts),
+        "conversations_if_all_pass_at_once": 3 * len(drafts),
         "most_conversations": (4 + 2 * (1 + how.repairs)) * len(drafts),
-        "least_tokens": least,
+        "tokens_if_all_pass_at_once": at_once,
         "most_tokens": most,
     }
     if graded is not None:

@@ -20,7 +20,6 @@ _STATES = {
     "score": "between the cuts",
     "unusable: same prompt and answer": "unusable: same prompt and answer as an earlier row",
     "unusable: shares a run": "unusable: shares a run of words with the benchmark",
-    "unusable: id": "unusable: an id that was used before",
     "looks like language": "in another language",
 }
 STATES = ("accepted", "rejected", "incompatible")

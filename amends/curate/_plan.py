@@ -39,10 +39,12 @@ class Plan:
     def pair_again(self, unfit: Sequence[Draft]) -> None:
         """Exchange samples among drafts that do not go together: the nearest ones that were not together before.
 
-        What is left over goes to the last drafts, which stay as they are.
+        What is left over goes to the last drafts: a pair that was one before is told what was said of it then, and a
+        new one that it was not asked about.
         """
         place_of = {row: i for i, row in enumerate(self.low)}
         samples = [sample for draft in unfit for sample in draft.samples]
+        said = {frozenset(draft.samples): (f" ({draft.reason})", draft.domain) for draft in unfit}
         found = nearest_pairs(
             self.unit_ND[[place_of[sample.row] for sample in samples]],
             [number for number, draft in enumerate(unfit) for _ in draft.samples],
@@ -58,7 +60,8 @@ class Plan:
             if number < len(found):
                 draft.status, draft.reason, draft.domain = "open", None, None
             else:
-                draft.reason = f"no other partner was left ({draft.reason})"
+                before, draft.domain = said.get(frozenset(draft.samples), ("", None))
+                draft.reason = f"no other partner was left{before}"
 
 
 def plan(

@@ -1,6 +1,6 @@
 """A pool of rows to choose from, and what became of each of them: kept, dropped or refused, with the reason."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,34 +26,37 @@ class Verdict(NamedTuple):
     """Why it was dropped or refused, or what was changed; None of a row that is kept as it is."""
 
 
-def read_pool(data: Any) -> list[Row]:
+def read_pool(data: Any, added: Iterable[str] = ()) -> list[Row]:
     """Read the rows to choose from.
 
     Parameters
     ----------
     data : path, list of paths, `datasets.Dataset`, pandas or polars data frame, or list of dictionaries
-        As `amends.io.frames.rows_from` reads them. What an earlier curation wrote beside a row, its columns
-        "reason" and "where" together, is renamed "earlier_reason" and "earlier_where".
+        As `amends.io.frames.rows_from` reads them. What an earlier curation wrote beside a row is renamed: its columns
+        "reason" and "where" together are "earlier_reason" and "earlier_where", and beside them those of `added`.
+    added : names of columns that the method is going to write
 
     Raises
     ------
-    InputError : no row, a file that is missing or faulty, or another kind of object.
+    InputError : no row, a file that is missing or faulty, another kind of object, or a column that is to be written
+    and was not written by an earlier curation.
     """
-    return [_of_earlier(row) for row in rows_from(data)]
+    names = {*added, REASON, WHERE}
+    rows = [_of_earlier(row, names) for row in rows_from(data)]
+    if names > {REASON, WHERE}:
+        check_columns(rows, names)
+    return rows
 
 
-def _of_earlier(row: Row) -> Row:
+def _of_earlier(row: Row, names: Collection[str]) -> Row:
     if not {REASON, WHERE} <= set(row.data):
         return row
-    data = {
-        f"{EARLIER}{name}" if name.split(EARLIER)[-1] in (REASON, WHERE) else name: value
-        for name, value in row.data.items()
-    }
+    data = {f"{EARLIER}{name}" if name.split(EARLIER)[-1] in names else name: value for name, value in row.data.items()}
     return Row(data, row.where)
 
 
 def check_columns(rows: Iterable[Row], added: Iterable[str]) -> None:
-    """Refuse rows with a column that is going to be written; a method asks before its long part.
+    """Refuse rows with a column that is going to be written.
 
     Raises
     ------
@@ -105,23 +108,36 @@ class Outcome:
         return about_rows(data, self.rows) | self.counts()
 
 
-def text_of(row: Row, columns: Sequence[str]) -> str:
-    """Text of a row: these columns one after another, each behind its name if there are several.
+def missing(value: Any) -> bool:
+    """Whether a value is none: None, NaN, or an empty text as in CSV."""
+    return value is None or (isinstance(value, float) and value != value) or not str(value).strip()
+
+
+def texts_of(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Text of each row: these columns one after another, each behind its name if there are several; [] without any.
 
     Raises
     ------
-    InputError : a column is missing or no text. An empty one is left out if another one is not.
+    InputError : a column that no row has, or that holds something else. A missing text is left out, or empty.
     """
-    found = {}
+    if not columns:
+        return []
+    for name in columns:
+        if not any(name in row.data for row in rows):
+            there = ", ".join(rows[0].data)[:200]
+            raise InputError(f'{rows[0].where}: the column "{name}" is missing (found: {there}). Name another one.')
+    return [_text(row, columns) for row in rows]
+
+
+def _text(row: Row, columns: Sequence[str]) -> str:
+    found: dict[str, str] = {}
     for name in columns:
         value = row.data.get(name)
-        if name not in row.data:
-            there = ", ".join(row.data)
-            raise InputError(f'{row.where}: the column "{name}" is missing (found: {there[:200]}). Name another one.')
-        if value is not None and not isinstance(value, str):
+        if missing(value):
+            continue
+        if not isinstance(value, str):
             raise InputError(f'{row.where}: the column "{name}" holds no text. Name another one.')
-        if value and value.strip():
-            found[name] = value
+        found[name] = value
     if len(columns) == 1:
         return next(iter(found.values()), "")
     return "\n".join(f"{name}: {value}" for name, value in found.items())

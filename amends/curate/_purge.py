@@ -155,8 +155,8 @@ def purge_in_parts(
     """
     _check_cuts(how)
     seen = workers.each(_seen, parts, first, shared=[how])
-    earlier = _earlier(workers.bring(workers.each(_keys, seen)), how)
-    return workers.each(_purged, seen, earlier, shared=[how, workers.share(benchmark)])
+    earlier, shared_ids = _earlier(workers.bring(workers.each(_keys, seen)), how)
+    return workers.each(_purged, seen, earlier, shared=[how, workers.share(benchmark), shared_ids])
 
 
 def _seen(rows: Sequence[Row], first: int, how: Purging) -> Seen:
@@ -192,15 +192,17 @@ def _keys(seen: Seen) -> tuple[list[Any], list[str], bool, str | None]:
     return seen.keys, seen.wheres, any(score is not None for score in seen.scores), fault
 
 
-def _earlier(parts: Sequence[tuple[list[Any], list[str], bool, str | None]], how: Purging) -> list[dict[int, str]]:
-    """Merge: of each part the places of rows that were there before, in this part or an earlier one, and where."""
+def _earlier(
+    parts: Sequence[tuple[list[Any], list[str], bool, str | None]], how: Purging
+) -> tuple[list[dict[int, str]], frozenset[str]]:
+    """Merge: of each part the places of rows that were there before, and where; ids that different rows have."""
     where = next((wheres[0] for _, wheres, _, _ in parts if wheres), "data")
     if not any(is_rated for _, _, is_rated, _ in parts):
         raise InputError(f'{where}: the column "{how.column}" has no number in any row. Name another one.')
     if not any(any(keys) for keys, _, _, _ in parts):
         fault = next(fault for _, _, _, fault in parts if fault)
         raise InputError(f"{where.split(':')[0]}: no usable row. All were left out, the first because: {fault}")
-    by_id, by_text = dict[str, tuple[int, int]](), dict[bytes, tuple[int, int]]()
+    by_id, by_text, shared_ids = dict[str, bytes](), dict[bytes, tuple[int, int]](), set[str]()
     found = list[dict[int, str]]()
     for number, (keys, _, _, _) in enumerate(parts):
         found.append({})
@@ -208,15 +210,17 @@ def _earlier(parts: Sequence[tuple[list[Any], list[str], bool, str | None]], how
             if key is None:
                 continue
             here, (name, text) = (number, place), key
-            if name is not None and (before := by_id.setdefault(name, here)) != here:
-                found[-1][place] = f"id {name!r} was used before, at {parts[before[0]][1][before[1]]}"
-            elif (before := by_text.setdefault(text, here)) != here:
+            if (before := by_text.setdefault(text, here)) != here:
                 found[-1][place] = f"{SAME} {parts[before[0]][1][before[1]]}"
-    return found
+            if name is not None and by_id.setdefault(name, text) != text:
+                shared_ids.add(name)
+    return found, frozenset(shared_ids)
 
 
-def _purged(seen: Seen, earlier: dict[int, str], how: Purging, benchmark: Benchmark | None) -> Purged:
-    """Apply: what becomes of each row."""
+def _purged(
+    seen: Seen, earlier: dict[int, str], how: Purging, benchmark: Benchmark | None, shared_ids: frozenset[str]
+) -> Purged:
+    """Apply: what becomes of each row. One whose id others have too, as files may, is known by where it stands."""
     foreign = None if how.language is None else other_language(how.language)
     found = Purged([], [], [])
     for place, (sample, score, fault) in enumerate(zip(seen.samples, seen.scores, seen.faults, strict=True)):
@@ -227,6 +231,8 @@ def _purged(seen: Seen, earlier: dict[int, str], how: Purging, benchmark: Benchm
         elif foreign and (told := foreign(f"{sample.instruction}\n{sample.response}")):
             verdict = Verdict("refused", told)
         else:
+            if sample.id in shared_ids:
+                sample = sample._replace(id=sample.where)
             found.usable.append(sample)
             if score >= how.high:
                 verdict = Verdict("kept")

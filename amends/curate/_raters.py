@@ -183,8 +183,10 @@ class Aggregate:
     matrices_MKK: FloatArray
     """T_mij = P(rater m says j | truth = i)."""
     prior_K: FloatArray
+    three: tuple[int, int, int]
+    """The raters who rated most rows together: of several triples the first."""
     agreement: Agreement
-    """Of the first three raters, in rows that have all of them."""
+    """Of these three, in rows that have all of them."""
     misfit: float
     """Of the same: total variation distance between observed and fitted shares of triples, 0 to 1."""
 
@@ -200,16 +202,19 @@ def aggregate(labels_NM: IntArray, num_levels: int, *, exchangeable: bool) -> Ag
 
     Raises
     ------
-    InputError : fewer than three columns.
+    InputError : fewer than three columns, or no row with three ratings.
     NoResult : raters whose matrices cannot be learnt, since none of them is mostly right or they hardly agree.
     """
     num_raters = labels_NM.shape[1]
     if num_raters < 3:
         raise InputError(f"{num_raters} columns of ratings: give one, or at least three, which can be told from noise.")
-    triples = [labels_NM[:, list(three)] for three in combinations(range(num_raters), 3)]
-    if not (triples[0] != MISSING).all(axis=1).any():
-        raise InputError("no row has a rating by each of the first three raters. Name columns that have.")
-    count_KKK = triple_counts(triples[0], num_levels)
+    threes = [*combinations(range(num_raters), 3)]
+    triples = [labels_NM[:, list(three)] for three in threes]
+    together = [int((of != MISSING).all(axis=1).sum()) for of in triples]
+    best = int(np.argmax(together))
+    if not together[best]:
+        raise InputError("no row has ratings by three raters, which is what tells them from noise. Name more columns.")
+    count_KKK = triple_counts(triples[best], num_levels)
     agree = agreement(count_KKK)
     error = np.sqrt(agree.pair_by_chance / (1 - agree.pair_by_chance) / agree.num_rows)  # of no agreement at all
     if agree.above_chance < STANDARD_ERRORS * error:
@@ -227,10 +232,9 @@ def aggregate(labels_NM: IntArray, num_levels: int, *, exchangeable: bool) -> Ag
             f"the ratings cannot be put together: with {num_levels} levels a rater does not rate each of them mostly "
             f"as itself (agreement {agree.above_chance:.2f} above chance). Give fewer --levels, or one column."
         )
-    fitted_KKK = np.einsum("i,ij,ik,il->jkl", raters.prior_K, *raters.matrices_MKK[:3])
+    fitted_KKK = np.einsum("i,ij,ik,il->jkl", raters.prior_K, *raters.matrices_MKK[list(threes[best])])
     misfit = float(np.abs(count_KKK / count_KKK.sum() - fitted_KKK).sum() / 2)
     posterior_NK = raters.posterior(labels_NM)
     labels_N = posterior_NK.argmax(axis=1)
-    return Aggregate(
-        labels_N, posterior_NK[np.arange(len(labels_N)), labels_N], raters.matrices_MKK, raters.prior_K, agree, misfit
-    )
+    certainty_N = posterior_NK[np.arange(len(labels_N)), labels_N]
+    return Aggregate(labels_N, certainty_N, raters.matrices_MKK, raters.prior_K, threes[best], agree, misfit)

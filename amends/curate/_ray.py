@@ -6,7 +6,6 @@ calls, and all embeddings have one copy in the object store of each machine, as 
 Shapes: N rows, M rows of a block, D features.
 """
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,8 @@ import pyarrow as pa
 
 from amends.curate import ds2, label_errors
 from amends.curate._blocks import TOLD, OnRay, blocks_of, joined, numbers_in, read, with_columns
-from amends.curate._flagged import Flagged
+from amends.curate._features import codes_of
+from amends.curate._flagged import Flagged, is_label, key_of, names_of
 from amends.curate._pool import Verdict
 from amends.curate._raters import rating_of
 from amends.curate._tokens import Level, Tokens, masks_in_parts, offsets_of
@@ -72,7 +72,7 @@ def ds2_on_ray(
     if budget is not None and not 0 < budget <= len(ratings_n):
         raise InputError(f"budget={budget}: {len(ratings_n)} rows can be judged. Give a number up to that.")
     curator.fit(
-        np.asarray(there.points_nD, dtype=np.float32), ratings_n, _codes(there.groups) if group else None, workers
+        np.asarray(there.points_nD, dtype=np.float32), ratings_n, codes_of(there.groups) if group else None, workers
     )
     if curator.refusal_:
         raise NoResult(f"the ratings were not mended: {curator.refusal_}. Rate anew or embed otherwise.")
@@ -119,14 +119,14 @@ def label_errors_on_ray(
     workers = OnRay(num_parts)
     blocks = blocks_of(dataset, [label, embedding], {**JUDGED, **TOLD})
     there = read(workers, blocks, embedding, label, None, _label)
-    names = sorted({str(value): value for value in there.targets}.values(), key=lambda v: (isinstance(v, str), v))
-    number = {str(name): code for code, name in enumerate(names)}
-    labels_n = np.array([number[str(value)] for value in there.targets])
+    names = names_of(there.targets)
+    number = {key: code for code, key in enumerate(names)}
+    labels_n = np.array([number[key_of(value)] for value in there.targets])
     detector.fit(there.points_nD, labels_n, workers)
     found = {name: getattr(detector, f"{name}_") for name in ("noise_score", "flag", "suggested", "posterior")}
     found |= {"why_not": detector.why_not_, "label": labels_n}
     parts = [{name: values[part] for name, values in found.items()} for part in there.parts]
-    shared = [label, names, detector.classes_, flagged, confidence]
+    shared = [label, [*names.values()], detector.classes_, flagged, confidence]
     return joined(workers.each(_judged, blocks, there.refused, parts, shared=shared))
 
 
@@ -173,13 +173,7 @@ def _rating(value: Any) -> tuple[Any, str | None]:
 
 
 def _label(value: Any) -> tuple[Any, str | None]:
-    return (value, None) if label_errors.is_label(value) else (None, "no label")
-
-
-def _codes(values: Sequence[Any]) -> np.ndarray:
-    """Give the number of each row's group, -1 where it has none."""
-    numbers: dict[str, int] = {}
-    return np.array([-1 if value is None else numbers.setdefault(str(value), len(numbers)) for value in values])
+    return (value, None) if is_label(value) else (None, "no label")
 
 
 def _rated(block: pa.Table, refused: dict[int, str], found: dict[str, Any], budget: int | None) -> pa.Table:

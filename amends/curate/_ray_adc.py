@@ -114,7 +114,7 @@ def adc_clean_on_ray(
     ]
     verdicts = [outcome.verdicts[start : start + len(of[1])] for start, of in zip(first, found, strict=True)]
     rows = joined(workers.each(_cleaned, blocks, columns, verdicts, shared=[label]))
-    warned = warnings_of(samples, cleaned.looked, outcome, label)
+    warned = warnings_of(samples, cleaned.looked, outcome, label, tests=how.shares[2] > 0)
     return CleanedOnRay(rows, cleaned.disputed, cleaned.looked, cleaned.mixed, warned)
 
 

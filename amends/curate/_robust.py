@@ -67,6 +67,9 @@ class RobustClassifier(TableClassifier):
     Features are brought to mean 0 and standard deviation 1; a constant one counts for nothing. The weights are those of
     a softmax regression, or of one hidden layer of rectified units, by Adam with decay of the weights.
 
+    There is no `sample_weight`: rows go into batches at random, and shares of labels, counts of neighbours and scales
+    are those of the rows, so that a weight of 2 would not be the same as a row that stands there twice.
+
     Parameters
     ----------
     loss : str, default "cross_entropy"

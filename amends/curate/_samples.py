@@ -2,7 +2,7 @@
 
 import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from amends.curate._flagged import is_label, key_of
 from amends.curate._images import Broken, inside, open_picture, perceptual_hash, sha256_of
-from amends.curate._pool import Verdict, read_pool
+from amends.curate._pool import Verdict, missing, read_pool
 from amends.curate._scale import Here, Workers, parts_of
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -67,6 +68,7 @@ def read_samples(
     folder: Path | None,
     most_pixels: int,
     workers: Workers | None = None,
+    added: Iterable[str] = (),
 ) -> Samples:
     """Read a pool, open every picture, and refuse what cannot be used.
 
@@ -80,13 +82,14 @@ def read_samples(
         Of a picture.
     workers : Workers, optional
         Where parts of the rows are read; default: here, all at once.
+    added : names of columns that are going to be written
 
     Raises
     ------
     InputError : no such columns, texts and pictures in one pool, or no row that can be used.
     """
     table, home = find_table(data)
-    rows, workers = read_pool(table), workers or Here()
+    rows, workers = read_pool(table, added), workers or Here()
     for names in ((label,), (text, path)):
         if not any(name in row.data for row in rows for name in names):
             told = " or ".join(f'"{name}"' for name in names)
@@ -190,8 +193,7 @@ def _kind(row: Row, text: str, path: str) -> str | None:
 
 
 def _label(value: Any) -> str | None:
-    usable = isinstance(value, str | int | float) and value == value and str(value).strip() != ""
-    return str(value) if usable else None
+    return key_of(value) if is_label(value) else None
 
 
 def _picture(found: Samples, i: int, folder: Path, column: str) -> None:
@@ -266,7 +268,7 @@ def embedded(samples: Samples, some: Sequence[int], embedder: str, digests: dict
 def words_in(row: Row, column: str) -> str | None:
     """Text of a value; None where it is missing or empty."""
     value = row.data.get(column)
-    return None if value is None or value != value or not str(value).strip() else str(value)
+    return None if missing(value) else str(value)
 
 
 def rank_of(row: Row) -> int | None:

@@ -59,43 +59,56 @@ class _Names:
         self.queries = {plain_name(sub.query): sub.query for _, sub in design.queries()}
         self.classes: dict[str, set[str]] = defaultdict(set)
         self.subs: dict[str, set[tuple[str, str]]] = defaultdict(set)
-        self.first: dict[str, tuple[str, bool]] = {}
+        self.alone: dict[str, str] = {}
         for one in design.classes:
             self.classes[plain_name(one.name)].add(one.name)
-            alone = len(one.subclasses) == 1 and plain_name(one.subclasses[0].name) == plain_name(one.name)
-            self.first[one.name] = (one.subclasses[0].query, alone)
+            if len(one.subclasses) == 1 and plain_name(one.subclasses[0].name) == plain_name(one.name):
+                self.alone[one.name] = one.subclasses[0].query
             for sub in one.subclasses:
                 for name in {plain_name(sub.name), plain_name(sub.query)}:
                     self.subs[name].add((one.name, sub.query))
 
     def find(self, names: Iterable[str]) -> tuple[str, bool] | None:
-        """Query that some names mean together, and whether they say its subclass; None where they do not tell.
-
-        What is only known to be of a class goes to its first query.
-        """
+        """Query that some names mean together, and True; their class and False; None where they do not tell."""
         known = [plain_name(name) for name in names]
         classes = set().union(*(self.classes.get(name, set()) for name in known))
         subs = set().union(*(self.subs.get(name, set()) for name in known))
         subs = {found for found in subs if not classes or found[0] in classes}
         if len(subs) == 1:
             return next(iter(subs))[1], True
-        return self.first[next(iter(classes))] if len(classes) == 1 and not subs else None
+        if len(classes) != 1 or subs:
+            return None
+        name = next(iter(classes))
+        return (self.alone[name], True) if name in self.alone else (name, False)
 
 
 class _Sorted:
-    """Hits that were sorted under their queries when the source was opened."""
+    """Hits that were sorted under their queries when the source was opened.
 
-    def __init__(self, name: str) -> None:
+    One that is only known to be of a class goes to that of the class's queries which has the fewest.
+    """
+
+    def __init__(self, name: str, design: Design) -> None:
         self.name, self.identity = name, ""
-        self.hits: dict[str, list[Hit]] = defaultdict(list)
+        self.hits: dict[str, list[Hit]] = {sub.query: [] for _, sub in design.queries()}
+        self._queries = {one.name: [sub.query for sub in one.subclasses] for one in design.classes}
+        self._of_class: dict[str, list[Hit]] = {one.name: [] for one in design.classes}
         self.warnings: list[str] = []
 
     def search(self, query: str, limit: int) -> Iterator[Hit]:
         """Give the hits of a query in their order."""
         yield from self.hits.get(query, [])[:limit]
 
+    def sort(self, hit: Hit, place: tuple[str, bool]) -> None:
+        """Put a hit where `_Names.find` says."""
+        name, of_subclass = place
+        (self.hits if of_subclass else self._of_class)[name].append(hit._replace(of_subclass=of_subclass))
+
     def leave(self, what: str, strange: list[str]) -> None:
-        """Say what belongs to no query, or refuse a source of which nothing does."""
+        """Share out what is of a class; say what belongs to no query, or refuse a source of which nothing does."""
+        for name, hits in self._of_class.items():
+            for hit in hits:
+                self.hits[min(self._queries[name], key=lambda query: len(self.hits[query]))].append(hit)
         if not any(self.hits.values()):
             hint = f" (such as {strange[0]})" if strange else ""
             raise InputError(
@@ -115,7 +128,7 @@ class FolderCollector(_Sorted):
     """
 
     def __init__(self, folder: Path, design: Design, name: str) -> None:
-        super().__init__(name)
+        super().__init__(name, design)
         if not folder.is_dir():
             raise InputError(f"{name}: no such folder. Give one with a folder for each class.")
         names, strange = _Names(design), []
@@ -126,15 +139,12 @@ class FolderCollector(_Sorted):
             if found is None:
                 strange.append(inner.as_posix())
                 continue
-            query, of_subclass = found
             fault = ""
             if path.is_dir():
                 fault = "a link to a folder, which is not followed"
             elif path.is_symlink() and not _is_inside(path, folder):
                 fault = "a link that leaves the folder"
-            self.hits[query].append(
-                Hit(inner.as_posix(), None if fault else path, of_subclass=of_subclass, fault=fault)
-            )
+            self.sort(Hit(inner.as_posix(), None if fault else path, fault=fault), found)
             listing.append([os.fsencode(inner).hex(), fault, 0 if fault else _size(path)])
         self.leave("files", strange)
         self.identity = sha256_json(listing)
@@ -172,7 +182,7 @@ class ListCollector(_Sorted):
     """
 
     def __init__(self, file: Path, design: Design, name: str) -> None:
-        super().__init__(name)
+        super().__init__(name, design)
         names, strange = _Names(design), []
         for row in read_rows(file):
             said = [str(row.data[column]) for column in ("query",) if row.data.get(column)]
@@ -184,7 +194,7 @@ class ListCollector(_Sorted):
             if found is None:
                 strange.append(row.where)
             else:
-                self.hits[found[0]].append(_listed(row, file.parent)._replace(of_subclass=found[1]))
+                self.sort(_listed(row, file.parent), found)
         self.leave("rows", strange)
         self.identity = sha256_file(file)
 

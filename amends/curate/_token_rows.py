@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from amends.curate._pool import Fate, Outcome, Verdict, check_columns, read_pool
+from amends.curate._pool import Fate, Outcome, Verdict, read_pool
 from amends.curate._tokens import Floats, Mask, Offsets
 from amends.io.errors import InputError
 from amends.io.tables import Row
@@ -70,8 +70,7 @@ def read_token_pool(
     ------
     InputError : no row can be scored; plain text; a column that is written here is there already.
     """
-    rows = read_pool(data)
-    check_columns(rows, ADDED)
+    rows = read_pool(data, ADDED)
     for row in rows:
         if question_column is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
             raise InputError(f"{row.where}: plain text has no prompt and answer to tell apart. Give rows with both.")

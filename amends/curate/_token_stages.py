@@ -25,7 +25,7 @@ from amends.io.errors import InputError
 from amends.io.progress import track
 from amends.io.tables import read_json
 from amends.lm.callbacks import Bar
-from amends.lm.load import Loaded, load, prepare, save_model, shares_base
+from amends.lm.load import Loaded, load, prepare, save_model, shares_base, weights_sha256
 from amends.lm.logprobs import NOTED_AT_ONCE, AnswerLogprobs, PackedRow, log_probability, note
 from amends.lm.trainer import AnswerTrainer, TrainRow, training_arguments
 
@@ -326,16 +326,18 @@ def clean(
         return token_numbers(check_tokenizer(model(), tokenizer).model, rows[begin:end], tokenizer.pad_token_id, label)
 
     newest: Callable[[], Loaded] = partial(stages.model, base)
+    version = ""
     of_base = stages.numbers("numbers-base", partial(logp, newest, first, len(rows), "base"))
     if reference:
         newest = partial(stages.model, reference)
+        version = f"-{weights_sha256(newest().model)[:16]}"  # another model may lie under its name meanwhile
     else:
         whole = partial(finetune, rows=rows[:first], masks=masks(0, first), how=how, label="making the reference")
         stages.make("theta-1", newest, whole)
         newest = partial(stages.model, "theta-1", made=True)
     for t, (begin, end) in enumerate(pairwise(bounds if reference else bounds[1:]), 1):
         part = slice(offsets[begin], offsets[end])
-        found = stages.numbers(f"numbers-{t}", partial(logp, newest, begin, end, f"reference {t}"))
+        found = stages.numbers(f"numbers-{t}{version}", partial(logp, newest, begin, end, f"reference {t}"))
         base_here = of_base[offsets[begin] - start : offsets[end] - start]
         scores[part], beside[part, 0] = found[:, 0] - base_here[:, 0], base_here[:, 0]
         beside[part, 1] = found[:, 1] - base_here[:, 1]

@@ -1,11 +1,11 @@
 """Embeddings of rows: from a sentence encoder, from a column, or given as an array."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from amends.curate._features import numbers_of
 from amends.curate._purge import Sample
 from amends.curate._representatives import FloatArray
 from amends.io.console import say
@@ -69,8 +69,5 @@ def vectors_of(
 
 def vector_of(value: Any) -> FloatArray | None:
     """Read a list of numbers, or its JSON; None unless it has a direction."""
-    try:
-        found = np.asarray(json.loads(value) if isinstance(value, str) else value, dtype=np.float32)
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return found if found.ndim == 1 and found.size and np.isfinite(found).all() and found.any() else None
+    found: FloatArray | None = numbers_of(value)
+    return found if found is not None and np.isfinite(found).all() and found.any() else None

@@ -17,9 +17,9 @@ import typer
 from amends.curate._cleaning import ADDED, FEATURELESS, NO_VECTOR, FloatArray, How, check_how, clean
 from amends.curate._copies import Copies
 from amends.curate._doubts import Looked, Mixed
-from amends.curate._flagged import Flagged, Method
+from amends.curate._flagged import Flagged, Method, key_of
 from amends.curate._images import folder_names, sha256_of
-from amends.curate._pool import Outcome, check_columns
+from amends.curate._pool import Outcome
 from amends.curate._review import queue_of, read_votes, write_queue
 from amends.curate._samples import Samples, embedded, find_table, read_samples, vectors_in
 from amends.curate._scale import Here, Workers
@@ -106,9 +106,8 @@ def run(
     started, digests = time.time(), dict[str, str]()
     home = Path(folder) if folder is not None else None
     samples = read_samples(
-        data, label=label, text=text, path=path, folder=home, most_pixels=most_pixels, workers=workers
+        data, label=label, text=text, path=path, folder=home, most_pixels=most_pixels, workers=workers, added=ADDED
     )
-    check_columns(samples.rows, ADDED)
     if export and samples.kind == "text":
         raise InputError("--export imagefolder: these are texts. Leave it out; the splits are in the column split.")
     names = sorted({name for i in samples.used if (name := samples.labels[i]) is not None})
@@ -131,7 +130,7 @@ def run(
         weights=digests,
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all rows looked at",
-        warnings=warnings_of(samples, looked, outcome, label),
+        warnings=warnings_of(samples, looked, outcome, label, tests=how.shares[2] > 0),
         method={"title": "ADC, step 3", "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
     )
     for warning in record["warnings"]:
@@ -147,7 +146,7 @@ def run(
 # What becomes of the rows -------------------------------------------------------------------------------------------
 
 
-def warnings_of(samples: Samples, looked: Looked, outcome: Outcome, label: str) -> list[str]:
+def warnings_of(samples: Samples, looked: Looked, outcome: Outcome, label: str, *, tests: bool) -> list[str]:
     """Say what the numbers rest on, and what became of whole classes."""
     found = [
         f"{num} of {len(samples.rows)} rows were refused: {why}."
@@ -156,11 +155,11 @@ def warnings_of(samples: Samples, looked: Looked, outcome: Outcome, label: str) 
     found += [*looked.heard, *([f"{FEATURELESS}{looked.refusal}."] if looked.refusal else [])]
     before = Counter(name for name in samples.labels if name is not None)
     kept = outcome.of("kept")
-    after = Counter(str(row[label]) for row in kept)
+    after = Counter(key_of(row[label]) for row in kept)
     for name in (name for name in sorted(before) if after[name] * 2 < before[name]):
         found.append(f'Of the class "{name}" {after[name]} of {before[name]} rows are left: look at what was dropped.')
-    tested = {str(row[label]) for row in kept if row["split"] == "test"}
-    if untested := sorted(name for name in after if name not in tested):
+    tested = {key_of(row[label]) for row in kept if row["split"] == "test"}
+    if tests and (untested := sorted(name for name in after if name not in tested)):
         found.append(f"No row in test, as they have too few: {', '.join(untested)[:300]}.")
     return found
 
@@ -181,7 +180,7 @@ def write(found: Cleaned, out: Path, kind: str, export: str | None = None) -> No
 def _export(found: Cleaned, place: Path) -> None:
     """Copy the pictures that are kept into SPLIT/LABEL, each under its digest; labels.json names the folders."""
     label, kept = found.record["config"]["label"], [i for i, v in enumerate(found.outcome.verdicts) if v.fate == "kept"]
-    labels = {i: str(found.outcome.rows[i].data[label]) for i in kept}
+    labels = {i: key_of(found.outcome.rows[i].data[label]) for i in kept}
     names = folder_names(set(labels.values()))
     for i in kept:
         file, digest = found.samples.files[i], found.samples.digests[i]

@@ -122,7 +122,8 @@ def run(
         if not any(row["fate"] == "collected" for row in rows):
             part.remove()
             raise InputError(_nothing(rows))
-        warned = [warning for _, one in sources for warning in getattr(one, "warnings", ())] + _warnings(plan, rows)
+        warned = [warning for _, one in sources for warning in getattr(one, "warnings", ())]
+        warned += [*_left_over(plan, sources, rows, per_query), *_warnings(plan, rows)]
         for warning in warned:
             say(f"warning: {warning}")
         record = describe(
@@ -248,6 +249,22 @@ def _nothing(rows: Sequence[dict[str, Any]]) -> str:
     (reason, number), *_ = Counter(row["reason"] for row in rows).most_common(1)
     hint = "Give --fetch and --contact." if reason == NOT_ASKED else "Mend that and run it again."
     return f"none of {len(rows)} hits was collected; {number} of them: {reason}. {hint}"
+
+
+def _left_over(
+    design: Design, sources: Sequence[tuple[str, Collector]], rows: Sequence[dict[str, Any]], per_query: int
+) -> list[str]:
+    """Say what folders and lists have of a class and no query had room for."""
+    taken, found = Counter((row["source"], row["label"]) for row in rows), []
+    for name, source in sources:
+        if isinstance(source, FolderCollector | ListCollector):
+            for one in design.classes:
+                there = sum(len(source.hits[sub.query]) for sub in one.subclasses)
+                if num := there - taken[name, one.name]:
+                    found.append(
+                        f'{name}: {num} of {there} hits of "{one.name}" were not taken (--per-query {per_query}).'
+                    )
+    return found
 
 
 def _warnings(design: Design, rows: Sequence[dict[str, Any]]) -> list[str]:

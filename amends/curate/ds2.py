@@ -15,8 +15,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from amends.curate._ds2_options import CONFIDENCE, DRAWS, NEAR, ROUNDS, K, check_options, check_unused, check_values
 from amends.curate._features import embeddings, groups, unusable
-from amends.curate._pool import Outcome, Verdict, read_pool, text_of
+from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
 from amends.curate._raters import Aggregate, Levels, aggregate, compressed, levels_of, read_ratings
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
@@ -26,6 +27,8 @@ from amends.io.tables import Row
 from amends.io.write import kind_of
 
 LONG_TAIL_DIGITS = 4
+MENDED = ("error_prob", "suggested", "confidence")
+"""Columns that mending adds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +73,11 @@ def run(
     scale: str | None = None,
     compress: bool = False,
     levels: int | None = None,
-    confidence: float = 0.5,
-    k: int = 10,
-    rounds: int = 50,
-    draws: int = 51,
-    near: float = 0.99,
+    confidence: float = CONFIDENCE,
+    k: int = K,
+    rounds: int = ROUNDS,
+    draws: int = DRAWS,
+    near: float = NEAR,
     cache: str | Path | None = None,
     most_calls: int | None = None,
     seed: int = 0,
@@ -105,12 +108,20 @@ def run(
         check_new(out)
     started, columns = time.time(), _listed(text)
     raters_asked = [] if rater is None else _listed(rater)
-    _check_options(raters_asked, _listed(rating), columns, embedder, embedding, curate, budget)
-    pool = (
-        _rated(data, columns, embedding, raters_asked, cache, most_calls, seed)
-        if raters_asked
-        else _read(data, columns, embedding, _listed(rating), scale, compress)
-    )
+    sources = raters_asked or _listed(rating)
+    check_options(raters_asked, _listed(rating), columns, embedder, embedding, curate, budget)
+    is_mended = curate and bool(embedder or embedding)
+    check_values(options)
+    check_unused(options, bool(raters_asked), len(sources) > 1, bool(embedder or embedding), is_mended)
+    written = ["level", "curated", "long_tail", *(MENDED if is_mended else ()), *["certainty"] * (len(sources) > 1)]
+    if raters_asked:
+        if cache is None and out is not None:
+            cache = Path(f"{Path(out)}.answers.sqlite")
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        written += rating_columns(raters_asked)
+        pool = _rated(read_pool(data, written), columns, embedding, raters_asked, cache, most_calls, seed)
+    else:
+        pool = _read(read_pool(data, written), columns, embedding, sources, scale, compress)
     rows, verdicts = pool.rows, dict(pool.verdicts)
     used = [i for i in range(len(rows)) if i not in verdicts]
     if budget is not None and budget > len(used):
@@ -187,11 +198,10 @@ class _Pool(NamedTuple):
 
 
 def _read(
-    data: Any, columns: list[str], embedding: str | None, ratings: list[str], scale: str | None, compress: bool
+    rows: list[Row], columns: list[str], embedding: str | None, ratings: list[str], scale: str | None, compress: bool
 ) -> _Pool:
-    """Read rows whose ratings stand in columns."""
-    rows = read_pool(data)
-    texts = [text_of(row, columns) for row in rows] if columns else []
+    """Read the ratings that stand in columns."""
+    texts = texts_of(rows, columns)
     ratings_NM, unrated = read_ratings(rows, ratings, scale=scale, compress=compress)
     verdicts = {i: Verdict("refused", why) for i, why in enumerate(unrated) if why}
     verdicts |= unusable(rows, texts, embedding, verdicts)
@@ -199,7 +209,7 @@ def _read(
 
 
 def _rated(
-    data: Any,
+    rows: list[Row],
     columns: list[str],
     embedding: str | None,
     raters: list[Any],
@@ -207,11 +217,10 @@ def _rated(
     most_calls: int | None,
     seed: int,
 ) -> _Pool:
-    """Read rows, and have models rate the texts of those that can be judged."""
+    """Have models rate the texts of the rows that can be judged."""
     from amends.curate._rating import rate_all
 
-    rows = read_pool(data)
-    texts = [text_of(row, columns) for row in rows]
+    texts = texts_of(rows, columns)
     verdicts = unusable(rows, texts, embedding, {})
     there = [i for i in range(len(rows)) if i not in verdicts]
     if not there:
@@ -220,39 +229,16 @@ def _rated(
     ratings_NM = np.full((len(rows), len(raters)), np.nan)
     ratings_NM[there] = found.ratings_NM
     verdicts |= {i: Verdict("refused", why) for i, why in zip(there, found.reasons, strict=True) if why}
-    names = ["rating"] if len(raters) == 1 else [f"rating_{m}" for m in range(1, len(raters) + 1)]
     added = {
         name: [None if value != value else int(value) for value in of]
-        for name, of in zip(names, ratings_NM.T.tolist(), strict=True)
+        for name, of in zip(rating_columns(raters), ratings_NM.T.tolist(), strict=True)
     }
     return _Pool(rows, texts, compressed(ratings_NM), verdicts, found.names, found.asked, added)
 
 
-def _check_options(
-    raters: list[Any],
-    ratings: list[str],
-    columns: list[str],
-    embedder: str | None,
-    embedding: str | None,
-    curate: bool,
-    budget: int | None,
-) -> None:
-    """Refuse what cannot go together, before anything is read."""
-    if bool(raters) == bool(ratings):
-        raise InputError("--rating and --rater: give one of them, columns with ratings or models that rate.")
-    if raters and not columns:
-        raise InputError("--rater: name the columns to rate with --text.")
-    if embedder and embedding:
-        raise InputError("--embedder and --embedding: give one of them.")
-    if embedder and not columns:
-        raise InputError("--embedder: name the columns to embed with --text.")
-    if curate and len(raters or ratings) == 1 and not (embedder or embedding):
-        raise InputError(
-            "The ratings of one rater are mended by neighbours: give --text with --embedder, or --embedding. Several "
-            "raters need neither; --no-curate selects by the ratings as they are."
-        )
-    if budget is not None and budget < 1:
-        raise InputError(f"--budget {budget}: must be at least 1.")
+def rating_columns(raters: Sequence[Any]) -> list[str]:
+    """Columns that the ratings of models are written to."""
+    return ["rating"] if len(raters) == 1 else [f"rating_{m}" for m in range(1, len(raters) + 1)]
 
 
 def _listed(names: Any) -> list[Any]:
@@ -277,7 +263,9 @@ def columns_of(
     if raters is not None:
         found["certainty"] = raters.certainty_N
     if curator is not None:
-        found |= {"error_prob": curator.error_prob_, "suggested": curator.suggested_.astype(int)}
+        suggested_n = curator.suggested_.astype(int).astype(object)
+        suggested_n[np.isnan(curator.error_prob_)] = None  # too few neighbours: nothing is known of it
+        found |= {"error_prob": curator.error_prob_, "suggested": suggested_n}
         found["confidence"] = curator.confidence_
     found |= {"curated": curated_n.astype(int), "long_tail": tail_n.round(LONG_TAIL_DIGITS)}
     added: dict[str, list[Any]] = {}
@@ -351,14 +339,18 @@ def command(
     levels: Annotated[
         int | None, typer.Option(help="Merge ratings into so many levels of about equal size.", min=2)
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Replace a rating from this confidence on.", min=0, max=1)] = 0.5,
-    k: Annotated[int, typer.Option(help="Rows that vote on a row, itself among them.", min=3)] = 10,
-    rounds: Annotated[int, typer.Option(help="Draws to learn how ratings err.", min=1)] = 50,
-    draws: Annotated[int, typer.Option(help="Draws in which neighbours vote.", min=1)] = 51,
+    confidence: Annotated[
+        float, typer.Option(help="Replace a rating from this confidence on.", min=0, max=1)
+    ] = CONFIDENCE,
+    k: Annotated[int, typer.Option(help="Rows that vote on a row, itself among them.", min=3)] = K,
+    rounds: Annotated[int, typer.Option(help="Draws to learn how ratings err.", min=1)] = ROUNDS,
+    draws: Annotated[int, typer.Option(help="Draws in which neighbours vote.", min=1)] = DRAWS,
     near: Annotated[
         float, typer.Option(help="Rows with at least this cosine do not vote on each other.", max=1)
-    ] = 0.99,
-    cache: Annotated[Path | None, typer.Option(help="File that keeps the answers of --rater.")] = None,
+    ] = NEAR,
+    cache: Annotated[
+        Path | None, typer.Option(help="File of the answers of --rater; default OUT.answers.sqlite.")
+    ] = None,
     most_calls: Annotated[int | None, typer.Option(help="New answers of each --rater, at most.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:

@@ -22,7 +22,7 @@ from amends.curate._fusion_judge import judge as grade_all
 from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
 from amends.curate._fusion_rules import Checker, Instructions
 from amends.curate._plan import ALONE, instructions_of, plan, rows_of
-from amends.curate._pool import Outcome, Verdict, check_columns, read_pool
+from amends.curate._pool import Outcome, Verdict, read_pool
 from amends.curate._purge import Purging, check_scored, purge_in_parts, warnings_of
 from amends.curate._representatives import Grouping
 from amends.curate._scale import Here, Workers, parts_of
@@ -128,8 +128,7 @@ def run(
         check_installed(module, package, "curate")
     started, contents = time.time(), read_benchmark(benchmark) if benchmark else None
     say("reading the pool")
-    rows = read_pool(data)
-    check_columns(rows, ADDED)
+    rows = read_pool(data, ADDED)
     check_scored(rows, purging)
     parts = parts_of(len(rows), workers.num_parts)
     purged = purge_in_parts(workers, [rows[part] for part in parts], [part.start for part in parts], purging, contents)

@@ -6,7 +6,6 @@ Sources: SimiFeat (Zhu, Dong, Liu 2022), deep k-NN (Bahri et al. 2020), confiden
 CORES (Cheng et al. 2021); together in ADC, arXiv 2408.11338.
 """
 
-import json
 import time
 import warnings
 from collections import Counter
@@ -18,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.curate._features import embeddings
-from amends.curate._flagged import JUDGED, Flagged, Method, doubt_of
-from amends.curate._pool import Outcome, Verdict, read_pool, text_of
+from amends.curate._features import embeddings, numbers_of
+from amends.curate._flagged import JUDGED, Flagged, Method, check_flagged, doubt_of, is_label, key_of, names_of
+from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -28,8 +27,7 @@ from amends.io.run import describe, run_folder
 from amends.io.tables import Row
 from amends.io.write import kind_of
 
-SUM = 1e-3
-"""Distance of a row's probabilities from a sum of 1 that is taken for rounding."""
+K, DRAWS, FOLDS = 10, 21, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +61,9 @@ def run(
     method: Method = "simifeat-vote",
     flagged: Flagged = "keep",
     confidence: float = 0.5,
-    k: int = 10,
-    draws: int = 21,
-    folds: int = 5,
+    k: int = K,
+    draws: int = DRAWS,
+    folds: int = FOLDS,
     out: str | Path | None = None,
     seed: int = 0,
 ) -> LabelErrors:
@@ -87,26 +85,30 @@ def run(
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
     from amends.curate._detectors import BY_PROBABILITY, DETECTORS
+    from amends.curate._probabilities import among, probabilities_in
 
     if out is not None:
         check_new(out)
     started = time.time()
     columns = [text] if isinstance(text, str) else list(text)
     _check_options(columns, embedder, embedding, proba, method in BY_PROBABILITY, method, [*DETECTORS])
-    rows = read_pool(data)
-    texts = [text_of(row, columns) for row in rows] if columns else []
+    _check_unused(method, method in BY_PROBABILITY, proba, k, draws, folds)
+    check_flagged(flagged, confidence)
+    rows = read_pool(data, JUDGED)
+    texts = texts_of(rows, columns)
     labels = [row.data.get(label) for row in rows]
     if all(label not in row.data for row in rows):
         raise InputError(f'{rows[0].where}: no row has the column "{label}". Name another one with --label.')
-    found_labels = {str(value): value for value in labels if is_label(value)}
-    names = sorted(found_labels.items(), key=lambda item: (isinstance(item[1], str), item[1]))
-    numbers = {name: number for number, (name, _) in enumerate(names)}
-    source = proba or embedding
-    values = [_numbers(row, source, [*numbers]) if source else np.zeros(0) for row in rows]
+    names = names_of(value for value in labels if is_label(value))
+    numbers = {key: number for number, key in enumerate(names)}
+    if proba:
+        values = probabilities_in(rows, proba, names)
+    else:
+        values = [_embedding(row, embedding) if embedding else np.zeros(0) for row in rows]
     width = Counter(len(v) for v in values if not isinstance(v, str)).most_common(1)
     refused: dict[int, Verdict] = {}
     for i in range(len(rows)):
-        if reason := _fault(labels[i], texts[i] if texts else None, values[i], width[0][0] if width else 0, proba):
+        if reason := _fault(labels[i], texts[i] if texts else None, values[i], width[0][0] if width else 0):
             refused[i] = Verdict("refused", reason)
     used = [i for i in range(len(rows)) if i not in refused]
     if not used:
@@ -114,7 +116,9 @@ def run(
     warned = [f"{n} of {len(rows)} rows were refused: {why}." for why, n in _counted(refused)]
     digests: dict[str, str] = {}
     x_nD = _embedded([texts[i] for i in used], embedder, digests) if embedder else np.array([values[i] for i in used])
-    labels_n = np.array([numbers[str(labels[i])] for i in used])
+    labels_n = np.array([numbers[key_of(labels[i])] for i in used])
+    if proba:
+        x_nD = among(x_nD, np.unique(labels_n))
     how: dict[str, Any] = {"k": k} if method in ("knn", "simifeat-vote", "simifeat-rank") else {"cv": folds}
     how |= {"num_draws": draws} if method.startswith("simifeat") else {}
     how |= {"random_state": seed} if method != "knn" else {}
@@ -129,11 +133,11 @@ def run(
         except ValueError as error:
             raise InputError(f"--label {label}, {method}: {error}") from error
     warned += list(dict.fromkeys(str(warning.message) for warning in heard))
+    if (wrong := int(detector.flag_.sum())) > (judged := int(np.isfinite(detector.noise_score_).sum())) / 2:
+        warned.append(f"{wrong} of {judged} labels look wrong, which is most of them: look at what they are judged by.")
     if texts and (num := _contradictions([texts[i] for i in used], labels_n)):
         warned.append(f"{num} texts stand in more than one row with different labels: at most one of these is right.")
-    outcome = outcome_of(
-        rows, label, [value for _, value in names], used, labels_n, detector, refused, flagged, confidence
-    )
+    outcome = outcome_of(rows, label, [*names.values()], used, labels_n, detector, refused, flagged, confidence)
     for warning in warned:
         say(f"warning: {warning}")
     record = describe(
@@ -147,7 +151,7 @@ def run(
         warnings=warned,
         method={"title": method, "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
     )
-    found = LabelErrors(outcome, detector, [value for _, value in names], used, labels_n, texts, record)
+    found = LabelErrors(outcome, detector, [*names.values()], used, labels_n, texts, record)
     if out is not None:
         write(found, Path(out), kind_of(data))
     return found
@@ -173,37 +177,30 @@ def _check_options(
         raise InputError(f"--proba: {method} judges by neighbours. Give --embedding, or --method confident.")
 
 
+def _check_unused(method: str, by_probability: bool, proba: str | None, k: int, draws: int, folds: int) -> None:
+    """Refuse options that were changed and would be ignored."""
+    for name, value, default, needed, is_used in (
+        ("--k", k, K, "goes with neighbours (simifeat-vote, simifeat-rank, knn)", not by_probability),
+        ("--draws", draws, DRAWS, "goes with SimiFeat (simifeat-vote, simifeat-rank)", method.startswith("simifeat")),
+        ("--folds", folds, FOLDS, "goes with a model that is trained here (confident, cleanlab, cores)",
+         by_probability and not proba),
+    ):  # fmt: skip
+        if value != default and not is_used:
+            raise InputError(f"{name} {value}: {needed}. Leave it out.")
+
+
 # What is read ------------------------------------------------------------------------------------------------------
 
 
-def is_label(value: Any) -> bool:
-    """Whether a value can be a label: a number or a text, and no missing one."""
-    return isinstance(value, str | int | float) and value == value and str(value).strip() != ""
-
-
-def _numbers(row: Row, column: str, classes: Sequence[str]) -> Any:
-    """Read a list of numbers, or of an object the numbers of the classes; a text says what is wrong with it."""
-    value = row.data.get(column)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return f"{column} is no list of numbers"
-    if isinstance(value, Mapping):
-        if strange := sorted({str(name) for name in value} ^ set(classes)):
-            return f"{column} and the labels have other classes ({strange[0]})"
-        value = {str(name): number for name, number in value.items()}
-        value = [value[name] for name in classes]
-    try:
-        found = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        return f"{column} is no list of numbers"
-    if value is None or found.ndim != 1 or not found.size:
+def _embedding(row: Row, column: str) -> Any:
+    """Read a list of numbers; a text says what is wrong with it."""
+    found = numbers_of(row.data.get(column), np.float64)
+    if found is None:
         return f"{column} is no list of numbers"
     return found if np.isfinite(found).all() else f"{column} holds a number that is missing or infinite"
 
 
-def _fault(label: Any, text: str | None, values: Any, width: int, proba: str | None) -> str | None:
+def _fault(label: Any, text: str | None, values: Any, width: int) -> str | None:
     """Say why a row cannot be judged; None if it can."""
     if not is_label(label):
         return "no label" if label is None or isinstance(label, str | float) else "the label is no single value"
@@ -213,8 +210,6 @@ def _fault(label: Any, text: str | None, values: Any, width: int, proba: str | N
         return values
     if len(values) != width:
         return f"{len(values)} numbers, where most rows have {width}"
-    if proba and ((values < 0).any() or abs(values.sum() - 1) > SUM):
-        return "the probabilities are below 0 or do not sum to 1"
     return None
 
 
@@ -298,9 +293,9 @@ def command(
     confidence: Annotated[
         float, typer.Option(help="Replace a label from this confidence on (--flagged relabel).", min=0, max=1)
     ] = 0.5,
-    k: Annotated[int, typer.Option(help="Neighbours; of SimiFeat with the row itself.", min=3)] = 10,
-    draws: Annotated[int, typer.Option(help="Draws in which neighbours vote (SimiFeat).", min=1)] = 21,
-    folds: Annotated[int, typer.Option(help="Folds of the model (confident, cleanlab, cores).", min=2)] = 5,
+    k: Annotated[int, typer.Option(help="Neighbours; of SimiFeat with the row itself.", min=3)] = K,
+    draws: Annotated[int, typer.Option(help="Draws in which neighbours vote (SimiFeat).", min=1)] = DRAWS,
+    folds: Annotated[int, typer.Option(help="Folds of the model (confident, cleanlab, cores).", min=2)] = FOLDS,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Find labels in DATA that look wrong, and keep, drop or replace them."""

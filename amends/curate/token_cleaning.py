@@ -376,4 +376,5 @@ def command(
     )
     told = cleaned.summary
     say(f"{told['kept']} of {told['tokens']} scored answer tokens are kept, of {told['rows']['kept']} rows")
-    say(f"done: {out / 'report.html'}; rows to train on are in {out / 'cleaned'}")
+    trained_on = f"rows to train on are in {out / 'cleaned'}" if cleaned.mask.any() else "there is nothing to train on"
+    say(f"done: {out / 'report.html'}; {trained_on}")

@@ -36,7 +36,14 @@ def rows_from(data: Any) -> list[Row]:
         return [row for path in items for row in read_rows(path)]
     if not items or not all(isinstance(item, Mapping) for item in items):
         raise InputError("data: expected rows with named columns, at least one. Give a list of dictionaries or a file.")
-    return rows_of(items)
+    return rows_of([{name: _own(value) for name, value in item.items()} for item in items])
+
+
+def _own(value: Any) -> Any:
+    """Value as Python has it: numbers of NumPy are numbers, and what pandas has for a missing one is None."""
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def about_rows(data: Any, rows: Sequence[Row]) -> dict[str, Any]:

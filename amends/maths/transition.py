@@ -11,6 +11,7 @@ What is counted on parts of the data adds up: count, add, fit.
 Shapes: N rows, M raters, K classes, U different rows of labels.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, permutations
 from typing import Any, NamedTuple
@@ -236,8 +237,17 @@ class Interval(NamedTuple):
     prior_high_K: FloatArray
 
 
-def bootstrap(counts_KKK: ArrayLike, rng: np.random.Generator, *, rounds: int = 100, level: float = 0.95) -> Interval:
+def bootstrap(
+    counts_KKK: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    rounds: int = 100,
+    level: float = 0.95,
+    shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Interval:
     """Refit on rows drawn again with replacement; percentiles of what comes out.
+
+    The rounds go through `shown`, which may tell how far they are.
 
     Rows are taken as independent. Triples of a row with its neighbours share rows, so for them it is somewhat short.
     """
@@ -245,7 +255,7 @@ def bootstrap(counts_KKK: ArrayLike, rng: np.random.Generator, *, rounds: int = 
     share_KKK, num_rows = _shares(counts_KKK), int(counts_KKK.sum())
     start = fit_transition(counts_KKK)
     drawn = (rng.multinomial(num_rows, share_KKK.ravel()).reshape(share_KKK.shape) for _ in range(rounds))
-    fits = [fit_transition(counts, start) for counts in drawn]
+    fits = [fit_transition(counts, start) for counts in shown(drawn)]
     ends = [(1 - level) / 2, (1 + level) / 2]
     low_KK, high_KK = np.quantile([fit.matrix_KK for fit in fits], ends, axis=0)
     prior_low_K, prior_high_K = np.quantile([fit.prior_K for fit in fits], ends, axis=0)

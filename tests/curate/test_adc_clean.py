@@ -638,6 +638,27 @@ def test_a_row_of_a_megabyte_is_a_row_of_text_and_all_rows_the_same_are_one(tmp_
     assert "4 samples are left, fewer than 10" in found.looked.refusal
 
 
+def test_no_test_split_is_missed_where_none_was_asked_for():
+    told = {shares: run(pool(), shares=shares).record["warnings"] for shares in ((1, 0, 0), (0.99, 0.01, 0))}
+    assert not any("No row in test" in warning for warnings in told.values() for warning in warnings)
+
+
+def test_what_it_kept_is_a_pool_for_it_again():
+    kept = run(pool()).outcome.of("kept")
+    again = run(kept).outcome.of("kept")
+    assert {"found_as", "earlier_found_as", "split", "earlier_split"} <= set(again[0])
+
+
+def test_labels_may_be_numbers_of_numpy_and_1_is_1_point_0():
+    names = sorted({row["label"] for row in pool()})
+    rows = [row | {"label": names.index(row["label"])} for row in pool()]
+    odd = [row | {"label": float(row["label"]) if i % 2 else np.int64(row["label"])} for i, row in enumerate(rows)]
+    one, other = run(rows), run(odd)
+    assert one.outcome.counts() == other.outcome.counts()
+    assert one.looked.names == other.looked.names == ["0", "1", "2", "3", "4"][: len(names)]
+    assert one.record["warnings"] == other.record["warnings"]
+
+
 def test_the_command_cleans_a_table(amends, tmp_path):
     write_rows(tmp_path / "p.csv", pool())
     out = tmp_path / "out"

@@ -367,7 +367,7 @@ def test_folders_are_named_after_classes_subclasses_or_queries(tmp_path):
     columns = ("uri", "label", "subclass", "query", "rank")
     assert [tuple(row[name] for name in columns) for row in table(tmp_path / "raw")] == [
         ("cat/black/a.jpg", "cat", "black", "black cat", 0),
-        ("cat/loose.jpg", "cat", None, "black cat", 1),
+        ("cat/loose.jpg", "cat", None, "white cat", 0),
         ("Black-Dog/9.jpg", "dog", "black", "black dog", 0),
         ("Black-Dog/10.jpg", "dog", "black", "black dog", 1),
         ("pug/a.jpg", "dog", "pug", "pug dog", 0),
@@ -405,6 +405,18 @@ def test_a_file_over_the_limit_and_an_odd_one_are_refused(tmp_path):
         "neither an image of a known kind nor a text in UTF-8",
         "no such file",
     ]
+
+
+def test_what_is_only_known_to_be_of_a_class_has_the_room_of_all_its_queries(tmp_path):
+    photos = put(tmp_path / "photos", {f"cat/{i}.jpg": JPEG + bytes([i]) for i in range(12)})
+    put(tmp_path / "photos", {f"cat/white/{i}.jpg": JPEG + bytes([99, i]) for i in range(3)})
+    whole = adc_collect.run(CATS, f"folder:{photos}", out=tmp_path / "whole", per_query=8)
+    queries = [row["query"] for row in whole.rows]
+    assert (queries.count("black cat"), queries.count("white cat")) == (8, 7)
+    assert not any("were not taken" in warning for warning in whole.record["warnings"])
+    cut = adc_collect.run(CATS, f"folder:{photos}", out=tmp_path / "cut", per_query=5)
+    assert len(cut.rows) == 10
+    assert any('5 of 15 hits of "cat" were not taken (--per-query 5)' in of for of in cut.record["warnings"])
 
 
 def test_the_order_of_a_folder_does_not_matter(tmp_path, monkeypatch):

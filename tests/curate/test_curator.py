@@ -1,6 +1,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import check_estimator
@@ -63,7 +64,7 @@ def test_mended_ratings_change_only_where_the_confidence_says_so(exact):
     assert (c.suggested_ != raw).all()
     assert (c.curated_[changed] == c.suggested_[changed]).all()
     assert 0.2 < changed.mean() < 0.5
-    assert c.to_frame().columns.tolist() == ["error_prob", "suggested", "confidence", "curated", "long_tail"]
+    assert c.to_frame().columns.tolist() == ["score", "error_prob", "suggested", "confidence", "curated", "long_tail"]
 
 
 def test_where_three_quarters_of_neighbours_share_it_mending_still_wins():
@@ -184,11 +185,37 @@ def test_whole_levels_are_selected_from_the_best_down_and_then_the_farthest():
         (np.arange(200), {}, "200 levels"),
         (np.repeat([1.0, np.nan], 100), {}, "NaN"),
         (np.repeat([0, 1], 100), {"k": 2}, "k=2: must be at least 3"),
+        (np.repeat([0, 1], 100), {"confidence": 2}, "confidence=2, near=0.99: expected 0 to 1"),
+        (np.repeat([0, 1], 100), {"confidence": -1}, "confidence=-1: must be at least 0"),
+        (np.repeat([0, 1], 100), {"near": np.nan}, "near=nan"),
     ],
 )
 def test_what_cannot_be_mended_is_refused(ratings, settings, message):
     with pytest.raises(ValueError, match=message):
         ScoreCurator(**settings).fit(planted(0.0, num_rows=200).points, ratings)
+
+
+@pytest.mark.parametrize("groups", [np.zeros(10, int), np.repeat(["a", "b"], 100)])
+def test_groups_that_are_no_whole_number_for_each_row_are_refused(groups):
+    with pytest.raises(ValueError, match="expected a whole number for each of the 200 rows"):
+        ScoreCurator().fit(planted(0.0, num_rows=200).points, np.repeat([0, 1], 100), groups)
+
+
+def test_rows_with_too_few_neighbours_are_not_judged_and_counted():
+    """Half of the rows are siblings of all but five others, which are too few to vote."""
+    world = planted(0.0, num_rows=1500)
+    groups = np.where(np.arange(1500) < 1000, -1, 0)
+    c = ScoreCurator(**FEW).fit(world.points, world.ratings, groups)
+    assert np.isfinite(c.error_prob_).all()  # control: they have others beside them
+    far = world.points.copy()
+    far[1000:] = far[1000:] + 40 * np.eye(32)[0]
+    c = ScoreCurator(**FEW).fit(pd.DataFrame(far, index=np.arange(1500) + 7), world.ratings, groups.astype(float))
+    alone = np.isnan(c.error_prob_)
+    assert 400 < alone.sum() <= 500 and not alone[:1000].any()
+    assert (c.curated_[alone] == world.ratings[alone]).all() and (c.suggested_[alone] == world.ratings[alone]).all()
+    assert np.isnan(c.confidence_[alone]).all()
+    assert any(w.startswith(f"{alone.sum()} rows are not judged and keep their rating") for w in c.warnings_)
+    assert c.to_frame().index[0] == 7 and (c.to_frame()["score"] == world.ratings).all()
 
 
 def test_rows_of_zeros_have_no_neighbours_and_keep_their_rating():

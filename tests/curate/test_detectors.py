@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_predict
+from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.curate import CORES, Cleanlab, ConfidentLearning, DeepKNN, RobustClassifier, SimiFeat
@@ -166,6 +167,32 @@ def test_a_row_with_many_copies_is_judged_as_if_it_had_none():
     heap = np.concatenate([points, np.tile(points[20], (60, 1))])
     found = DeepKNN().fit(heap, np.concatenate([labels, np.tile(labels[20], 60)]))
     assert (found.noise_score_[300:] == alone[20]).all()
+
+
+def test_folds_may_be_a_splitter_that_tests_each_row_once():
+    x, _, y = planted(num=300)
+    own = ConfidentLearning(cv=StratifiedKFold(5, shuffle=True, random_state=3)).fit(x, y)
+    made = ConfidentLearning(cv=5, random_state=3).fit(x, y)
+    assert (own.flag_ == made.flag_).all() and own.flag_.any()
+    with pytest.raises(ValueError, match="each row must be in the test rows of one fold"):
+        ConfidentLearning(cv=ShuffleSplit(3, random_state=0)).fit(x, y)
+
+
+def test_a_model_without_probabilities_is_refused_before_it_is_trained():
+    x, _, y = planted(num=300)
+    for model in (LinearSVC(), LinearSVC):
+        with pytest.raises(ValueError, match="has no predict_proba"):
+            ConfidentLearning(model).fit(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:1 (rows|classes)")
+@pytest.mark.parametrize("detector", [ConfidentLearning(random_state=0), CORES(random_state=0)])
+def test_a_fold_whose_rows_have_one_class_says_that_class(detector):
+    x, _ = clusters(num=30)
+    y = np.array([0] * 29 + [1])
+    found = detector.fit(x, y)
+    assert found.why_not_[-1] == ONLY
+    assert (found.posterior_[:-1] == [1, 0]).all(axis=1).sum() == 5  # the other rows of its fold
 
 
 def test_classes_smaller_than_the_folds_are_warned_of():

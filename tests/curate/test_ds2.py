@@ -113,6 +113,46 @@ def test_the_command_writes_what_the_function_gives(world, tmp_path, capsys):
     assert kept == [row["id"] for row in again.outcome.of("kept")]
 
 
+def test_embeddings_in_csv_are_read_as_json_and_a_row_without_one_is_refused(world, tmp_path):
+    rows = rows_of(world)[:1200]
+    del rows[3]["vector"]
+    file = tmp_path / "pool.csv"
+    pd.DataFrame([row | {"vector": json.dumps(row.get("vector"))} for row in rows]).to_csv(file, index=False)
+    read, given = (ds2.run(data, rating="rating", embedding="vector", curate=False) for data in (file, rows))
+    assert [row["reason"] for row in read.outcome.of("refused")] == ["the embedding is no list of numbers"]
+    assert read.outcome.added == given.outcome.added
+
+
+def test_rows_without_a_group_are_nobodys_siblings(world):
+    for nothing in (None, float("nan"), "", pd.NA):
+        rows = [row | {"prompt": "one" if i < 3 else nothing} for i, row in enumerate(rows_of(world))]
+        found = ds2.run(rows, rating="rating", embedding="vector", group="prompt", **FEW)
+        assert found.curator.num_siblings_ <= 6
+
+
+def test_where_siblings_leave_no_row_enough_neighbours_nothing_is_said_to_be_judged(world):
+    rows = [row | {"prompt": i % 8} for i, row in enumerate(rows_of(world))]
+    with pytest.raises(NoResult, match="no row has 9 neighbours that are no twins or siblings"):
+        ds2.run(rows, rating="rating", embedding="vector", group="prompt", **FEW)
+
+
+def test_what_ds2_wrote_goes_into_ds2_again_and_a_column_of_the_user_is_named_first(world, monkeypatch):
+    rows = rows_of(world)
+    first = ds2.run(rows, rating="rating", embedding="vector", curate=False).outcome.of("kept")
+    again = ds2.run(first, rating="rating", embedding="vector", curate=False, budget=50)
+    assert {"earlier_level", "earlier_curated", "earlier_reason"} < set(again.outcome.of("kept")[0])
+    monkeypatch.setattr(ds2, "embeddings", None)  # no embedding is read
+    with pytest.raises(InputError, match='the column "level" is there already'):
+        ds2.run([row | {"level": 1} for row in rows], rating="rating", embedding="vector")
+
+
+def test_a_budget_of_all_rows_is_called_one(tmp_path):
+    rows = [{"r": i % 3} for i in range(9)]
+    for name, budget, told in (("all", None, "No budget was given"), ("nine", 9, "The budget is as large")):
+        ds2.run(rows, rating="r", curate=False, budget=budget, out=tmp_path / name)
+        assert told in (tmp_path / name / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", [".parquet", ".csv"])
 def test_rows_are_written_in_the_kind_they_came_in(tmp_path, kind):
     file = tmp_path / f"pool{kind}"
@@ -169,12 +209,21 @@ def test_ratings_from_1_to_10_are_compressed(world):
         ([{"r": 1, "v": [1, 0]}, {"r": 2, "v": [0, 1]}], {}, "2 of 2 rows can be judged"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"budget": 6}, "--budget 6: only 5 of 5"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"budget": 0}, "--budget 0"),
-        ([{"r": 1}] * 5, {}, 'the column "v" is missing'),
+        ([{"r": 1}] * 5, {}, 'no row has the column "v"'),
         ([{"r": 1, "v": [1, 0]}] * 5, {"rating": "score"}, 'no row has the column "score"'),
         ([{"r": 1, "v": [1, 0]}] * 5, {"rating": ["r", "r"]}, "2 columns of ratings"),
         ([{"r": i, "v": [1, i]} for i in range(5)], {"group": "prompt"}, 'no row has the column "prompt"'),
         ([{"r": 1, "v": [1, 0]}] * 5, {"embedding": None}, "The ratings of one rater are mended by neighbours"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"embedder": "x"}, "give one of them"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"k": 2}, "--k 2: expected 3 or more"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"confidence": 5}, "--confidence 5: expected 0 or more, up to 1"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"near": float("nan")}, "--near nan"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"exchangeable": True}, "--exchangeable: goes with several ratings"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"cache": "a.sqlite"}, "--cache: goes with --rater"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"most_calls": 3}, "--most-calls: goes with --rater"),
+        ([{"r": 1, "v": [1, 0]}] * 5, {"curate": False, "rounds": 9}, "--rounds: is about mending"),
+        ([{"r": 1}] * 5, {"embedding": None, "curate": False, "group": "no"}, "--group: goes with --embedder"),
+        ([{"r": 1}] * 5, {"rating": (), "rater": "m", "text": "t", "scale": "1-5"}, "--scale: goes with --rating"),
         ([{"r": 1, "v": [1, 0]}] * 5, {"embedding": None, "embedder": "x"}, "name the columns to embed"),
         (
             [{"r": 1, "v": [1, 0], "curated": 3}, *[{"r": i, "v": [1, i]} for i in range(4)]],

@@ -231,7 +231,7 @@ def test_a_dry_run_asks_nothing_and_its_bounds_hold(tmp_path, pool):
         asked = mixed.record["calls"]["asked"]
         assert asked <= told["most_conversations"]
         assert mixed.record["calls"]["tokens"] <= told["most_tokens"]
-    assert told["least_conversations"] == 3 * len(mixed.pairs)
+    assert told["conversations_if_all_pass_at_once"] == 3 * len(mixed.pairs)
     with pytest.raises(InputError, match="--llm"):
         entp.run(pool, embedding="embedding")
 

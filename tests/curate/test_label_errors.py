@@ -104,12 +104,94 @@ def test_probabilities_come_as_a_list_or_by_class_and_in_the_order_of_numbers():
     for data in (rows, by_class, of_text):
         found = label_errors.run(data, label="n", proba="p", method="confident", flagged="relabel")
         assert [row["n"] for row in found.outcome.of("kept")] == [(2, 10)[c] for c in truth]
+    whole = label_errors.run([row | {"n": float(row["n"])} if i % 2 else row for i, row in enumerate(by_class)],
+                             label="n", proba="p", method="confident")  # fmt: skip
+    assert whole.names == [2, 10]
     rows[3]["p"] = [0.5, 0.4]
     by_class[3]["p"] = {"2": 0.5, "3": 0.5}
     for data, reason in ((rows, "do not sum to 1"), (by_class, "other classes")):
         found = label_errors.run(data, label="n", proba="p", method="cleanlab")
         assert reason in found.outcome.of("refused")[0]["reason"]
         assert found.outcome.counts()["refused"] == 1
+
+
+def given_probabilities(num_classes=12, num=240):
+    """Rows with a label, of which a tenth is wrong, and what a model says of the right one."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(num) % num_classes
+    wrong = rng.choice(num, num // 10, replace=False)
+    labels = truth.copy()
+    labels[wrong] = (labels[wrong] + 1) % num_classes
+    p = np.full((num, num_classes), 0.02)
+    p[np.arange(num), truth] = 1 - 0.02 * (num_classes - 1)
+    return [{"n": int(c), "p": q.round(4).tolist()} for c, q in zip(labels, p, strict=True)], set(wrong.tolist())
+
+
+def judged(rows, **how):
+    found = label_errors.run(rows, label="n", proba="p", method="confident", **how)
+    return {i for i, wrong in enumerate(found.outcome.added["label_error"]) if wrong}, found
+
+
+def test_a_list_is_refused_where_labels_are_text_and_their_order_as_numbers_is_another_one(tmp_path):
+    """In CSV all labels are text: sorted 0, 1, 10, 11, 2, where the model's classes are 0, 1, 2."""
+    rows, wrong = given_probabilities()
+    assert judged(rows)[0] == wrong
+    write_rows(tmp_path / "pool.csv", [row | {"p": json.dumps(row["p"])} for row in rows])
+    with pytest.raises(InputError, match=r"Sorted as texts they are 0, 1, 10, 11, 2.* Give an object by label"):
+        judged(tmp_path / "pool.csv")
+    write_rows(tmp_path / "by.csv", [row | {"p": json.dumps(dict(enumerate(row["p"])))} for row in rows])
+    assert judged(tmp_path / "by.csv")[0] == wrong
+    few, wrong = given_probabilities(num_classes=10)  # both orders are the same
+    assert judged([row | {"n": str(row["n"])} for row in few])[0] == wrong
+
+
+def test_a_class_that_the_model_knows_and_no_row_has_is_left_out():
+    rows, wrong = given_probabilities()
+    some = [i for i, row in enumerate(rows) if row["n"] != 11]
+    by_label = [rows[i] | {"p": dict(enumerate(rows[i]["p"]))} for i in some]
+    found, _ = judged(by_label)
+    assert len({some[i] for i in found} ^ wrong) <= 4  # rows whose right class is the one left out
+    with pytest.raises(
+        InputError, match=r"p holds 12 numbers for 11 labels \(0, 1, 2.*an object by label may have more"
+    ):
+        judged([rows[i] for i in some])
+    unjudged = [rows[i] for i in some] + [{"n": 11, "p": None}]  # the only row with this label is refused
+    assert judged(unjudged)[0] == found
+    none = {label: 0.0 for label in range(11)} | {11: 1.0}
+    assert judged([*by_label, {"n": 1, "p": none}])[1].outcome.of("refused")[0]["reason"].startswith("no label has")
+
+
+def test_labels_are_numbers_of_numpy_or_python_and_1_is_1_point_0():
+    rows, _ = pool()
+    codes = [NAMES.index(row["kind"]) for row in rows]
+    found = run([row | {"kind": np.int64(code)} for row, code in zip(rows, codes, strict=True)])
+    assert found.names == [0, 1, 2]
+    mixed = run([row | {"kind": float(c) if i % 2 else c} for i, (row, c) in enumerate(zip(rows, codes, strict=True))])
+    assert found.names == mixed.names
+    assert found.outcome.added == mixed.outcome.added
+
+
+def test_it_is_said_where_most_labels_look_wrong():
+    rows, _ = given_probabilities(num_classes=3)
+    shifted = [row | {"p": row["p"][1:] + row["p"][:1]} for row in rows]
+    assert "labels look wrong, which is most of them" in judged(shifted)[1].record["warnings"][-1]
+
+
+def test_what_it_wrote_is_a_pool_for_it_again_and_a_column_of_the_user_is_named_before_the_work(monkeypatch):
+    rows, _ = pool()
+    again = run(run(rows).outcome.of("kept")).outcome.of("kept")
+    assert "earlier_confidence" in again[0]
+    monkeypatch.setattr(label_errors, "_embedding", None)  # nothing is read
+    with pytest.raises(InputError, match='the column "confidence" is there already'):
+        run([row | {"confidence": 1} for row in rows])
+
+
+def test_a_text_or_a_vector_that_one_row_lacks_refuses_that_row():
+    rows, _ = pool()
+    rows[3]["text"] = float("nan")
+    del rows[4]["vector"], rows[5]["text"]
+    reasons = [row["reason"] for row in run(rows, text="text").outcome.of("refused")]
+    assert reasons == ["no text", "vector is no list of numbers", "no text"]
 
 
 def test_texts_with_two_labels_are_counted():
@@ -131,6 +213,12 @@ def test_texts_with_two_labels_are_counted():
         ({"label": "sort"}, 'no row has the column "sort"'),
         ({"embedding": "text"}, "text is no list of numbers, and no other row"),
         ({"text": "title"}, 'the column "title" is missing'),
+        ({"method": "knn", "folds": 3}, "--folds 3: goes with a model"),
+        ({"method": "knn", "draws": 3}, "--draws 3: goes with SimiFeat"),
+        ({"method": "confident", "k": 5}, "--k 5: goes with neighbours"),
+        ({"embedding": None, "proba": "p", "method": "confident", "folds": 3}, "--folds 3: goes with"),
+        ({"flagged": "drp"}, "--flagged drp: unknown. Choose one of keep, drop, relabel"),
+        ({"confidence": 5}, "--confidence 5: expected 0 to 1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(how, message):

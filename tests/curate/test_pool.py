@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amends.curate._pool import Outcome, Verdict, read_pool, text_of
+from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
 
@@ -59,11 +59,33 @@ def test_a_column_that_would_be_overwritten_is_named():
 
 
 def test_a_text_of_several_columns_says_which_is_which():
-    row = rows_of([{"question": "Why?", "input": "", "answer": "So."}])[0]
-    assert text_of(row, ["answer"]) == "So."
-    assert text_of(row, ["question", "input", "answer"]) == "question: Why?\nanswer: So."
+    rows = rows_of([{"question": "Why?", "input": "", "answer": "So."}])
+    assert texts_of(rows, ["answer"]) == ["So."]
+    assert texts_of(rows, ["question", "input", "answer"]) == ["question: Why?\nanswer: So."]
     with pytest.raises(InputError, match='the column "title" is missing'):
-        text_of(row, ["title"])
+        texts_of(rows, ["title"])
+
+
+def test_a_text_that_is_missing_in_one_row_stops_no_other():
+    frame = pd.DataFrame({"text": ["one", float("nan"), pd.NA, None, " "]})
+    assert texts_of(read_pool(frame), ["text"]) == ["one", "", "", "", ""]
+    assert texts_of(rows_of([{"text": "one"}, {"id": 2}]), ["text"]) == ["one", ""]
+    with pytest.raises(InputError, match=r'data\[1\]: the column "text" holds no text'):
+        texts_of(rows_of([{"text": "one"}, {"text": 2}]), ["text"])
+
+
+def test_columns_of_an_earlier_curation_are_renamed_and_those_of_the_user_named():
+    earlier = Outcome(read_pool(ROWS[:1]), [Verdict("kept")], {"curated": [4]}).of("kept")
+    (row,) = read_pool(earlier, ["curated"])
+    assert row.data == {**ROWS[0], "earlier_curated": 4, "earlier_reason": None, "earlier_where": "data[0]"}
+    assert "curated" in read_pool(earlier)[0].data  # what is not written stays
+    with pytest.raises(InputError, match='the column "curated" is there already'):
+        read_pool([{"curated": 1}], ["curated"])
+
+
+def test_numbers_of_numpy_are_numbers_in_rows_that_python_gives():
+    row = {"a": np.int64(2), "b": np.float32(0.5), "c": np.bool_(True), "d": pd.NA}
+    assert [type(value) for value in read_pool([row])[0].data.values()] == [int, float, bool, type(None)]
 
 
 def test_what_a_curation_wrote_is_a_pool_for_the_next_and_the_one_after_it():

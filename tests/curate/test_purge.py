@@ -70,6 +70,42 @@ def test_what_cannot_be_right_is_named(pool, options, match):
         entp_run(pool, **options)
 
 
+def test_files_may_use_the_same_ids_for_other_rows():
+    rows = rated_right(6)
+    ids = [str(i % 6) for i in range(len(rows))]
+    found = entp_run([row | {"id": name} for row, name in zip(rows, ids, strict=True)], dry_run=True)
+    own = entp_run(rows, dry_run=True)
+    assert [v.fate for v in found.outcome.verdicts] == [v.fate for v in own.outcome.verdicts]
+    assert not any("used before" in str(v.reason) for v in found.outcome.verdicts)
+    assert len({pair["id"] for pair in found.pairs}) == len(found.pairs) == len(own.pairs)
+
+
+def test_a_pair_that_is_new_is_not_told_what_was_said_of_another():
+    from amends.curate._drafts import drafts_of
+    from amends.curate._plan import Plan
+    from amends.curate._purge import Sample
+    from amends.curate._scale import Here
+    from amends.curate._terms import Weights
+
+    named = enumerate(["a1", "a2", "b1", "b2", "c1", "c2"])
+    samples = [Sample(i, name, f"p:{i}", f"instruction {name}", f"response {name} word", None) for i, name in named]
+    points = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0.05, 0], [0.05, 1, 0]], dtype=np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    weights = Weights([sample.instruction for sample in samples])
+    drafts = drafts_of([samples[0:2], samples[2:4], samples[4:6]], weights)
+    for draft, name in zip(drafts, "abc", strict=True):
+        draft.status, draft.reason, draft.domain = "incompatible", f"the {name} samples contradict", {"domain": name}
+    before = {frozenset(draft.samples): (draft.reason, draft.domain) for draft in drafts}
+    plan = Plan(list(range(6)), points, None, drafts, weights, 1, set(), Here())
+    plan.pair_again(drafts)
+    left = [draft for draft in drafts if draft.status == "incompatible"]
+    assert left
+    for draft in left:
+        reason, domain = before.get(frozenset(draft.samples), (None, None))
+        assert draft.domain == domain
+        assert draft.reason == "no other partner was left" + (f" ({reason})" if reason else "")
+
+
 def test_two_low_rows_are_the_least(pool):
     with pytest.raises(NoResult, match="two are needed"):
         entp_run([row for row in pool if row["curated"] == 5] + pool[:1])

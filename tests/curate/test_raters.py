@@ -136,5 +136,21 @@ def test_raters_who_read_the_scale_in_other_ways_are_not_put_together():
 def test_two_raters_and_raters_who_never_met_are_refused():
     with pytest.raises(InputError, match="at least three"):
         aggregate(np.zeros((5, 2), dtype=int), 2, exchangeable=False)
-    with pytest.raises(InputError, match="no row has a rating by each"):
+    with pytest.raises(InputError, match="no row has ratings by three raters"):
         aggregate(np.array([[0, 1, MISSING], [1, MISSING, 0]]), 2, exchangeable=False)
+
+
+@pytest.mark.parametrize("exchangeable", [False, True])
+def test_it_does_not_matter_which_three_raters_rated_a_row_nor_their_order(exchangeable):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 3000)
+    T = 0.75 * np.eye(3) + 0.25 / 3
+    labels = np.stack([said(T, truth, rng) for _ in range(5)], axis=1)
+    labels[np.arange(3000), np.arange(3000) % 3] = MISSING  # no row has all of the first three
+    one = aggregate(labels, 3, exchangeable=exchangeable)
+    other = aggregate(labels[:, [3, 4, 0, 1, 2]], 3, exchangeable=exchangeable)
+    assert one.three == (0, 3, 4) and other.three == (0, 1, 2)  # two thirds of the rows have such a triple
+    assert (one.labels_N == other.labels_N).mean() > 0.99
+    assert (one.labels_N == truth).mean() > 0.93
+    assert one.agreement.num_rows == 2000
+    assert one.misfit < 0.05

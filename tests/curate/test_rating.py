@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from amends.curate import ds2
+from amends.curate import _rating, ds2
 from amends.curate._raters import compressed
 from amends.curate._rating import conversation, parse, rate
 from amends.io.errors import InputError, NoResult
@@ -88,6 +88,17 @@ def test_what_cannot_be_read_is_asked_for_again_and_then_missing_with_its_reason
     assert found.values == [9, None, 9]
     assert "no JSON object" in found.reasons[1]
     assert (found.counts.unparseable, model.calls) == (1, 5)
+
+
+def test_answers_are_kept_beside_the_run_so_that_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    model = Model("m", lambda sample: 5 + int(sample) % 2)
+    monkeypatch.setattr(_rating, "open_chat", lambda name, **how: Chat(model, how["cache"], how["most_calls"]))
+    rows, how = [{"text": str(i)} for i in range(30)], {"rater": "m", "text": "text", "curate": False}
+    with pytest.raises(InputError, match="run it again and it goes on"):
+        ds2.run(rows, **how, out=tmp_path / "deep" / "run", most_calls=20)
+    assert (tmp_path / "deep" / "run.answers.sqlite").exists()
+    ds2.run(rows, **how, out=tmp_path / "deep" / "run")
+    assert model.calls == 30
 
 
 def test_models_rate_the_rows_and_what_they_say_is_mended():

@@ -1,6 +1,7 @@
 """Token Cleaning: scores that are exact, labels, and runs that go on where they were stopped."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -256,6 +257,33 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(files, tiny_model,
     assert not (tmp_path / "run.stages").exists()
     for file in ("scores.parquet", "summary.json", "kept.jsonl", "model/adapter_model.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (files / "run" / file).read_bytes(), file
+
+
+def test_a_run_that_goes_on_takes_no_scores_of_another_reference(tiny_model, other_model, tmp_path, monkeypatch):
+    reference = tmp_path / "reference"
+    how = {"base": tiny_model, "reference": reference}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    shutil.copytree(tiny_model, reference)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(token_cleaning, "write", stop)
+        run(ROWS, out=tmp_path / "run", **how)
+    shutil.rmtree(reference)
+    shutil.copytree(other_model, reference)
+    found, fresh = run(ROWS, out=tmp_path / "run", **how), run(ROWS, **how)
+    np.testing.assert_array_equal(found.scored.scores, fresh.scored.scores)
+    assert found.record["weights"] == fresh.record["weights"]
+
+
+def test_the_command_says_that_there_is_nothing_to_train_on(files, tiny_model, other_model, tmp_path, amends):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    common = ("curate", "token_cleaning", data, "--base", tiny_model, "--reference", other_model)
+    code, _, err = amends(*common, "--level", "threshold", "--threshold", 1e6, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "there is nothing to train on" in err and "cleaned" not in err
 
 
 def test_the_command_cleans_with_a_reference_that_was_taught_and_by_source(files, tiny_model, tmp_path, amends):
