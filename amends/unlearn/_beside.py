@@ -12,7 +12,8 @@ from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_named, is_class, load_encoder
 from amends.lm.load import weights_sha256
 from amends.lm.logprobs import packed_row
-from amends.lm.pairs import Encoded, plain_ids
+from amends.lm.pairs import Encoded
+from amends.lm.templates import plain_ids
 from amends.unlearn._evaluate import mean_logprobs
 from amends.unlearn._said import SAID_SETS, readable, rouge_l_f1
 from amends.unlearn._summary import summarise

@@ -28,8 +28,9 @@ from amends.lm.logprobs import (
     token_statistics,
 )
 from amends.lm.memorisation import record_row
-from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.lm.pairs import Encoded, Pair, encode, read_pairs
 from amends.lm.rows import context_limit, context_of
+from amends.lm.templates import plain_ids, turn_end
 from amends.unlearn._intervals import FloatArray
 from amends.unlearn._memorised import answer_scores
 from amends.unlearn._metrics import normalised_probability, rouge_l_recall, truth_ratio

@@ -15,7 +15,8 @@ from typing import Any
 from sacrebleu.metrics import BLEU
 from transformers import PreTrainedTokenizerBase
 
-from amends.lm.pairs import Pair, plain_ids
+from amends.lm.pairs import Pair
+from amends.lm.templates import plain_ids
 from amends.maths.rouge import rouge_l, spaced
 from amends.unlearn._intervals import Direction, Mean, field
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult
 from amends.lm.generate import generate
-from amends.lm.pairs import Message, Pair, encode, turn_end
+from amends.lm.pairs import Message, Pair, encode
 from amends.lm.rows import context_limit
+from amends.lm.templates import turn_end
 from amends.unlearn._method import method
 from amends.unlearn._metrics import rouge_l_recall
 from amends.unlearn.dpo import DPOConfig, DPOTrainer

@@ -15,7 +15,7 @@ from amends.bench import muse, wmdp
 from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import plain_ids
+from amends.lm.templates import plain_ids
 from amends.unlearn._evaluate import mean_logprobs
 from amends.unlearn._metrics import truth_ratio, truth_ratio_score
 

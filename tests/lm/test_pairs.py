@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
-from amends.lm.pairs import Pair, Pairs, encode, plain_ids, read_pairs, turn_end
+from amends.lm.pairs import Pair, Pairs, encode, read_pairs
+from amends.lm.templates import plain_ids, turn_end
 
 ASKED = [{"role": "user", "content": "Who?"}]
 

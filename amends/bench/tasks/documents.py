@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from amends.bench._muse import VERBMEM_TOKENS, first_tokens, read_muse, rouge_f1, until_stop
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
-from amends.lm.pairs import Pair, plain_ids, read_pairs
+from amends.lm.pairs import Pair, read_pairs
+from amends.lm.templates import plain_ids
 from amends.unlearn._metrics import rouge_l_recall, truth_ratio_score
 from amends.unlearn._metrics import truth_ratio as ratio_of
 
