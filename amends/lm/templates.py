@@ -90,11 +90,13 @@ def template_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tupl
             ids += next_ids(tokenizer, spaces + contents[int(part)])
             continue
         text = part.rstrip(" ")
-        read = partial(_control_ids, tokenizer, goes_on=place > 0)
-        ids += read(text)
+        here = _control_ids(tokenizer, text, goes_on=place > 0)
+        ids += here
         spaces = part[len(text) :]
-        if not spaces and puts_space(tokenizer) and _begins_with_space(tokenizer, read(f"{text}a")[-1]):
-            spaces = " "  # it puts one behind a special token, too
+        if not spaces and puts_space(tokenizer):
+            further = _control_ids(tokenizer, f"{text}a", goes_on=place > 0)
+            if further[: len(here)] == here and _begins_with_space(tokenizer, further[len(here)]):
+                spaces = " "  # it puts one behind a special token, too
     return ids, spaces
 
 
@@ -113,12 +115,14 @@ def _asked(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
 
     That is what the template writes before an answer in a whole conversation: an empty thought (Qwen3), or the channel
     (gpt-oss), where the prompt it asks with leaves either to the model. What it asks with is taken where it says as
-    much, or more. If it opens a thought there (DeepSeek-R1), this is closed, empty, as that model does by itself where
-    it does not think (https://github.com/deepseek-ai/DeepSeek-R1, usage recommendations).
+    much, or more (Mistral tells the system's message there alone). If it opens a thought there (DeepSeek-R1), this is
+    closed, empty, as that model does by itself where it does not think (https://github.com/deepseek-ai/DeepSeek-R1,
+    usage recommendations).
     """
     asked = _render(tokenizer, messages, add_generation_prompt=True)
     before, mark, _ = _render(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}]).partition(_ANSWER)
-    text = before if mark and not asked.startswith(before) else asked
+    more = asked.startswith(before) or any(_stands(m, asked) and not _stands(m, before) for m in messages)
+    text = before if mark and not more else asked
     opened = _OPENED.search(text)
     return f"{text.rstrip()}\n\n</{opened[1]}>\n\n" if opened else text
 
@@ -126,12 +130,17 @@ def _asked(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
 def _kept(asked: str, message: Mapping[str, str]) -> str:
     """Give what the template keeps of a message: all of it, or, of an earlier answer, what comes after the thought."""
     content = message["content"]
-    if content.strip() in asked or json.dumps(content, ensure_ascii=False)[1:-1] in asked:  # JSON: results of tools
+    if _stands(message, asked):
         return content
     said = content.rpartition("</think>")[2].strip()
     if message["role"] != "assistant" or said not in asked:
         raise _not_kept(message)
     return said
+
+
+def _stands(message: Mapping[str, str], text: str) -> bool:
+    content = message["content"]
+    return content.strip() in text or json.dumps(content, ensure_ascii=False)[1:-1] in text  # JSON: what a tool gave
 
 
 def _not_kept(message: Mapping[str, str]) -> InputError:
