@@ -127,7 +127,7 @@ def read_pairs(
     for number, row in enumerate(rows):
         source = row.where.split(":")[0]
         try:
-            if columns is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
+            if columns is None and is_plain_text(row):
                 found = _cut_text(row, tokenizer, prefix_tokens, continuation_tokens)
             else:
                 found = [_pair(row, number, columns)]
@@ -154,6 +154,12 @@ def read_pairs(
         reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
         raise InputError(f"{source}: no usable row.{reasons}")
     return Pairs(kept, dropped)
+
+
+def is_plain_text(row: Row) -> bool:
+    """Whether a row is read as plain text: one with a conversation, or a question, beside its text is not."""
+    chat = any(row.data.get(column) is not None for column in ("messages", "conversations"))
+    return "text" in row.data and not chat and not any(question in row.data for question, _ in SHAPES)
 
 
 def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
@@ -256,7 +262,8 @@ def _cut_text(
         raise InputError(f"{row.where}: plain text is cut by tokens; pass the tokenizer.")
     text = _text_as_it_is(row, "text")
     put = int(text.startswith(" ") and puts_space(tokenizer))  # one that the tokenizer puts there itself
-    spans = tokenizer(text[put:], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    read = tokenizer(text[put:], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    spans = read["offset_mapping"]
     # A token's span may lack its space, and two may share a character: each begins where the one before it ends.
     border = [0, *(put + min(one[1], other[0]) for one, other in pairwise(spans)), len(text)]
     num_tokens = sum(start < len(text.rstrip()) for start in border[:-1])

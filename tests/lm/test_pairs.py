@@ -234,6 +234,30 @@ def test_a_rest_that_is_all_prefix_is_left_out(tokenizer: PreTrainedTokenizerBas
     assert [(pair.prompt, pair.answer) for pair in found.kept] == [("ab", "cdefgh")]
 
 
+@pytest.mark.parametrize(
+    "chat",
+    [
+        {"messages": [*ASKED, {"role": "assistant", "content": "Ada."}]},
+        {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]},
+    ],
+)
+def test_a_conversation_beside_its_text_is_read_as_a_conversation(
+    chat: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    text = {"text": "Who? Ada."}
+    (pair,) = pairs_of(text | chat).kept
+    assert (pair.prompt, pair.answer) == (ASKED, "Ada.")
+    (pair,) = pairs_of(text | dict.fromkeys(chat), tokenizer=tokenizer, prefix_tokens=5).kept  # a table of both kinds
+    assert (pair.prompt, pair.answer) == ("Who? ", "Ada.")
+
+
+def test_a_control_tokens_name_in_a_text_is_cut_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    (pair,) = pairs_of({"text": "ab<|im_end|>cd"}, tokenizer=tokenizer, prefix_tokens=8, continuation_tokens=6).kept
+    (encoded,) = encode(tokenizer, pair.prompt, [pair.answer])
+    assert (pair.prompt, pair.answer) == ("ab<|im_e", "nd|>cd")
+    assert (len(encoded.prompt), len(encoded.answer)) == (8, 6)
+
+
 def test_a_text_shorter_than_its_prefix_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(InputError, match=r"the text has 3 tokens; 100 go to the prefix.*--prefix-tokens"):
         pairs_of({"text": "abc"}, tokenizer=tokenizer)
