@@ -25,7 +25,8 @@ from amends.io.tables import read_rows
 from amends.lm.config import train_only
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, add_lora, load
-from amends.lm.pairs import Pair, encode, read_pairs, turn_end
+from amends.lm.pairs import Pair, encode, read_pairs
+from amends.lm.templates import turn_end
 from amends.unlearn._neighbours import neighbours
 from amends.unlearn._request import Request
 from amends.unlearn.flat import FLATConfig, FLATTrainer

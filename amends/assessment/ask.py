@@ -34,8 +34,9 @@ from amends.lm.generate import generate
 from amends.lm.load import Loaded, load, same_model, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming, packed_row
 from amends.lm.memorisation import record_row
-from amends.lm.pairs import Encoded, Pair, encode, plain_ids, turn_end
+from amends.lm.pairs import Encoded, Pair, encode
 from amends.lm.rows import context_limit, context_of, encode_rows
+from amends.lm.templates import plain_ids, turn_end
 
 ORDER = ("after", "reference", "before")
 BITS = (8, 4)

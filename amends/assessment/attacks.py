@@ -19,8 +19,9 @@ from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.callbacks import Bar
 from amends.lm.load import add_lora
-from amends.lm.pairs import Message, Pair, encode, turn_end
+from amends.lm.pairs import Message, Pair, encode
 from amends.lm.quiet import quiet
+from amends.lm.templates import turn_end
 from amends.lm.trainer import training_arguments
 from amends.unlearn._neighbours import WORD, words_of_names
 from amends.unlearn._teach import TeachTrainer

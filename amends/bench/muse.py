@@ -42,8 +42,9 @@ from amends.io.progress import progress
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import encode, turn_end
+from amends.lm.pairs import encode
 from amends.lm.rows import context_limit
+from amends.lm.templates import turn_end
 from amends.lm.turns import check_models, measure_each
 
 TOKENS_AT_ONCE = 16384  # of prompts and answers that are generated together

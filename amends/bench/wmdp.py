@@ -29,8 +29,9 @@ from amends.io.progress import progress
 from amends.io.tables import Row, read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import encode, plain_ids
+from amends.lm.pairs import encode
 from amends.lm.rows import context_limit
+from amends.lm.templates import plain_ids
 from amends.lm.turns import check_models, measure_each
 
 SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}

@@ -14,7 +14,7 @@ from amends.curate._tokens import Floats, Mask, Offsets
 from amends.io.errors import InputError
 from amends.io.tables import Row
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import OR_SKIP, SAME, SHAPES, Pair, read_pairs
+from amends.lm.pairs import OR_SKIP, SAME, Pair, is_plain_text, read_pairs
 from amends.lm.rows import encode_rows
 
 ADDED = ("answer_tokens", "kept_tokens", "mean_score")
@@ -72,7 +72,7 @@ def read_token_pool(
     """
     rows = read_pool(data, ADDED)
     for row in rows:
-        if question_column is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
+        if question_column is None and is_plain_text(row):
             raise InputError(f"{row.where}: plain text has no prompt and answer to tell apart. Give rows with both.")
     unnamed = (Row({k: v for k, v in row.data.items() if k != "id"}, row.where) for row in rows)  # files may share ids
     found = read_pairs(unnamed, question_column=question_column, answer_column=answer_column, skip_bad_rows=True)

@@ -39,8 +39,9 @@ from amends.io.options import ModelOption
 from amends.io.run import describe
 from amends.io.write import kind_of
 from amends.lm.load import Loaded, load, save_model, shares_base, weights_sha256
-from amends.lm.pairs import Pair, turn_end
+from amends.lm.pairs import Pair
 from amends.lm.rows import context_limit, encode_rows
+from amends.lm.templates import turn_end
 from amends.report.tokens import Example, render_tokens
 
 CHUNKS = 5

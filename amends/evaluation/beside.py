@@ -15,7 +15,8 @@ from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_named, is_class, load_encoder
 from amends.lm.load import weights_sha256
 from amends.lm.logprobs import packed_row
-from amends.lm.pairs import Encoded, plain_ids
+from amends.lm.pairs import Encoded
+from amends.lm.templates import plain_ids
 
 SIMILAR_SETS = ("retain",)
 OF_OTHERS = ("_fluency", "_harmful_rate")

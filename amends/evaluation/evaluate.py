@@ -34,8 +34,9 @@ from amends.lm.logprobs import (
     token_statistics,
 )
 from amends.lm.memorisation import record_row
-from amends.lm.pairs import Encoded, Pair, encode, plain_ids, read_pairs, turn_end
+from amends.lm.pairs import Encoded, Pair, encode, read_pairs
 from amends.lm.rows import context_limit, context_of
+from amends.lm.templates import next_ids, plain_ids, turn_end
 
 HOLDOUT = "holdout"
 # Sets of whose right answers every token is looked at.
@@ -368,7 +369,7 @@ def _zero_shot(
     """Pick the choice with the highest log-probability per character after the context, without a chat template."""
     rows = [
         PackedRow(
-            encode(tokenizer, c.context, ["a"])[0].prompt, [plain_ids(tokenizer, f" {text}") for text in c.choices]
+            encode(tokenizer, c.context, ["a"])[0].prompt, [next_ids(tokenizer, f" {text}") for text in c.choices]
         )
         for c in choices
     ]

@@ -16,7 +16,8 @@ from sacrebleu.metrics import BLEU
 from transformers import PreTrainedTokenizerBase
 
 from amends.evaluation.intervals import Direction, Mean, field
-from amends.lm.pairs import Pair, plain_ids
+from amends.lm.pairs import Pair
+from amends.lm.templates import plain_ids
 from amends.maths.rouge import rouge_l, spaced
 
 FORGET_EVAL = "forget_eval"

@@ -22,8 +22,9 @@ from amends.io.errors import InputError
 from amends.io.retry import retry_after_s
 from amends.lm.generate import generate
 from amends.lm.load import Loaded, weights_sha256
-from amends.lm.pairs import Message, encode, plain_ids, turn_end
+from amends.lm.pairs import Message, encode
 from amends.lm.rows import context_of
+from amends.lm.templates import plain_ids, turn_end
 
 MOST_BYTES = 20_000_000  # of one reply of a server
 MOST_WAIT_S = 300.0  # that a server may ask for between two tries

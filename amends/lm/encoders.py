@@ -31,7 +31,7 @@ def load_encoder(name: str, kind: Literal["embedding", "classes"]) -> Encoder:
 
     Raises
     ------
-    InputError : nothing there, pickled weights, code in the folder, no classes in the model.
+    InputError : nothing there, pickled weights, code in the folder, no classes in the model, weights that are missing.
     """
     source = plain_source(name)
     auto: Any = AutoModel if kind == "embedding" else AutoModelForSequenceClassification
@@ -51,20 +51,23 @@ def load_encoder(name: str, kind: Literal["embedding", "classes"]) -> Encoder:
             f"{name}: has no weights for its classes ({sorted(about['missing_keys'])[0]}), so it is no classifier. "
             "Name one that was trained to tell texts apart."
         )
+    if absent := sorted(key for key in about["missing_keys"] if not key.startswith("pooler.")):  # no mean is of that
+        raise InputError(f"{name}: lacks weights ({absent[0]}), which would be drawn at random. Save the model again.")
     return Encoder(model.to(device()).eval(), tokenizer, name)
 
 
 def embed(encoder: Encoder, texts: Sequence[str]) -> Tensor:
     """Sentence embeddings (N, D), float32, of length 1: the mean over tokens of the last states.
 
-    That is how all-MiniLM and most of its kind are meant; models with another pooling are not for this.
+    That is how all-MiniLM and most of its kind are meant; models with another pooling are not for this. A text without
+    a token, which a tokenizer that frames none makes of an empty one, is 0 throughout.
     """
     found = []
     for batch, out in _outputs(encoder, texts):
         mask_NT1 = batch["attention_mask"][..., None].float()
         mean_ND = (out.last_hidden_state.float() * mask_NT1).sum(1) / mask_NT1.sum(1).clamp(min=1)
         found.append(torch.nn.functional.normalize(mean_ND, dim=-1).cpu())
-    return torch.cat(found)
+    return torch.cat(found) if found else torch.empty(0, encoder.model.config.get_text_config().hidden_size)
 
 
 def class_probabilities(encoder: Encoder, texts: Sequence[str]) -> Tensor:
@@ -103,7 +106,8 @@ def class_named(encoder: Encoder, name: str) -> int:
 
 
 def _logits(encoder: Encoder, texts: Sequence[str]) -> Tensor:
-    return torch.cat([out.logits.float().cpu() for _, out in _outputs(encoder, texts)])
+    found = [out.logits.float().cpu() for _, out in _outputs(encoder, texts)]
+    return torch.cat(found) if found else torch.empty(0, encoder.model.config.num_labels)
 
 
 def _outputs(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], Any]]:
@@ -120,6 +124,8 @@ def _outputs(encoder: Encoder, texts: Sequence[str]) -> Iterator[tuple[dict[str,
             return_tensors="pt",
             split_special_tokens=True,  # they are no marks where a text holds them
         )
+        if not found["input_ids"].numel():  # no model takes that
+            found = {name: torch.zeros((len(tensor), 1), dtype=torch.int64) for name, tensor in found.items()}
         batch = {name: tensor.to(where) for name, tensor in found.items()}
         with torch.inference_mode(), autocast():
             yield batch, encoder.model(**batch)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from amends.io.progress import track
 from amends.lm.load import autocast
 from amends.lm.logprobs import check_numbers
+from amends.lm.templates import end_of_text
 
 
 def generate(
@@ -33,14 +34,16 @@ def generate(
 ) -> list[str]:
     """Continue each prompt, greedily or by drawing.
 
-    What a model's folder says of generation (penalties, beams, top-p) is not heeded: it would fill up what is open.
+    What a model's folder says of generation is not heeded (penalties, beams, top-p), as it would fill up what is open,
+    but for the tokens at which the model ends.
 
     Parameters
     ----------
     prompts : list of token id lists
         As `amends.lm.pairs.encode` makes them.
     stop_ids : list of int
-        A continuation ends at the first of these.
+        A continuation ends before the first of these, of the tokenizer's end of text, and of those at which the model
+        ends by its own settings (Llama 3 and Gemma have several).
     max_new_tokens : int, default 64
     batch_size : int, default 64
         Prompts are sorted by length, padded on the left, and answered in batches.
@@ -65,8 +68,10 @@ def generate(
     seeds = None if isinstance(seed, int) else seed
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
     drawing = sampled if temperature and seeds is None else {"do_sample": False}
+    stops = sorted({*stop_ids, *end_of_text(tokenizer), *_own_stops(model)})
+    pad_id = tokenizer.pad_token_id or 0  # nothing sees it
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id, **drawing
+        max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad_id, **drawing
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -77,7 +82,7 @@ def generate(
             torch.manual_seed(seed)
         for batch in track(batches, label, shown=len(batches) > 1):
             width = len(prompts[batch[-1]])
-            ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
+            ids_BT = torch.full((len(batch), width), pad_id)
             mask_BT = torch.zeros((len(batch), width), dtype=torch.int64)
             for row, i in enumerate(batch):
                 ids_BT[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
@@ -92,19 +97,28 @@ def generate(
                     generation_config=settings,
                     logits_processor=draws,
                 )
-            said_BT = out_BT[:, width:].cpu()
-            ended_B = torch.isin(said_BT, torch.tensor(list(stop_ids), dtype=said_BT.dtype)).any(-1).tolist()
-            said = tokenizer.batch_decode(said_BT, skip_special_tokens=True)
-            for i, text, ended in zip(batch, said, ended_B, strict=True):
-                if ended or not finished_only:
+            for i, ids in zip(batch, out_BT[:, width:].tolist(), strict=True):
+                end = next((place for place, token in enumerate(ids) if token in stops), None)
+                if end is not None or not finished_only:
+                    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
                     texts[i] = text.strip() if strip else text
     return texts
+
+
+def _own_stops(model: Any) -> list[int]:
+    """Tokens at which a model ends by what its folder says of generation."""
+    own = _inner(model).generation_config.eos_token_id
+    return [] if own is None else [own] if isinstance(own, int) else list(own)
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
 def _without_habits(model: Any) -> Iterator[None]:
     """Take away, meanwhile, a model's own settings: transformers fills up with them what a call leaves open."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = _inner(model)
     own = inner.generation_config
     inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:

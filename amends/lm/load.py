@@ -1,14 +1,18 @@
 """Load a causal language model from wherever people keep them, safely: safetensors and GGUF only, no remote code."""
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
@@ -22,6 +26,7 @@ from amends.lm.find import (
     settings,
 )
 from amends.lm.quiet import quiet
+from amends.lm.templates import end_of_text, plain_ids, start_of_text, template_ids, turn_end
 
 Precision = Literal["float32", "bfloat16"]
 PROVENANCE = "amends.json"
@@ -92,13 +97,23 @@ def kept_name(base: str) -> str:
 def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
     path = resolve(name)
     if path is None:
-        return _load_plain(name, name, tokenizer_folder)
+        adapter = _hub_adapter(name)
+        return _load_adapter(name, adapter, trainable) if adapter else _load_plain(name, name, tokenizer_folder)
     if path.is_dir() and (path / "adapter_config.json").exists():
         return _load_adapter(name, path, trainable)
     if path.is_dir():
         return _load_plain(name, str(checked_folder(name, path)), tokenizer_folder)
     check_file(name, path)
     return _load_plain(name, str(path.parent), tokenizer_folder, gguf_file=path.name)
+
+
+def _hub_adapter(name: str) -> Path | None:
+    """Fetch an adapter from the Hub; None where the id is not one of an adapter, which is left to transformers."""
+    with quiet():
+        if find_adapter_config_file(name) is None:
+            return None
+        # transformers would melt it into its base model, where nothing knows it for an adapter any more.
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
 
 
 def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: str) -> Loaded:
@@ -135,7 +150,7 @@ def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: s
         model.is_quantized = False
     if model.dtype == torch.float16:  # float32 holds it exactly, bfloat16 would round it
         model = model.float()
-    return Loaded(model.to(device()).eval(), _with_padding(tokenizer), name, name)
+    return Loaded(model.to(device()).eval(), fitting(tokenizer, model, name), name, name)
 
 
 def _check_complete(name: str, model: PreTrainedModel, told: Mapping[str, Any]) -> None:
@@ -154,9 +169,35 @@ def _check_complete(name: str, model: PreTrainedModel, told: Mapping[str, Any]) 
         )
 
 
-def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+def fitting(tokenizer: PreTrainedTokenizerBase, model: Any, name: str) -> PreTrainedTokenizerBase:
+    """Give a tokenizer whose tokens the model knows, to pad with too.
+
+    A padding token that was added without a row for it in the embedding is replaced, as nothing sees the padding. Other
+    tokens without a row may be there if neither a text nor the chat template makes them (Gemma 3's for pictures).
+
+    Raises
+    ------
+    InputError : there is a token that the model does not know, and that it would be given.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    outside = {i: token for token, i in tokenizer.get_vocab().items() if i >= known}
+    if tokenizer.pad_token_id in {None, *outside}:
+        tokenizer = copy.deepcopy(tokenizer)
+        pad = tokenizer.eos_token_id
+        tokenizer.pad_token = None if pad in outside else tokenizer.eos_token
+    if not outside:
+        return tokenizer
+    made = {*start_of_text(tokenizer), *end_of_text(tokenizer)}
+    made |= {i for token in outside.values() for i in plain_ids(tokenizer, tokenizer.convert_tokens_to_string([token]))}
+    if tokenizer.chat_template is not None:
+        with suppress(InputError):  # a template that does not take this conversation may take those of the data
+            made |= {*template_ids(tokenizer, [{"role": "user", "content": "a"}])[0], *turn_end(tokenizer)}
+    if strange := sorted(made & outside.keys()):
+        raise InputError(
+            f"{name}: its tokenizer makes the token {outside[strange[0]]!r} (number {strange[0]}), of which the model "
+            f"knows nothing: it has {known}. Give the tokenizer that belongs to it, or save the model again after "
+            "model.resize_token_embeddings(len(tokenizer))."
+        )
     return tokenizer
 
 

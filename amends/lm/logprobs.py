@@ -170,8 +170,8 @@ def packed_row(encoded: Sequence[Encoded]) -> PackedRow:
     return PackedRow(encoded[0].prompt, [e.answer for e in encoded])
 
 
-def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
-    """Collate rows into tensors.
+def pack(rows: Sequence[PackedRow], pad_id: int | None) -> dict[str, Tensor]:
+    """Collate rows into tensors, padded with `pad_id`, or, where the tokenizer has none, with any token: none sees it.
 
     Returns
     -------
@@ -214,7 +214,7 @@ def pack(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
                 answers["target"][i] += answer
                 first = len(rows[i].prompt) - 1
                 answers["source"][i] += [number * width + column for column in places[number][i, k][first:]]
-    fill = {"input_ids": pad_id, "answer": PADDING}
+    fill = {"input_ids": pad_id or 0, "answer": PADDING}
     return {name: _padded(values, fill.get(name, 0)) for name, values in (columns | answers).items()}
 
 

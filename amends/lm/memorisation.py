@@ -27,7 +27,8 @@ from amends.lm.logprobs import (
     packed_row,
     token_statistics,
 )
-from amends.lm.pairs import Message, Pair, encode, turn_end
+from amends.lm.pairs import Message, Pair, encode
+from amends.lm.templates import turn_end
 from amends.maths.memorisation import (
     FloatArray,
     Forgetting,

@@ -5,18 +5,16 @@ and plain `text` that is cut into prefix and continuation. Chat models are asked
 models in a plain layout.
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.io.tables import Row
+from amends.lm.templates import next_ids, plain_ids, puts_space, start_of_text, template_ids, turn_end
 
 SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
 SHAREGPT = {"human": "user", "gpt": "assistant"}
@@ -129,7 +127,7 @@ def read_pairs(
     for number, row in enumerate(rows):
         source = row.where.split(":")[0]
         try:
-            if columns is None and "text" in row.data and not any(q in row.data for q, _ in SHAPES):
+            if columns is None and is_plain_text(row):
                 found = _cut_text(row, tokenizer, prefix_tokens, continuation_tokens)
             else:
                 found = [_pair(row, number, columns)]
@@ -156,6 +154,12 @@ def read_pairs(
         reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
         raise InputError(f"{source}: no usable row.{reasons}")
     return Pairs(kept, dropped)
+
+
+def is_plain_text(row: Row) -> bool:
+    """Whether a row is read as plain text: one with a conversation, or a question, beside its text is not."""
+    chat = any(row.data.get(column) is not None for column in ("messages", "conversations"))
+    return "text" in row.data and not chat and not any(question in row.data for question, _ in SHAPES)
 
 
 def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
@@ -257,8 +261,9 @@ def _cut_text(
     if tokenizer is None:
         raise InputError(f"{row.where}: plain text is cut by tokens; pass the tokenizer.")
     text = _text_as_it_is(row, "text")
-    put = int(text.startswith(" ") and _puts_space(tokenizer))  # one that the tokenizer puts there itself
-    spans = tokenizer(text[put:], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    put = int(text.startswith(" ") and puts_space(tokenizer))  # one that the tokenizer puts there itself
+    read = tokenizer(text[put:], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    spans = read["offset_mapping"]
     # A token's span may lack its space, and two may share a character: each begins where the one before it ends.
     border = [0, *(put + min(one[1], other[0]) for one, other in pairwise(spans)), len(text)]
     num_tokens = sum(start < len(text.rstrip()) for start in border[:-1])
@@ -282,7 +287,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
     """Token ids of one prompt with each of its answers.
 
     The prompt is tokenised apart from the answers, so that no token crosses the border. Texts are always read as text:
-    `<|im_start|>` inside a question never becomes a control token.
+    `<|im_start|>` inside a question never becomes a control token. A model that can think is asked for its answer
+    without a thought (`amends.lm.templates`).
 
     Raises
     ------
@@ -290,99 +296,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
     """
     if isinstance(prompt, str):
         # The answer continues the text and goes on after its last token, so no end is taught or forgotten.
-        start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-        return [Encoded(start + plain_ids(tokenizer, prompt), _next_ids(tokenizer, answer)) for answer in answers]
+        ids = start_of_text(tokenizer) + plain_ids(tokenizer, prompt)
+        return [Encoded(ids, next_ids(tokenizer, answer)) for answer in answers]
     if tokenizer.chat_template is None:
         text = (
             "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
         )
-        start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
-        ids = start + plain_ids(tokenizer, text)
-        return [Encoded(ids, [*_next_ids(tokenizer, " " + answer), *_eos(tokenizer)]) for answer in answers]
-    ids = _template_ids(tokenizer, prompt)
+        ids, spaces = start_of_text(tokenizer) + plain_ids(tokenizer, text), " "
+    else:
+        ids, spaces = template_ids(tokenizer, prompt)
     closing = turn_end(tokenizer)
-    return [Encoded(ids, [*plain_ids(tokenizer, answer), *closing]) for answer in answers]
-
-
-def _next_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that goes on from another: a tokenizer that puts a space before every text finds it there."""
-    return plain_ids(tokenizer, text[1:] if text.startswith(" ") and _puts_space(tokenizer) else text)
-
-
-def _puts_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a space before every text."""
-    return str(tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, "a"))[0]).startswith("\u2581")
+    return [Encoded(ids, [*next_ids(tokenizer, spaces + answer), *closing]) for answer in answers]
 
 
 _PLAIN_ROLES = {"system": "Instruction", "user": "Question", "assistant": "Answer"}
-_MARK = "\u241eamends-text-{}\u241e"
-
-
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which nothing is a control token.
-
-    That means no special token, and no other added token in brackets (`<think>`, `</tool_call>`, `[IMG]`). Added tokens
-    that are words or white space are how the model reads plain text, so they stay.
-    """
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if not any(bracket in unicodedata.normalize("NFKC", text) for bracket in "<[{"):
-        return ids
-    controls = {i for token, i in tokenizer.get_added_vocab().items() if _BRACKETS.fullmatch(token)}
-    if controls.isdisjoint(ids):
-        return ids
-    # The tokenizer splits special tokens only. Cut through the middle of the others, and what is left of them is text.
-    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    spans = [span for i, span in zip(ids, found["offset_mapping"], strict=True) if i in controls]
-    cuts = [0, *((start + end) // 2 for start, end in spans if end - start > 1), len(text)]
-    pieces = [text[start:end] for start, end in pairwise(cuts)]
-    return [i for piece in pieces for i in plain_ids(tokenizer, piece)] if len(pieces) > 1 else ids
-
-
-_BRACKETS = re.compile(r"\s*(<.+>|\[.+\]|\{.+\})\s*", re.DOTALL)
-
-
-def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Render the chat template; texts that hold a control token's name are put in afterwards, as text."""
-    named = [_folded(token) for token in tokenizer.get_added_vocab() if token]
-    contents = [_folded(m["content"]) for m in messages]
-    if not any(token in content for content in contents for token in named):
-        ids: list[int] = tokenizer(_render(tokenizer, messages), add_special_tokens=False)["input_ids"]
-        return ids
-    rest = _render(tokenizer, [{"role": m["role"], "content": _MARK.format(i)} for i, m in enumerate(messages)])
-    ids = []
-    for i, message in enumerate(messages):
-        before, mark, rest = rest.partition(_MARK.format(i))
-        if not mark:
-            raise InputError("The chat template drops or changes a message; rename the control tokens in your data.")
-        ids += tokenizer(before, add_special_tokens=False)["input_ids"] + plain_ids(tokenizer, message["content"])
-    return [*ids, *tokenizer(rest, add_special_tokens=False)["input_ids"]]
-
-
-def _folded(text: str) -> str:
-    """Text after the normalisations that a tokenizer may make before it looks for added tokens."""
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool = True) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:  # what a model's template may raise
-        raise InputError(f"The model's chat template does not take this conversation: {error}") from error
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Find the token that closes the model's turn: the template's, which need not be the tokenizer's EOS (Gemma)."""
-    if tokenizer.chat_template is None:
-        return _eos(tokenizer)
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK.format(0)}]
-    rendered = _render(tokenizer, turn, add_generation_prompt=False)
-    ids = tokenizer(rendered.partition(_MARK.format(0))[2].lstrip(), add_special_tokens=False)["input_ids"]
-    return ids[:1] if ids and ids[0] in tokenizer.get_added_vocab().values() else _eos(tokenizer)
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

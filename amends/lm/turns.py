@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.find import check_model
-from amends.lm.load import Loaded, load, shares_base
+from amends.lm.load import Loaded, fitting, load, shares_base
 from amends.lm.logprobs import naming
 
 Found = TypeVar("Found")
@@ -20,12 +20,12 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
     """Load a model by name, or take one that is loaded already."""
     if isinstance(model, str | Path):
         loaded = load(model, trainable=True)
-        return loaded if tokenizer is None else loaded._replace(tokenizer=tokenizer)
+        return loaded if tokenizer is None else loaded._replace(tokenizer=fitting(tokenizer, loaded.model, loaded.name))
     if tokenizer is None:
         raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = str(inner.config.name_or_path or type(inner).__name__)
-    return Loaded(model, tokenizer, name, name)
+    return Loaded(model, fitting(tokenizer, inner, name), name, name)
 
 
 def measure_each(

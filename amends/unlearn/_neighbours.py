@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.lm.generate import generate
-from amends.lm.pairs import Pair, encode, turn_end
+from amends.lm.pairs import Pair, encode
+from amends.lm.templates import turn_end
 
 WORD = re.compile(r"[^\W\d_]+")
 TOKEN = re.compile(r"[^\W_]+|[^\w\s]")

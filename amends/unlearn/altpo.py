@@ -11,8 +11,9 @@ from amends.evaluation.metrics import rouge_l_recall
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult
 from amends.lm.generate import generate
-from amends.lm.pairs import Message, Pair, encode, turn_end
+from amends.lm.pairs import Message, Pair, encode
 from amends.lm.rows import context_limit
+from amends.lm.templates import turn_end
 from amends.unlearn._method import method
 from amends.unlearn.dpo import DPOConfig, DPOTrainer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.lm.pairs import turn_end
+from amends.lm.templates import turn_end
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method

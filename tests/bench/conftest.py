@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from amends.lm.load import Loaded, load
-from amends.lm.pairs import plain_ids
+from amends.lm.templates import plain_ids
 
 NAMES = {"retain_qa": "retain2_qa", "retain_qa_icl": "retain2_qa_icl", "retain": "retain2"}
 """Splits that the authors' repository calls otherwise than the Hub."""

@@ -17,7 +17,7 @@ from amends.evaluation.metrics import truth_ratio, truth_ratio_score
 from amends.io.errors import InputError
 from amends.lm.load import load
 from amends.lm.logprobs import PackedRow
-from amends.lm.pairs import plain_ids
+from amends.lm.templates import plain_ids
 
 from ..conftest import instead, save_tiny_model
 from .conftest import subsets_of, taught, write_hub

@@ -20,8 +20,9 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm import logprobs
 from amends.lm.load import Loaded, load, save_model
 from amends.lm.logprobs import packed_row
-from amends.lm.pairs import encode, read_pairs, turn_end
+from amends.lm.pairs import encode, read_pairs
 from amends.lm.rows import encode_rows
+from amends.lm.templates import turn_end
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 SMALL = Training(lora_rank=4, learning_rate=0.01, epochs=1, batch_size=2, accumulation=2)

@@ -30,7 +30,8 @@ from amends.lm import encoders
 from amends.lm.encoders import is_class
 from amends.lm.load import load, weights_sha256
 from amends.lm.logprobs import packed_row
-from amends.lm.pairs import Encoded, plain_ids, read_pairs
+from amends.lm.pairs import Encoded, read_pairs
+from amends.lm.templates import plain_ids
 from amends.unlearn import ga
 from amends.unlearn._compare import suite_of
 from amends.unlearn._read import read_asked

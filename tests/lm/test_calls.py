@@ -15,7 +15,8 @@ from amends.lm import _calls
 from amends.lm.chat import Chat, Counts, LocalModel, ask, open_chat, some_text
 from amends.lm.generate import _OwnDraws, generate
 from amends.lm.load import load
-from amends.lm.pairs import encode, turn_end
+from amends.lm.pairs import encode
+from amends.lm.templates import turn_end
 
 from .fake_server import Say, digest, number_of, serving, steady, talks
 

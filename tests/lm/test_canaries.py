@@ -6,7 +6,7 @@ from amends.io.errors import InputError
 from amends.lm.canaries import Canaries
 from amends.lm.logprobs import PackedRow
 from amends.lm.memorisation import answer_scores
-from amends.lm.pairs import plain_ids
+from amends.lm.templates import plain_ids
 from amends.maths.memorisation import token_sum
 
 from .learner import facts, learner, teach

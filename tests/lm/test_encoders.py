@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from amends.io.errors import InputError
@@ -33,6 +34,35 @@ def test_embeddings_have_length_1_and_do_not_hang_on_what_is_beside_them(embedde
     assert together.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
     for text, alone in zip(TEXTS, together, strict=True):
         assert torch.allclose(embed(embedder, [text])[0], alone, atol=1e-5)
+
+
+def test_no_text_and_an_empty_one_are_embedded_too(embedder, tmp_path, tiny_model):
+    assert embed(embedder, []).shape == (0, 16)
+    assert not embed(embedder, [""]).any()  # its tokenizer frames no text
+    beside = embed(embedder, ["", *TEXTS])
+    assert not beside[0].any() and torch.allclose(beside[1:], embed(embedder, TEXTS), atol=1e-5)
+    save(tmp_path / "two", tiny_model, BertForSequenceClassification, num_labels=2)
+    classifier = load_encoder(str(tmp_path / "two"), "classes")
+    assert class_probabilities(classifier, []).shape == (0, 2)
+    assert class_probabilities(classifier, [""]).isfinite().all()
+
+
+@pytest.mark.parametrize("lost", ["encoder.layer.1.", "embeddings.LayerNorm.weight"])
+@pytest.mark.parametrize("kind", ["embedding", "classes"])
+def test_an_encoder_without_some_of_its_weights_is_refused(tmp_path, tiny_model, lost, kind):
+    of = BertModel if kind == "embedding" else BertForSequenceClassification
+    save(tmp_path / "cut", tiny_model, of)
+    file = tmp_path / "cut" / "model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if lost not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks weights|has no weights for its classes"):
+        load_encoder(str(tmp_path / "cut"), kind)
+
+
+def test_an_encoder_needs_no_pooler(tmp_path, tiny_model, embedder):
+    expected = embed(embedder, TEXTS)
+    file = tmp_path / "embedder" / "model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if "pooler" not in n}, file, metadata={"format": "pt"})
+    assert torch.equal(embed(load_encoder(str(tmp_path / "embedder"), "embedding"), TEXTS), expected)
 
 
 def test_probabilities_are_those_of_the_classes(tmp_path, tiny_model):

@@ -1,8 +1,11 @@
 """Answers are greedy, or drawn from the model's distribution, whatever its folder says of generation."""
 
+from contextlib import contextmanager
+
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AddedToken, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from amends.evaluation.evaluate import answers
 from amends.lm.generate import generate
@@ -41,11 +44,8 @@ def test_what_was_cut_off_is_left_out_where_only_whole_answers_are_wanted(tiny_m
     loaded = load(tiny_model)
     assert all(said(loaded.model, loaded.tokenizer))
     assert said(loaded.model, loaded.tokenizer, finished_only=True) == ["", ""]
-    first = loaded.tokenizer(said(loaded.model, loaded.tokenizer)[0], add_special_tokens=False)["input_ids"][-1]
-    ended = generate(
-        loaded.model, loaded.tokenizer, PROMPTS, stop_ids=[2, first], max_new_tokens=12, strip=False, finished_only=True
-    )
-    assert ended[0]
+    with saying(loaded.model, words_of(loaded.tokenizer, "Ada<|im_end|>" + "x" * 9)):
+        assert said(loaded.model, loaded.tokenizer, finished_only=True) == ["Ada", "Ada"]
 
 
 def test_no_answer_goes_beyond_the_context_of_a_model(tiny_model):
@@ -57,3 +57,63 @@ def test_no_answer_goes_beyond_the_context_of_a_model(tiny_model):
     assert [bool(text) for text in texts] == [True, True, False]
     with pytest.raises(IndexError):  # what a learned position beyond the last one is
         generate(model, tokenizer, [[3] * 50], stop_ids=[2], max_new_tokens=32)
+
+
+@contextmanager
+def saying(model, ids):
+    """Let a model say these tokens, whatever it is asked."""
+    left = iter(ids)
+
+    def instead(_, __, logits):
+        return torch.nn.functional.one_hot(torch.tensor(next(left)), logits.shape[-1]).float().expand_as(logits)
+
+    hook = model.get_output_embeddings().register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def words_of(tokenizer, *texts):
+    return [i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+@pytest.mark.parametrize("end", ["of the text", "of the model", "one of two of the model", "of the turn"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_answer_ends_at_every_token_that_ends_the_models_turn_or_text(tiny_model, end, adapter):
+    loaded = load(tiny_model)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    own = {"of the model": stop, "one of two of the model": [7, stop]}.get(end)
+    model.generation_config = GenerationConfig(eos_token_id=own)
+    tokenizer.eos_token = "<|endoftext|>" if end == "of the text" else None
+    if adapter:
+        with quiet():
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    ids = words_of(tokenizer, "Ada<|endoftext|>Bob is next")
+    stop_ids = [stop] if end == "of the turn" else [2]
+    for finished_only in (False, True):
+        with saying(model, ids):
+            (text,) = generate(
+                model, tokenizer, PROMPTS[:1], stop_ids=stop_ids, max_new_tokens=len(ids), finished_only=finished_only
+            )
+        assert text == "Ada"
+
+
+def test_the_token_that_ends_an_answer_is_no_part_of_it_where_it_is_not_marked_special(tiny_model):
+    loaded = load(tiny_model)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=False, normalized=False)])
+    tokenizer.pad_token = None  # nothing is filled up with what could be read either
+    model.resize_token_embeddings(len(tokenizer))
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    with saying(model, words_of(tokenizer, "Ada<|turn|>Bob")):
+        assert generate(model, tokenizer, PROMPTS, stop_ids=[turn], max_new_tokens=7) == ["Ada", "Ada"]
+
+
+def test_a_model_without_any_end_speaks_until_it_is_cut_off(tiny_model):
+    loaded = load(tiny_model)
+    loaded.model.generation_config = GenerationConfig()
+    loaded.tokenizer.eos_token = loaded.tokenizer.pad_token = None
+    with saying(loaded.model, words_of(loaded.tokenizer, "Ada and Bob")):
+        assert generate(loaded.model, loaded.tokenizer, PROMPTS, stop_ids=[], max_new_tokens=7) == ["Ada and"] * 2

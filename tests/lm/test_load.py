@@ -14,7 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Mix
 from amends.io.errors import InputError
 from amends.lm.config import count_layers, train_only
 from amends.lm.find import check_model, check_safetensors
-from amends.lm.load import add_lora, base_sha256, kept_name, load, same_model, save_model, weights_sha256
+from amends.lm.load import (
+    add_lora,
+    base_sha256,
+    kept_name,
+    load,
+    prepare,
+    rank_to_train,
+    same_model,
+    save_model,
+    weights_sha256,
+)
 from amends.lm.quiet import quiet
 
 from ..conftest import save_tiny_model
@@ -219,6 +229,34 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_package_gives_only_files_of_its_own(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(name)
+
+
+def test_an_adapter_of_the_hub_is_one_as_in_a_folder(
+    tiny_model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hub" / "models--org--adapter" / "snapshots" / "abc"
+    expected = logits(adapter_of(tiny_model, snapshot))
+    (tmp_path / "hub" / "models--org--adapter" / "refs").mkdir()
+    (tmp_path / "hub" / "models--org--adapter" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    check_model("org/adapter")
+    loaded = load("org/adapter")
+    assert isinstance(loaded.model, PeftModel)
+    assert (loaded.name, loaded.base) == ("org/adapter", str(tiny_model))
+    assert torch.allclose(logits(loaded.model), expected, atol=1e-5)
+    assert rank_to_train(loaded, None) == 2
+    trained = prepare(loaded, 2)
+    assert torch.allclose(logits(trained), expected, atol=1e-5)
+    assert any(weight.requires_grad for weight in trained.parameters())
+    save_model(prepare(load("org/adapter"), 0), loaded.tokenizer, tmp_path / "whole", "org/adapter")
+    assert torch.allclose(logits(load(tmp_path / "whole").model), expected, atol=1e-4)
+    (snapshot / "amends.json").write_text(json.dumps({"base_sha256": weights_sha256(load(other_model).model)}))
+    with pytest.raises(InputError, match="made for other weights"):
+        load("org/adapter")
+    for file in snapshot.glob("adapter_model*"):
+        file.rename(snapshot / "adapter_model.bin")
+    with pytest.raises(InputError, match="a pickle"):
+        load("org/adapter")
 
 
 def test_full_weights_saved_open_with_plain_transformers(tiny_model: Path, tmp_path: Path) -> None:

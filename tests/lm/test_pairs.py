@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
-from amends.lm.pairs import Pair, Pairs, encode, plain_ids, read_pairs, turn_end
+from amends.lm.pairs import Pair, Pairs, encode, read_pairs
+from amends.lm.templates import plain_ids, turn_end
 
 ASKED = [{"role": "user", "content": "Who?"}]
 
@@ -231,6 +232,30 @@ def test_an_alternative_that_is_no_text_is_refused_with_its_place(column: str) -
 def test_a_rest_that_is_all_prefix_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
     found = pairs_of({"text": "abcdefghij"}, tokenizer=tokenizer, prefix_tokens=2, continuation_tokens=6)
     assert [(pair.prompt, pair.answer) for pair in found.kept] == [("ab", "cdefgh")]
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        {"messages": [*ASKED, {"role": "assistant", "content": "Ada."}]},
+        {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]},
+    ],
+)
+def test_a_conversation_beside_its_text_is_read_as_a_conversation(
+    chat: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    text = {"text": "Who? Ada."}
+    (pair,) = pairs_of(text | chat).kept
+    assert (pair.prompt, pair.answer) == (ASKED, "Ada.")
+    (pair,) = pairs_of(text | dict.fromkeys(chat), tokenizer=tokenizer, prefix_tokens=5).kept  # a table of both kinds
+    assert (pair.prompt, pair.answer) == ("Who? ", "Ada.")
+
+
+def test_a_control_tokens_name_in_a_text_is_cut_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    (pair,) = pairs_of({"text": "ab<|im_end|>cd"}, tokenizer=tokenizer, prefix_tokens=8, continuation_tokens=6).kept
+    (encoded,) = encode(tokenizer, pair.prompt, [pair.answer])
+    assert (pair.prompt, pair.answer) == ("ab<|im_e", "nd|>cd")
+    assert (len(encoded.prompt), len(encoded.answer)) == (8, 6)
 
 
 def test_a_text_shorter_than_its_prefix_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:

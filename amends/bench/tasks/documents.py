@@ -17,7 +17,8 @@ from amends.evaluation.metrics import rouge_l_recall, truth_ratio_score
 from amends.evaluation.metrics import truth_ratio as ratio_of
 from amends.io.errors import InputError
 from amends.io.tables import read_rows
-from amends.lm.pairs import Pair, plain_ids, read_pairs
+from amends.lm.pairs import Pair, read_pairs
+from amends.lm.templates import plain_ids
 
 Splits = dict[str, Dataset]
 ALL_ROWS = 10**9
