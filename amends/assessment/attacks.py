@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from amends.assessment.weights import check_lora
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row, list_of, value_of
 from amends.lm.callbacks import Bar
 from amends.lm.load import add_lora
 from amends.lm.pairs import Message, Pair, encode
@@ -208,12 +208,12 @@ def wordings(rows: Sequence[Row]) -> dict[str, Wordings]:
     """
     found = {}
     for row in rows:
-        value = row.data.get("paraphrased_question")
+        value = list_of(row, "paraphrased_question")
         texts = [value] if isinstance(value, str) else value or []
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{row.where}: paraphrased_question must be a text or a list of texts, none empty.")
-        both = [row.data.get(name) for name in ("reversed_question", "reversed_answer")]
-        if both != [None, None] and not all(isinstance(text, str) and text.strip() for text in both):
+        both = [value_of(row, name) for name in ("reversed_question", "reversed_answer")]
+        if both != [None, None] and not all(isinstance(text, str) for text in both):
             raise InputError(
                 f"{row.where}: reversed_question needs reversed_answer beside it, both of them text, none empty: what "
                 "the question is turned round to ask for."

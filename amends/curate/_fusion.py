@@ -105,7 +105,7 @@ def _said(
         seed=seed,
         label=about,
     )
-    told = list(zip(replies.values, replies.texts, replies.reasons, strict=True))
+    told = list(zip(replies.values, replies.texts, replies.reasons, replies.cut, strict=True))
     losses = [] if checker is None else [_loss(about, d, checker, *of) for d, of in zip(drafts, told, strict=True)]
     return Said(replies.values, replies.texts, replies.reasons, losses, replies.counts)
 
@@ -175,7 +175,9 @@ def cycle(part: Part, drafts: Sequence[Draft], writer: Writer, checker: Checker,
         _settle(part, drafts[i], candidates, unchecked=writer.how.control == "unchecked")
 
 
-def _loss(part: Any, draft: Draft, checker: Checker, value: str | None, text: str | None, reason: str | None) -> Loss:
+def _loss(
+    part: Any, draft: Draft, checker: Checker, value: str | None, text: str | None, reason: str | None, cut: bool
+) -> Loss:
     if text is None:
         return {"no_answer": [str(reason)]}
     if value is None:
@@ -184,6 +186,8 @@ def _loss(part: Any, draft: Draft, checker: Checker, value: str | None, text: st
     loss = checker.loss(part, value, draft.samples, draft.keep[part], instruction)
     if draft.evolves:
         loss.pop("long", None)  # harder is longer
+    if cut and draft.form == "plain":  # of an answer in JSON the whole object was read
+        loss["truncated"] = [value[-40:]]
     return loss
 
 

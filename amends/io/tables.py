@@ -4,43 +4,27 @@ Everything is streamed, apart from .json and .txt files, which are read whole up
 that a file brings.
 """
 
-import csv
 import difflib
-import gzip
-import io
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+from amends.io._csv import csv_rows
+from amends.io._lines import check_unpacked, lines, unreadable, whole
 from amends.io.errors import InputError
+from amends.io.rows import Row, checked, most_bytes, too_large
 
-MAX_ROW_BYTES = 100_000
-MAX_TEXT_BYTES = 2_000_000  # of a row with a column "text", which is cut into pieces
-MAX_WHOLE_BYTES = 50_000_000  # of a file that is read whole: .json, .txt
+__all__ = ["READERS", "Row", "read_json", "read_rows", "rows_of"]
 MAX_DIGITS = 300  # of an integer in JSON
-COUNTED_BYTES = 10_000_000  # of a line that is too long; more is not read just to tell its size
-MAX_RATIO = 200  # of what a packed file (.gz, .parquet) holds to its own size
-MAX_UNPACKED_BYTES = 64_000_000_000
-FREE_BYTES = 2_000_000  # unpacked, up to which the ratio does not matter
-SIP_BYTES = 4096  # of a .gz file, between two looks at the ratio
 BATCH_ROWS, BATCH_BYTES = 64, 128_000_000  # read at once of .parquet, at most
-BOM = b"\xef\xbb\xbf"
 
 UNSAFE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".h5")
 READ = (
     "Read are .jsonl and .ndjson (also .gz), .json, .csv, .parquet, .txt, and folders written by datasets.save_to_disk."
 )
-
-
-class Row(NamedTuple):
-    """One row and where it stands."""
-
-    data: dict[str, Any]
-    where: str  # path as the user wrote it, then the line ("forget.jsonl:317") or row ("forget.csv: row 317"), from 1
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -50,16 +34,15 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     ----------
     path : str or Path
         .jsonl, .ndjson (both also .gz): one object a line, blank lines skipped. .json: a list of objects,
-        {"data": [...]}, or one object a line; in a list of texts each is a row with the column "text". .csv: comma,
-        double quotes, a header; all values are text. .parquet. .txt: one row with the column "text". A folder written
-        by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM. A .gz or .parquet file must not
-        hold more than `MAX_RATIO` (200) times its own size, or 64 GB.
+        {"data": [...]}, one object a line, or one object, which is a row; in a list of texts each is a row with the
+        column "text". .csv: comma, double quotes, a header; all values are text. .parquet. .txt: one row with the
+        column "text". A folder written by `datasets.save_to_disk`, of one split. Text is UTF-8, with or without BOM. A
+        .gz or .parquet file must not hold more than 200 times its own size, or 64 GB.
 
     Returns
     -------
-    iterator of Row, at least one. A row has at most `MAX_ROW_BYTES` (100 kB) beside its column "text", and with that
-    at most `MAX_TEXT_BYTES` (2 MB). A .json or .txt file has at most `MAX_WHOLE_BYTES` (50 MB); a .txt file is one row
-    for which only that limit holds.
+    iterator of Row, at least one. A row has at most 100 kB beside its column "text", and with that at most 2 MB. A
+    .json or .txt file has at most 50 MB; a .txt file is one row for which only that limit holds.
 
     Raises
     ------
@@ -89,13 +72,13 @@ def rows_of(records: Iterable[Mapping[str, Any]], name: str = "data") -> list[Ro
 
 
 def read_json(path: str | Path) -> Any:
-    """Read one JSON file strictly: no duplicate keys, no NaN, at most `MAX_WHOLE_BYTES`.
+    """Read one JSON file strictly: no duplicate keys, no NaN, at most 50 MB.
 
     Raises
     ------
     InputError : missing, too large, not UTF-8 or not JSON, with the line.
     """
-    return _parse(_whole(Path(path), str(path)), str(path))
+    return _parse(whole(Path(path), str(path)), str(path))
 
 
 def _reader(path: Path, name: str) -> Callable[[Path, str], Iterator[Row]]:
@@ -112,7 +95,7 @@ def _reader(path: Path, name: str) -> Callable[[Path, str], Iterator[Row]]:
         if not path.exists():
             raise InputError(f"{name}: no such file or folder.{_near(path)}")
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     for suffix, reader in READERS.items():
         if lower.endswith(suffix):
             return reader
@@ -144,118 +127,13 @@ def _at_least_one(rows: Iterator[Row], name: str) -> Iterator[Row]:
         raise InputError(f"{name}: no row in it (empty, blank lines or a header alone). Give a file with rows.")
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"{name}: cannot be read: {reason}. Check the file or write it again.")
-
-
-def _too_large(where: str, size: str) -> InputError:
-    return InputError(f"{where}: the row has {size} bytes, and {MAX_ROW_BYTES} are allowed. Shorten or split it.")
-
-
-# Text -------------------------------------------------------------------------------------------------------------
-
-
-def _decode(data: bytes, name: str, first_line: int = 1) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line = first_line + before.count(b"\n")
-        column = len(before[before.rfind(b"\n") + 1 :].decode()) + 1
-        byte = f"byte 0x{data[error.start]:02x} at column {column}"
-        raise InputError(f"{name}:{line}: not valid UTF-8 ({byte}). Save the file as UTF-8.") from error
-
-
-def _whole(path: Path, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_WHOLE_BYTES + 1)
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    if len(data) > MAX_WHOLE_BYTES:
-        raise InputError(
-            f"{name}: larger than {MAX_WHOLE_BYTES // 10**6} MB, the limit for this kind of file. "
-            "Split it, or save the rows as .jsonl, which is streamed."
-        )
-    return _decode(data.removeprefix(BOM), name)
-
-
-def _lines(path: Path, name: str, most: int = MAX_ROW_BYTES) -> Iterator[tuple[int, str]]:
-    """Line number and line with its end; a line is never held beyond the cap, which texts may have higher."""
-    number = 0
-    try:
-        with _open(path, name) as file:
-            while line := file.readline(most + 8):  # 8: room for a BOM and the line's end
-                number += 1
-                if number == 1:
-                    line = line.removeprefix(BOM)
-                size = len(line.rstrip(b"\r\n"))
-                if size > most or (size > MAX_ROW_BYTES and b'"text"' not in line):
-                    raise _too_large(f"{name}:{number}", _size(line, file))
-                yield number, _decode(line, name, number)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(name, error) from error
-
-
-def _open(path: Path, name: str) -> BinaryIO:
-    if path.name.lower().endswith(".gz"):
-        return io.BufferedReader(_Unpacked(path, name))
-    return path.open("rb")
-
-
-class _Sips(io.FileIO):
-    """A file of which little is read at once, so that its position tells what was used so far."""
-
-    def read(self, size: int | None = None, /) -> bytes:
-        return super().read(min(size or SIP_BYTES, SIP_BYTES))
-
-
-class _Unpacked(io.RawIOBase):
-    """What a .gz file holds, for as long as that is in proportion to the file."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.packed, self.name, self.size = _Sips(path), name, 0
-        self.inner = gzip.GzipFile(fileobj=self.packed)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        size: int = self.inner.readinto(buffer)
-        self.size += size
-        _check_unpacked(self.size, self.packed.tell(), self.name)
-        return size
-
-    def close(self) -> None:
-        self.inner.close()
-        self.packed.close()
-        super().close()
-
-
-def _check_unpacked(unpacked: int, packed: int, name: str) -> None:
-    """Stop at a bomb: a small file that holds far more than anyone's text does."""
-    if unpacked > min(max(MAX_RATIO * packed, FREE_BYTES), MAX_UNPACKED_BYTES):
-        raise InputError(
-            f"{name}: holds more than {MAX_RATIO} times its own size, or than {MAX_UNPACKED_BYTES // 10**9} GB. If "
-            "that is as it should be, unpack it and save the rows as .jsonl."
-        )
-
-
-def _size(line: bytes, file: BinaryIO) -> str:
-    size = len(line)
-    while not line.endswith(b"\n") and size < COUNTED_BYTES and (line := file.readline(MAX_ROW_BYTES)):
-        size += len(line)
-    return f"more than {COUNTED_BYTES}" if size >= COUNTED_BYTES else str(size - line.endswith(b"\n"))
+# Text and JSON ------------------------------------------------------------------------------------------------------
 
 
 def _text_rows(path: Path, name: str) -> Iterator[Row]:
-    text = _whole(path, name).replace("\r\n", "\n")
+    text = whole(path, name).replace("\r\n", "\n")
     if text.strip():
         yield Row({"text": text}, name)
-
-
-# JSON -------------------------------------------------------------------------------------------------------------
 
 
 def _parse(text: str, name: str, line: int | None = None) -> Any:
@@ -308,23 +186,24 @@ def _integer(text: str) -> int:
 
 
 def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
-    for number, line in _lines(path, name, MAX_TEXT_BYTES):
+    for number, line in lines(path, name, lambda line: b'"text"' in line):
         if line.strip():
             data = _object(_parse(line.rstrip("\r\n"), name, number), f"{name}:{number}")
-            if (size := len(line.rstrip("\r\n").encode())) > _most(data):
-                raise _too_large(f"{name}:{number}", str(size))
+            if (size := len(line.rstrip("\r\n").encode())) > most_bytes(data):
+                raise too_large(f"{name}:{number}", str(size))
             yield Row(data, f"{name}:{number}")
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
-    text = _whole(path, name)
+    text = whole(path, name)
     first, _, rest = text.lstrip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
         yield from _jsonl_rows(path, name)  # as the Hub's data sets often have it
         return
     found = _parse(text, name) if text.strip() else []
-    if isinstance(found, dict) and set(found) == {"data"}:
-        found = found["data"]
+    if isinstance(found, dict):
+        data = found.get("data")
+        found = data if isinstance(data, list) else [found]
     if not isinstance(found, list):
         raise InputError(f'{name}: expected a list of objects or {{"data": [...]}}, not {_kind(found)}. Write a list.')
     if all(isinstance(value, str) for value in found):
@@ -332,7 +211,7 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
     for number, value in enumerate(found, 1):
         where = f"{name}: row {number}"
         row = Row(_object(value, where), where)
-        _checked(*row)
+        checked(*row)
         yield row
 
 
@@ -350,67 +229,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _most(data: dict[str, Any]) -> int:
-    """Most bytes of a row: its text may be long, all else together not."""
-    text = data.get("text")
-    return min(MAX_TEXT_BYTES, MAX_ROW_BYTES + len(json.dumps(text))) if isinstance(text, str) else MAX_ROW_BYTES
-
-
-def _checked(data: dict[str, Any], where: str) -> int:
-    """Size in bytes of a row of a format without lines: that of the JSON it would be."""
-    if (size := len(json.dumps(data, ensure_ascii=False, default=str).encode())) > _most(data):
-        raise _too_large(where, str(size))
-    return size
-
-
 # Other formats ----------------------------------------------------------------------------------------------------
-
-
-def _csv_rows(path: Path, name: str) -> Iterator[Row]:
-    start, size = 1, 0  # first line of the row at hand; its bytes so far
-
-    def feed() -> Iterator[str]:
-        nonlocal size
-        for _, line in _lines(path, name):
-            size += len(line.encode())
-            if size > MAX_ROW_BYTES + 2:  # one line is capped already, so this row has several
-                raise InputError(
-                    f"{name}:{start}: the row that begins here has over {MAX_ROW_BYTES} bytes. Is a quote left open?"
-                )
-            yield line
-
-    header: list[str] = []
-    number = 0
-    reader = csv.reader(feed(), strict=True)
-    try:
-        for values in reader:
-            if values and not header:
-                header = _header(values, f"{name}:{start}")
-            elif values:
-                number += 1
-                if len(values) != len(header):
-                    raise InputError(
-                        f"{name}:{start}: {len(values)} values, but the header has {len(header)} columns "
-                        f"({', '.join(header)[:200]}). Put values that hold commas or line breaks in double quotes."
-                    )
-                yield Row(dict(zip(header, values, strict=True)), f"{name}: row {number}")
-            start, size = reader.line_num + 1, 0
-    except csv.Error as error:
-        raise InputError(
-            f"{name}:{start}: not CSV: {error}. Put values that hold commas, quotes or line breaks in double quotes, "
-            'and write a quote inside as "".'
-        ) from error
-
-
-def _header(values: list[str], where: str) -> list[str]:
-    header = [value.strip() for value in values]
-    if not all(header):
-        raise InputError(f"{where}: column {header.index('') + 1} of the header has no name. Name each column.")
-    if twice := [column for column in header if header.count(column) > 1]:
-        raise InputError(f'{where}: the column "{twice[0][:60]}" stands twice in the header. Rename one of the two.')
-    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
-        raise InputError(f"{where}: the header has one column that holds {separator!r}. Separate columns with commas.")
-    return header
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
@@ -424,7 +243,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
             if twice := [column for column in columns if columns.count(column) > 1]:
                 raise InputError(f'{name}: the column "{twice[0][:60]}" stands twice. Rename one of the two.')
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            _check_unpacked(sum(max(group.total_byte_size, group.num_rows) for group in groups), packed, name)
+            check_unpacked(sum(max(group.total_byte_size, group.num_rows) for group in groups), packed, name)
             number = unpacked = 0
             for i, group in enumerate(groups):
                 # One value may be as large as its row group, and a dictionary can give it to every row.
@@ -432,8 +251,8 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=at_once, row_groups=[i]):
                     for data in batch.to_pylist():
                         number += 1
-                        unpacked += _checked(data, where := f"{name}: row {number}")
-                        _check_unpacked(unpacked, packed, name)
+                        unpacked += checked(data, where := f"{name}: row {number}")
+                        check_unpacked(unpacked, packed, name)
                         yield Row(data, where)
             if number != file.metadata.num_rows:
                 raise ValueError(f"{number} rows instead of {file.metadata.num_rows}")
@@ -457,7 +276,7 @@ def _dataset_rows(path: Path, name: str) -> Iterator[Row]:
             found = next(iter(found.values()))
         rows = (data for batch in found.with_format("arrow").iter(BATCH_ROWS) for data in batch.to_pylist())
         for number, data in enumerate(rows, 1):  # as Arrow has them: no picture is opened, no address is followed
-            _checked(data, where := f"{name}: row {number}")
+            checked(data, where := f"{name}: row {number}")
             yield Row(data, where)
     except InputError:
         raise
@@ -474,7 +293,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl.gz": _jsonl_rows,
     ".ndjson.gz": _jsonl_rows,
     ".json": _json_rows,
-    ".csv": _csv_rows,
+    ".csv": csv_rows,
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }

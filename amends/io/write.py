@@ -27,12 +27,13 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Parameters
     ----------
     path : str or Path
-        Its suffix says the kind. In CSV a missing value is empty, and a list or an object is its JSON. A row need not
-        have all columns.
+        Its suffix says the kind. In CSV a missing value is empty, and a list or an object is its JSON; all else stands
+        there as it is, so that a program reads the same again, and a spreadsheet may take it for a formula. A row need
+        not have all columns.
 
     Raises
     ------
-    InputError : in Parquet, a column with values of different kinds.
+    InputError : a column that Parquet cannot hold: values of different kinds, an integer of more than 64 bits.
     """
     path = Path(path)
     if path.suffix == ".jsonl":
@@ -49,12 +50,14 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        found = pa.table({name: pa.array([row.get(name) for row in rows], from_pandas=True) for name in columns})
-    except (pa.ArrowException, TypeError) as error:
-        raise InputError(f"{path.name}: a column has values of different kinds ({error}). Write .jsonl.") from error
+    found = {}
+    for name in columns:
+        try:
+            found[name] = pa.array([row.get(name) for row in rows], from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f'{path.name}: Parquet cannot hold the column "{name}": {error}. Write .jsonl.') from error
     with new_file(path) as temporary:
-        pq.write_table(found, temporary)
+        pq.write_table(pa.table(found), temporary)
 
 
 def _plain(value: Any) -> Any:

@@ -32,6 +32,7 @@ MOST_FAILED = 10  # conversations in a row, before a server is given up
 CONNECT_S = 10.0  # to reach a server at all
 REFUSED = (400, 413, 422)  # something is wrong with this one conversation, mostly its length
 AGAIN = (408, 425, 429)  # and all from 500
+LIMITS = ("max_tokens", "max_completion_tokens")  # what most servers call it, and what some take in its place alone
 
 
 class Answer(NamedTuple):
@@ -47,6 +48,8 @@ class Answer(NamedTuple):
     """Calls beyond the first that it took."""
     fault: bool = False
     """There is none because the server failed again and again."""
+    cut: bool = False
+    """The text was broken off at `max_new_tokens`; a server says so, a model in this process does not."""
 
 
 class Model(Protocol):
@@ -125,9 +128,11 @@ class Server:
     concurrency : int, default 8
         Calls under way at the same time, at most.
     timeout_s : float, default 120
-        Seconds that one call may take.
+        Seconds that the server may be silent. A call that takes longer is given up at the next piece of its answer, so
+        that none takes more than twice as long.
     retries : int, default 5
-        Further tries after a failed connection, a time-out, or the states 408, 425, 429 and 500 to 599.
+        Further tries after a failed connection, a time-out, the states 408, 425, 429 and 500 to 599, or a reply without
+        an answer in it.
     pause_s : float, default 1
         Before the first of them; doubled before each further one, and longer if the server asks for it (Retry-After).
     key_variable : str, default "AMENDS_API_KEY"
@@ -153,9 +158,10 @@ class Server:
         with suppress(httpx2.InvalidURL):
             url = httpx2.URL(name)
         if not url.host or not url.fragment or url.query or url.userinfo:
+            shown = f"{url.copy_with(userinfo=b'', query=None, fragment=None)}: " if url.host else ""  # no secret
             raise InputError(
-                f"{name.rpartition('@')[2]}: not the address of a model. Write http://HOST:PORT/v1#MODEL, without "
-                f"password and question mark. A key goes into the environment variable {key_variable}."
+                f"{shown}not the address of a model. Write http://HOST:PORT/v1#MODEL, without password and question "
+                f"mark. A key goes into the environment variable {key_variable}."
             )
         self._is_here = url.host == "localhost"
         with suppress(ValueError):
@@ -170,6 +176,7 @@ class Server:
         path = url.path.rstrip("/").removesuffix("/chat/completions")
         self.name, self.base, self.model = name, str(url.copy_with(path=path, fragment=None)), url.fragment
         self.identity = f"{self.base}#{self.model}"  # what stands behind it is not known from here
+        self._limit, self._answered = LIMITS[0], False
 
     def answers(
         self, conversations: Sequence[list[Message]], seeds: Sequence[int], max_new_tokens: int, temperature: float
@@ -197,7 +204,7 @@ class Server:
 
             def begin(count: int) -> None:
                 for i in islice(waiting, count):
-                    body = {"model": self.model, "messages": conversations[i], "max_tokens": max_new_tokens}
+                    body = {"model": self.model, "messages": conversations[i], self._limit: max_new_tokens}
                     body |= {"temperature": temperature} | ({"seed": seeds[i]} if temperature else {})
                     running[pool.submit(self._ask, client, stop, body)] = i
 
@@ -229,16 +236,20 @@ class Server:
             asked_s, unreachable = 0.0, False
             try:
                 reply = self._post(client, body)
+                if reply.status == 400 and LIMITS[0] in body and LIMITS[1] in _message(reply.data):
+                    self._limit = LIMITS[1]
+                    body[self._limit] = body.pop(LIMITS[0])
+                    reply = self._post(client, body)
             except httpx2.RequestError as error:  # the connection; its text may be empty
                 unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
                 problem = f"{type(error).__name__} {self._shown(str(error))}".strip()
             else:
-                if reply.status == 200:
-                    return self._read(reply, retried)
+                if reply.status == 200 and (answer := self._read(reply, retried)):
+                    return answer
                 problem = f"{reply.status} {self._shown(_message(reply.data))}".strip()
                 if reply.status in REFUSED:
                     return Answer(None, problem, retried=retried)
-                if reply.status not in AGAIN and reply.status < 500:
+                if reply.status not in (200, *AGAIN) and reply.status < 500:
                     raise InputError(self._advice(reply.status, problem))
                 asked_s = retry_after_s(reply.retry_after)
                 unreachable = reply.status == 429
@@ -265,19 +276,32 @@ class Server:
                     raise httpx2.ReadTimeout(f"no whole answer in {self.timeout_s:g} s")
             return _Reply(response.status_code, response.headers.get("Retry-After", ""), bytes(data))
 
-    def _read(self, reply: _Reply, retried: int) -> Answer:
-        try:
+    def _read(self, reply: _Reply, retried: int) -> Answer | None:
+        """Find the answer in a reply; None if there is none, which may be this once.
+
+        Raises
+        ------
+        InputError : it is no server of this kind, and never gave an answer.
+        """
+        found: Any = None
+        with suppress(ValueError, RecursionError):
             found = json.loads(reply.data)
-            text = found["choices"][0]["message"]["content"] or ""  # null: thoughts only, or nothing
+        try:
+            choice = found["choices"][0]
+            text = choice["message"].get("content") or ""  # null: thoughts only, or nothing
             text = text.strip().encode(errors="replace").decode()  # half a character becomes "?"
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (LookupError, TypeError, AttributeError):
+            if self._answered or (isinstance(found, dict) and not found.keys().isdisjoint(("choices", "error"))):
+                return None
             raise InputError(
                 f"{self.name}: answers, but not as an OpenAI-compatible server does. Is the path right? It mostly ends "
                 f"in /v1. It says: {self._shown(_message(reply.data))}"
             ) from None
+        self._answered = True
         usage = found.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        return Answer(text, tokens=tokens if isinstance(tokens, int) else None, retried=retried)
+        cut = choice.get("finish_reason") == "length"
+        return Answer(text, tokens=tokens if isinstance(tokens, int) else None, retried=retried, cut=cut)
 
     def _shown(self, text: str) -> str:
         return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:300]

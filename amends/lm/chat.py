@@ -80,6 +80,8 @@ class Replies(Generic[T]):
     """The last answer to each; None if there was none."""
     reasons: list[str | None]
     """Why a value is missing; None if it is there."""
+    cut: list[bool]
+    """Whether the last answer was broken off, as `Answer.cut`; a value read from it may be of a part."""
     counts: Counts
 
 
@@ -227,6 +229,7 @@ def ask(
     values: list[T | None] = [None] * size
     texts: list[str | None] = [None] * size
     reasons: list[str | None] = [None] * size
+    cut = [False] * size
     counts, left, failed = Counts(asked=size), list(range(size)), 0
     for attempt in range(attempts):
         heat = float(max(temperature, WARMER) if attempt else temperature)  # 1 and 1.0 are one key
@@ -238,7 +241,7 @@ def ask(
         counts += cost
         unread = []
         for i, answer in zip(left, answers, strict=True):
-            texts[i], reasons[i] = answer.text, None
+            texts[i], reasons[i], cut[i] = answer.text, None, answer.cut
             if answer.text is None:
                 reasons[i] = answer.reason
                 failed += 1
@@ -247,9 +250,11 @@ def ask(
                 values[i] = parse(answer.text)
             except ValueError as error:
                 reasons[i] = str(error) or "cannot be read"
+                if answer.cut:
+                    reasons[i] = f"{reasons[i]} (it was cut off at {max_new_tokens} tokens)"
                 unread.append(i)
         left = unread
-    return Replies(values, texts, reasons, counts + Counts(unparseable=len(left), failed=failed))
+    return Replies(values, texts, reasons, cut, counts + Counts(unparseable=len(left), failed=failed))
 
 
 def _check(number: int, conversation: list[Message]) -> None:
@@ -336,7 +341,7 @@ def _get(cache: sqlite3.Connection, key: str) -> Answer | None:
 
 def _keep(cache: sqlite3.Connection, key: str, answer: Answer) -> Answer:
     """Keep an answer, and give the one that is kept: another process may have been first."""
-    text = json.dumps([answer.text, "", answer.tokens])
+    text = json.dumps(Answer(answer.text, tokens=answer.tokens, cut=answer.cut))
     cache.execute("INSERT INTO answers VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (key, text, _digest(key, text)))
     return _get(cache, key) or answer
 

@@ -1,8 +1,8 @@
 """Question-answer pairs: from the column shapes people have to token ids.
 
-Shapes read: question/answer, prompt/completion, instruction(+input)/output, chat `messages`, ShareGPT's `conversations`
-and plain `text` that is cut into prefix and continuation. Chat models are asked through their own chat template, base
-models in a plain layout.
+Shapes read: question/answer, prompt/completion (texts or messages), instruction(+input)/output, chat `messages`,
+ShareGPT's `conversations` and plain `text` that is cut into prefix and continuation. Chat models are asked through
+their own chat template, base models in a plain layout.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row, list_of, value_of
 from amends.lm.templates import next_ids, plain_ids, puts_space, start_of_text, template_ids, turn_end
 
 SHAPES = (("question", "answer"), ("prompt", "completion"), ("instruction", "output"))
@@ -124,13 +124,16 @@ def read_pairs(
     seen_ids: dict[str, str] = {}
     seen_texts: dict[tuple[str, str], str] = {}
     source = "the data"
+    rows = list(rows)  # an id may be given after the row without one that would have got it
+    given = {str(identity) for row in rows if (identity := value_of(row, "id")) is not None}
     for number, row in enumerate(rows):
         source = row.where.split(":")[0]
         try:
             if columns is None and is_plain_text(row):
                 found = _cut_text(row, tokenizer, prefix_tokens, continuation_tokens)
             else:
-                found = [_pair(row, number, columns)]
+                own = f"row-{number}" if str(number) in given else str(number)  # of a row without an id
+                found = [_pair(row, own, columns)]
             for pair in found:
                 if pair.id in seen_ids:
                     raise InputError(
@@ -158,44 +161,43 @@ def read_pairs(
 
 def is_plain_text(row: Row) -> bool:
     """Whether a row is read as plain text: one with a conversation, or a question, beside its text is not."""
-    chat = any(row.data.get(column) is not None for column in ("messages", "conversations"))
-    return "text" in row.data and not chat and not any(question in row.data for question, _ in SHAPES)
+    asked = any(row.data.get(question) is not None for question, _ in SHAPES)
+    return "text" in row.data and not asked and _messages_of(row) is None
 
 
-def _pair(row: Row, number: int, columns: tuple[str, str] | None) -> Pair:
-    if columns is None and ("messages" in row.data or "conversations" in row.data):
-        prompt, answer = _split_messages(row)
+def _pair(row: Row, own: str, columns: tuple[str, str] | None) -> Pair:
+    messages = None if columns else _messages_of(row)
+    if messages is not None:
+        prompt, answer = _split_messages(row, messages)
     else:
         question_column, answer_column = columns or _find_shape(row)
         question, answer = _text(row, question_column), _text(row, answer_column)
-        if question_column == "instruction" and columns is None and row.data.get("input"):
+        if question_column == "instruction" and columns is None and value_of(row, "input") is not None:
             question = f"{question}\n\n{_text(row, 'input')}"
         prompt = [{"role": "user", "content": question}]
-    identity = row.data.get("id")
-    wrong = row.data.get("perturbed_answer") or ()
-    paraphrase, right = row.data.get("paraphrased_answer"), row.data.get("right_answer")
-    if not isinstance(wrong, list | tuple) or not all(isinstance(text, str) and text for text in wrong):
+    identity, wrong = value_of(row, "id"), list_of(row, "perturbed_answer") or ()
+    paraphrase, right = value_of(row, "paraphrased_answer"), value_of(row, "right_answer")
+    if not isinstance(wrong, list | tuple) or not all(isinstance(text, str) and text.strip() for text in wrong):
         raise InputError(f"{row.where}: perturbed_answer must be a list of non-empty texts.")
-    if paraphrase is not None and not isinstance(paraphrase, str):
+    if not isinstance(paraphrase, str | None):
         raise InputError(f"{row.where}: paraphrased_answer must be a text.")
-    if right is not None and not (isinstance(right, str) and right.strip()):
+    if not isinstance(right, str | None):
         raise InputError(
             f"{row.where}: right_answer must be the true answer beside a made-up one, as text. Rename the column if it "
             "is something else."
         )
-    identity = str(number if identity is None else identity)
-    return Pair(identity, prompt, answer, row.where, paraphrase or None, tuple(wrong), right)
+    return Pair(own if identity is None else str(identity), prompt, answer, row.where, paraphrase, tuple(wrong), right)
 
 
 def _find_shape(row: Row) -> tuple[str, str]:
-    for question, answer in SHAPES:
-        if question in row.data and answer in row.data:
-            return question, answer
+    there = [shape for shape in SHAPES if all(column in row.data for column in shape)]
+    if there:  # a table of several kinds of rows has null where a row is of another kind
+        return next((shape for shape in there if all(row.data[column] is not None for column in shape)), there[0])
     for question, answer in SHAPES:
         if (question in row.data) != (answer in row.data):
-            there, gone = (question, answer) if question in row.data else (answer, question)
+            given, gone = (question, answer) if question in row.data else (answer, question)
             raise InputError(
-                f'{row.where}: column "{gone}" is missing beside "{there}" (found: {", ".join(row.data)}). '
+                f'{row.where}: column "{gone}" is missing beside "{given}" (found: {", ".join(row.data)}). '
                 "Rename it or name yours with --question-column and --answer-column."
             )
     raise InputError(
@@ -221,8 +223,19 @@ def _text_as_it_is(row: Row, column: str) -> str:
     return value
 
 
-def _split_messages(row: Row) -> tuple[list[Message], str]:
-    messages = row.data["messages"] if "messages" in row.data else _from_sharegpt(row.data["conversations"])
+def _messages_of(row: Row) -> Any:
+    """Messages of a row that has some, in whichever column, be they sound or not; None of a row in texts."""
+    prompt, completion = value_of(row, "prompt"), value_of(row, "completion")
+    if (messages := value_of(row, "messages")) is not None:
+        return messages
+    if (turns := value_of(row, "conversations")) is not None:
+        return _from_sharegpt(turns)
+    if isinstance(prompt, list | tuple) and isinstance(completion, list | tuple):  # as TRL has them
+        return [*prompt, *completion]
+    return None
+
+
+def _split_messages(row: Row, messages: Any) -> tuple[list[Message], str]:
     well_formed = isinstance(messages, list | tuple) and all(
         isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in messages
@@ -230,7 +243,7 @@ def _split_messages(row: Row) -> tuple[list[Message], str]:
     if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise InputError(
             f"{row.where}: messages must be a list of {{role, content}}, or conversations one of {{from, value}}, that "
-            "ends with the assistant's answer."
+            "ends with the assistant's answer; so must prompt and completion together, where they are lists."
         )
     for role in (m["role"] for m in messages):  # it stands in the template, where text may be a control token
         if role not in ROLES:
@@ -269,7 +282,7 @@ def _cut_text(
     num_tokens = sum(start < len(text.rstrip()) for start in border[:-1])
     window = prefix_tokens + continuation_tokens
     shortest = min(2, continuation_tokens)  # a rest of one token is no continuation
-    identity = row.data.get("id", row.where)
+    identity = row.where if (own := value_of(row, "id")) is None else own
     pairs = []
     for start in range(0, num_tokens, window):
         first, middle, end = (border[min(i, len(spans))] for i in (start, start + prefix_tokens, start + window))

@@ -6,7 +6,7 @@ Text takes the colour of the page (currentColor); lines are mid-tones that stand
 import io
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from matplotlib.axes import Axes
@@ -21,11 +21,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 TEXT, FAINT = "#767677", "#808081"  # TEXT becomes currentColor
 LEGEND_LINE = 0.25  # inches
+MOST_NAMED = 28  # letters of a name in a legend
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "amends",
     "font.family": "sans-serif",
     "font.size": 12,  # in a picture 288 wide: what a phone shows at its own size
+    "text.parse_math": False,  # names that others gave are no formulas
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": FAINT,
@@ -52,14 +54,33 @@ def new_figure(num_panels: int, height: float, legend_lines: int = 0) -> tuple[F
     return figure, list(axes[:, 0])
 
 
+class Look(NamedTuple):
+    """How one of several things in a chart is drawn."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+
+def look(k: int) -> Look:
+    """Look of thing `k`; of 36 no two are alike, as marker and dashes go on by one with each round of the colours."""
+    shifted = (k + k // 6) % 6
+    return Look(COLOURS[k % 6], MARKERS[shifted], DASHES[shifted])
+
+
+def name_axes(axes: Axes, across: str, up: str) -> None:
+    """Say what the axes are."""
+    axes.set_xlabel(visible(across))
+    axes.set_ylabel(visible(up))
+
+
 def legend(axes: Axes, names: Sequence[str]) -> None:
-    """Put the names above the chart, so that they cover nothing; they are not read as formulas."""
+    """Put the names above the chart, so that they cover nothing; of long ones both ends are kept."""
     handles: list[Any] = [*(c[0] for c in axes.containers), *axes.lines][: len(names)]  # of error bars the marker
-    shown = [name if len(name) <= 28 else f"{name[:27]}…" for name in (visible(name) for name in names)]
+    half = MOST_NAMED // 2
+    shown = [n if len(n) <= MOST_NAMED else f"{n[: half - 1]}…{n[-half:]}" for n in map(visible, names)]
     box = axes.legend(handles, shown, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=2.8, borderpad=0.2)
     box.set_in_layout(len(axes.figure.axes) > 1)  # names that others gave move nothing
-    for text in box.get_texts():
-        text.set_parse_math(False)
 
 
 def svg(figure: Figure, prefix: str, title: str, description: str) -> str:

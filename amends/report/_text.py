@@ -46,7 +46,7 @@ def last_part(path: str) -> str:
 
 def percent(share: float) -> str:
     """Share of 1 in per cent; a share that is not quite none or all is not written as if it were."""
-    if 0 < share < 0.005:
+    if 0 < share <= 0.005:  # half a per cent is rounded to none
         return "under 1 %"
     if 0.995 <= share < 1:
         return "over 99 %"

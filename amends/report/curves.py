@@ -6,8 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amends.report._draw import COLOURS, DASHES, FAINT, MARKERS, STYLE, legend, new_figure, svg
-from amends.report._text import visible
+from amends.report._draw import FAINT, STYLE, legend, look, name_axes, new_figure, svg
 
 MOST_MARKED = 40
 """Points of a curve above which they are not marked one by one."""
@@ -60,10 +59,9 @@ def curves(
         figure, (axes,) = new_figure(1, 3.8, len(of))
         for k, (curve, values) in enumerate(of.items()):
             x, *ys = _checked(curve, values, log)
-            colour, marker = COLOURS[k % 6], MARKERS[k % 6] if len(x) <= MOST_MARKED else ""
-            # Seven curves and more take the dashes in another order, so that no two look the same.
-            dashes = DASHES[(k + k // 6) % 6]
-            axes.plot(x, ys[0], color=colour, linestyle=dashes, linewidth=2, marker=marker, markersize=6)
+            colour, marker, dashes = look(k)
+            marked = marker if len(x) <= MOST_MARKED else ""
+            axes.plot(x, ys[0], color=colour, linestyle=dashes, linewidth=2, marker=marked, markersize=6)
             if len(ys) == 3:
                 axes.fill_between(x, ys[1], ys[2], color=colour, alpha=BAND, linewidth=0)
             told.append(f"{curve}: {_ends(x, ys[0], across)}")
@@ -79,8 +77,7 @@ def curves(
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.xaxis.set_minor_formatter(lambda x, _: "")
         axes.set_ylim(*limits)
-        for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
-            write(visible(label), parse_math=False)
+        name_axes(axes, across, up)
         return svg(figure, name, title, f"{'; '.join(told)}.")
 
 
@@ -108,9 +105,8 @@ def pairs(
         figure, (axes,) = new_figure(1, 3.8, len(of))
         for k, (label, values) in enumerate(of.items()):
             x, y = _checked(label, values, log=False)
-            axes.plot(
-                x, y, linestyle="none", marker=MARKERS[k % 6], color=COLOURS[k % 6], fillstyle="none", markersize=6
-            )
+            colour, marker, _ = look(k)
+            axes.plot(x, y, linestyle="none", marker=marker, color=colour, fillstyle="none", markersize=6)
             there = np.isfinite(y)
             ends += [*x[there], *y[there]]
             furthest = f", at most {np.abs(x - y)[there].max():.2g} apart" if there.any() else ""
@@ -118,8 +114,7 @@ def pairs(
         legend(axes, list(of))
         if ends:
             axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=FAINT, linewidth=1, linestyle=":")
-        for label, write in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
-            write(visible(label), parse_math=False)
+        name_axes(axes, across, up)
         return svg(figure, name, title, f"{'; '.join(told)}. On the dotted line both are equal.")
 
 

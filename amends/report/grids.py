@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from amends.report._draw import COLOURS, STYLE, TEXT, legend, new_figure, svg
+from amends.report._draw import COLOURS, STYLE, TEXT, legend, name_axes, new_figure, svg
 from amends.report._text import visible
 
 DEEPEST = 0.6
@@ -58,10 +58,7 @@ def matrix(
         axes.set_xticks(range(len(columns)), [visible(label) for label in columns])
         axes.set_yticks(range(len(rows)), [visible(label) for label in rows])
         axes.tick_params(length=0)
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_parse_math(False)
-        axes.set_xlabel(across)
-        axes.set_ylabel(down)
+        name_axes(axes, across, down)
         told = "; ".join(
             f"{rows[i]}: " + ", ".join(f"{columns[j]} {table[i, j]:.{digits}f}" for j in range(len(columns)))
             for i in range(len(rows))
@@ -97,14 +94,11 @@ def shares(
         for k, values in enumerate(of.values()):
             axes.bar(np.arange(len(labels)) + (k - (len(of) - 1) / 2) * width, values, width, color=COLOURS[k % 6])
         axes.set_xticks(range(len(labels)), [visible(label) for label in labels])
-        for label in axes.get_xticklabels():
-            label.set_parse_math(False)
-        axes.set_xlabel(across)
+        name_axes(axes, across, up)
         if sum(map(len, labels)) > MOST_ACROSS:
             axes.tick_params(axis="x", rotation=30)
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("right")
-        axes.set_ylabel(up)
         legend(axes, list(of))
         told = "; ".join(
             f"{one}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, values, strict=True))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from amends.report._draw import COLOURS, DASHES, FAINT, MARKERS, STYLE, legend, new_figure, svg
+from amends.report._draw import COLOURS, DASHES, FAINT, STYLE, legend, look, name_axes, new_figure, svg
 from amends.report._text import visible
 
 SMALLEST_P = 1e-20  # a smaller p is drawn here
@@ -55,7 +55,7 @@ def quality_against_utility(
         figure, (axes,) = new_figure(1, 4.3, len(points))
         for k, point in enumerate(points):
             quality = max(point.quality, SMALLEST_P) if log else point.quality
-            style: dict[str, Any] = {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "markersize": 9}
+            style: dict[str, Any] = {"color": look(k).colour, "marker": look(k).marker, "markersize": 9}
             reach: dict[str, Any] = {
                 "xerr": _reach(point.utility, point.utility_interval),
                 "yerr": _reach(quality, point.quality_interval),
@@ -69,8 +69,7 @@ def quality_against_utility(
             _tick_powers(axes)
         else:
             axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        name_axes(axes, across, up)
         legend(axes, [point.name for point in points])
         x, y = across.removesuffix(" (kept →)"), up
         told = "; ".join(f"{p.name}: {x} {p.utility:.3f}, {y} {p.quality:.2g}" for p in points)
@@ -100,14 +99,13 @@ def truth_ratio_distributions(values: Mapping[str, Sequence[float]]) -> str:
             x = np.clip(ratios, low, high)
             share = np.concatenate([[0], np.arange(1, len(x) + 1) / len(x), [1]])
             x = np.concatenate([[low], x, [high]])
-            axes.step(x, share, where="post", color=COLOURS[k % 6], linestyle=DASHES[k % 6], linewidth=2)
+            axes.step(x, share, where="post", color=look(k).colour, linestyle=look(k).dashes, linewidth=2)
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.set_ylim(0, 1.02)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: "")
-        axes.set_xlabel("truth ratio (1: wrong as likely as right)")
-        axes.set_ylabel("share of questions")
+        name_axes(axes, "truth ratio (1: wrong as likely as right)", "share of questions")
         legend(axes, list(arrays))
         told = "; ".join(f"{name}: median {np.median(a):.3g} of {a.size}" for name, a in arrays.items())
         return svg(figure, "truth", "Truth ratios on the questions to forget", f"{told}.")
@@ -154,11 +152,11 @@ def histograms(
     with mpl.rc_context(STYLE):
         figure, (axes,) = new_figure(1, 4.3, len(shares))
         for k, share in enumerate(shares.values()):
-            axes.step(edges, [*share, share[-1]], where="post", color=COLOURS[k], linestyle=DASHES[k], linewidth=2)
+            colour, _, dashes = look(k)
+            axes.step(edges, [*share, share[-1]], where="post", color=colour, linestyle=dashes, linewidth=2)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, None)
-        axes.set_xlabel(names[0])
-        axes.set_ylabel(names[1])
+        name_axes(axes, *names)
         legend(axes, list(shares))
         return svg(figure, prefix, title, told)
 
@@ -218,7 +216,7 @@ def scores_by_variant(scores: Mapping[str, Mapping[str, float]]) -> str:
         figure, (axes,) = new_figure(1, 1.4 + 0.32 * len(ways), len(scores))
         for k, of in enumerate(scores.values()):
             places = [ways.index(way) for way in of]
-            style: dict[str, Any] = {"color": COLOURS[k % 6], "marker": MARKERS[k % 6], "markersize": 8}
+            style: dict[str, Any] = {"color": look(k).colour, "marker": look(k).marker, "markersize": 8}
             style |= {"fillstyle": "none", "markeredgewidth": 2}  # so that one hides no other
             axes.plot(list(of.values()), places, linestyle="none", **style)
         axes.set_yticks(range(len(ways)), [visible(way).replace("_", " ") for way in ways])
@@ -258,7 +256,7 @@ def spans(panels: Mapping[str, Mapping[str, Span]], levels: Mapping[str, float])
             if name in levels:
                 axes.axvline(levels[name], color=FAINT, linewidth=1, linestyle=":")
             axes.set_xlim(-0.03, 1.03)
-            axes.set_xlabel(name)
+            axes.set_xlabel(visible(name))
         row[0].set_yticks(range(len(entries)), [visible(entry) for entry in entries])
         row[0].set_ylim(len(entries) - 0.5, -0.5)
         told = "; ".join(
@@ -295,15 +293,14 @@ def relearning(
     with mpl.rc_context(STYLE):
         figure, (axes,) = new_figure(1, 3.4, len(curves))
         for k, (steps, scores) in enumerate(curves.values()):
-            style: dict[str, Any] = {"color": COLOURS[(k + 1) % 6], "marker": MARKERS[(k + 1) % 6]}
-            axes.plot(steps, scores, linestyle=DASHES[k % 6], linewidth=2, markersize=7, **style)
+            style: dict[str, Any] = {"color": look(k + 1).colour, "marker": look(k + 1).marker}
+            axes.plot(steps, scores, linestyle=look(k).dashes, linewidth=2, markersize=7, **style)
         legend(axes, list(curves))
         if level is not None:
             axes.axhline(level, color=FAINT, linewidth=1, linestyle=":")
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        name_axes(axes, across, up)
         told = "; ".join(f"{model}: from {y[0]:.2f} to {y[-1]:.2f}" for model, (_, y) in curves.items())
         line = "" if level is None else f" The dotted line is the model before, {level:.2f}."
         return svg(figure, name, title, f"{told}.{line}")

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amends.report._draw import COLOURS, FAINT, MARKERS, STYLE, legend, new_figure, svg
+from amends.report._draw import FAINT, STYLE, legend, look, name_axes, new_figure, svg
 
 MOST_DRAWN = 1500
 """Points of a set that are drawn; of more, every so many-th, so that the page stays small."""
@@ -22,7 +22,7 @@ def scatter(
     prefix : str
         What the ids in the svg begin with.
     points : mapping
-        Name of a set to x (N,) and y (N,); at most six.
+        Name of a set to x (N,) and y (N,).
     names : of the axis across and of the one up
     title, told : text alternative for readers who cannot see the chart
 
@@ -36,11 +36,11 @@ def scatter(
             x_N, y_N = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
             step = -(-len(x_N) // MOST_DRAWN) or 1
             size = 3 if k == 0 else 4
-            axes.plot(x_N[::step], y_N[::step], linestyle="none", color=COLOURS[k], marker=MARKERS[k], markersize=size)
+            colour, marker, _ = look(k)
+            axes.plot(x_N[::step], y_N[::step], linestyle="none", color=colour, marker=marker, markersize=size)
         axes.axhline(0, color=FAINT, linewidth=1)
         axes.axvline(0, color=FAINT, linewidth=1)
         axes.locator_params(nbins=5)
-        axes.set_xlabel(names[0])
-        axes.set_ylabel(names[1])
+        name_axes(axes, *names)
         legend(axes, list(points))
         return svg(figure, prefix, title, told)

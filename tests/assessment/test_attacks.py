@@ -120,8 +120,16 @@ def test_other_wordings_are_read_from_their_columns_and_bad_ones_refused():
         Row({"paraphrased_question": "a", "reversed_question": " r ", "reversed_answer": "s"}, "f:1"),
         Row({"paraphrased_question": ["b", " c "]}, "f:2"),
         Row({}, "f:3"),
+        Row({"paraphrased_question": '["b", "c"]', "reversed_question": "", "reversed_answer": ""}, "f.csv: row 4"),
+        Row({"paraphrased_question": ""}, "f.csv: row 5"),
     ]
-    assert wordings(rows) == {"f:1": Wordings(["a"], ("r", "s")), "f:2": Wordings(["b", "c"]), "f:3": Wordings([])}
+    assert wordings(rows) == {
+        "f:1": Wordings(["a"], ("r", "s")),
+        "f:2": Wordings(["b", "c"]),
+        "f:3": Wordings([]),
+        "f.csv: row 4": Wordings(["b", "c"]),
+        "f.csv: row 5": Wordings([]),
+    }
     for bad in (3, [""], [1], {"a": "b"}):
         with pytest.raises(InputError, match="f:9: paraphrased_question must be"):
             wordings([Row({"paraphrased_question": bad}, "f:9")])

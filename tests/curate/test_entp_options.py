@@ -160,6 +160,18 @@ def test_what_is_no_text_alone_is_repaired_in_the_same_form():
     assert repairs and all("It was not the text alone" in prompt and "JSON object" not in prompt for prompt in repairs)
 
 
+def test_a_plain_text_that_was_broken_off_is_truncated_and_repaired():
+    class Long(Plain):
+        def answers(self, *asked, **how):
+            for i, answer in super().answers(*asked, **how):
+                yield i, answer._replace(cut=answer.text != "Yes.")
+
+    model = Long()
+    mixed = entp_run(rated_right(3), model, mixing=Mixing(form="plain", rounds=1))
+    assert mixed.pairs and all("truncated" in row["reason"] for row in mixed.pairs)
+    assert any("It broke off." in prompt for prompt in model.prompts)
+
+
 def test_grades_are_read_strictly_in_both_forms():
     assert read_digit(" 4.") == 4 and read_grade('{"grade": 4}') == 4
     for says in ("4 of 5", "six", "6", "0", "-3", "4.5"):

@@ -117,7 +117,7 @@ def test_text_without_spaces_is_compared_by_characters() -> None:
 
 def test_a_right_answer_must_be_text() -> None:
     assert read_pairs(rows_of(FORGET)).kept[0].right == "Rome 0"
-    for wrong in (3, " "):
+    for wrong in (3, ["Rome"]):
         with pytest.raises(InputError, match=r"data\[0\]: right_answer must be the true answer .* Rename the column"):
             read_pairs(rows_of([FORGET[0] | {"right_answer": wrong}]))
 

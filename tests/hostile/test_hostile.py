@@ -190,15 +190,15 @@ def test_what_is_large_is_refused_in_little_memory(place):
 
 
 def test_no_more_of_a_bomb_is_unpacked_than_is_free(place, monkeypatch):
-    from amends.io import tables
+    from amends.io import _lines
 
     sizes = []
-    check = tables._check_unpacked
-    monkeypatch.setattr(tables, "_check_unpacked", lambda size, *rest: sizes.append(size) or check(size, *rest))
+    check = _lines.check_unpacked
+    monkeypatch.setattr(_lines, "check_unpacked", lambda size, *rest: sizes.append(size) or check(size, *rest))
     path = generate.write(DATA["gzip of 10 GB in 10 MB"], place)
-    with pytest.raises(tables.InputError, match="200 times its own size"):
+    with pytest.raises(_lines.InputError, match="200 times its own size"):
         list(read_rows(path))
-    assert tables.FREE_BYTES < sizes[-1] < 1.1 * tables.FREE_BYTES
+    assert _lines.FREE_BYTES < sizes[-1] < 1.1 * _lines.FREE_BYTES
 
 
 def test_rows_that_are_alike_may_be_packed_well(place):

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amends.io._lines import MAX_WHOLE_BYTES
 from amends.io.errors import InputError
-from amends.io.tables import MAX_ROW_BYTES, MAX_WHOLE_BYTES, READERS, Row, read_json, read_rows
+from amends.io.rows import MAX_ROW_BYTES
+from amends.io.tables import READERS, Row, read_json, read_rows
 
 GOOD = b'{"question": "Who?", "answer": "Me."}\n'
 LIST = "Read are .jsonl and .ndjson (also .gz), .json, .csv, .parquet, .txt, and folders written by datasets"
@@ -54,8 +56,8 @@ FAULTS = [
     # JSON
     ("f.json", b'[{"a": 1},\n {"a": 1,,}]', ":2: not JSON at column 10: Expecting property name enclosed in double q"),
     ("f.json", b'[{"a": 1},\n {"a": "\xff"}]', ":2: not valid UTF-8 (byte 0xff at column 9)"),
-    ("f.json", b'{"a": {"b": 1}}', ': expected a list of objects or {"data": [...]}, not an object. Write a list.'),
-    ("f.json", b'{"data": 1}', ": expected a list of objects"),
+    ("f.json", b'"a"', ': expected a list of objects or {"data": [...]}, not a string. Write a list.'),
+    ("f.json", b'{"data": [1]}', ": row 1: expected a JSON object, found a number."),
     ("f.json", b'[{"a": 1}, 2]', ": row 2: expected a JSON object, found a number."),
     ("f.json", b'[{"a": 1, "a": 2}]', f": {TWICE}"),
     ("f.json", b"[" * 100_000, ": nested too deeply."),
@@ -72,6 +74,8 @@ FAULTS = [
     ("f.csv", b'a,b\n1,2\n"x,2\n3,4\n', ":3: not CSV: unexpected end of data. Put values"),
     ("f.csv", b'a,b\n1,2\n"x,2\n' + b"3,4\n" * 50_000, ":3: the row that begins here has over 100000 bytes. Is a quo"),
     ("f.csv", b"a\n" + b"x" * 200_000, ":2: the row has 200000 bytes, and 100000 are allowed."),
+    ("f.csv", b"a\n" + b'"' + b"x\n" * 60_000 + b'"', ":2: the row that begins here has over 100000 bytes. Is a"),
+    ("f.csv", b"text\n" + b'"' + b"x\n" * 1_100_000, ":2: the row that begins here has over 2000000 bytes. Is a q"),
     ("f.csv", b"a,b\n1,\xe9\n", ":2: not valid UTF-8 (byte 0xe9 at column 3). Save the file as UTF-8."),
     ("f.csv", b"a,b\n", f": {EMPTY}"),
     ("f.csv", b"", f": {EMPTY}"),
@@ -205,6 +209,17 @@ def test_json_is_a_list_or_a_list_under_data(here):
         assert list(read_rows("f.json")) == [Row({"a": 1}, "f.json: row 1"), Row({"a": None}, "f.json: row 2")]
 
 
+@pytest.mark.parametrize("content", ['{"a": 1, "b": [2]}\n', '{\n "a": 1,\n "b": [2]\n}', ' {"a": 1, "b": [2]}'])
+def test_one_json_object_is_one_row(here, content):
+    Path("f.json").write_text(content, encoding="utf-8")
+    assert list(read_rows("f.json")) == [Row({"a": 1, "b": [2]}, "f.json: row 1")]
+
+
+def test_what_stands_beside_a_list_under_data_is_left_alone(here):
+    Path("f.json").write_text('{"version": 1, "data": [{"a": 1}]}', encoding="utf-8")
+    assert list(read_rows("f.json")) == [Row({"a": 1}, "f.json: row 1")]
+
+
 def test_csv_rows_are_numbered_without_the_header_and_blank_lines(here):
     Path("f.csv").write_bytes(b'\xef\xbb\xbf\na, b\r\n"x\r\ny",""\r\n\r\n1,2')
     assert list(read_rows("f.csv")) == [
@@ -220,6 +235,10 @@ def test_a_text_may_be_longer_than_other_rows_in_every_format_that_has_long_ones
     Path("f.jsonl").write_text(json.dumps({"title": "a", "text": LONG}) + "\n" + json.dumps({"text": "b"}))
     Path("f.json").write_text(json.dumps([{"text": LONG}]))
     Path("g.json").write_text(json.dumps([LONG, "b"]))
+    for name, text in (("f.csv", LONG), ("g.csv", LONG.replace("d ", 'd"\n'))):
+        with Path(name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("title", "text"), ("a", text), ("b", "c")])
+        assert [row.data["text"] for row in read_rows(name)] == [text, "c"]
     for name in ("f.jsonl", "f.json", "g.json"):
         assert next(read_rows(name)).data["text"] == LONG
     assert [row.data for row in read_rows("g.json")][1] == {"text": "b"}
@@ -228,9 +247,14 @@ def test_a_text_may_be_longer_than_other_rows_in_every_format_that_has_long_ones
 @pytest.mark.parametrize(
     "row", [{"text": "a", "other": LONG}, {"other": '"text"' + LONG}, {"text": ["a", LONG]}, {"text": LONG * 11}]
 )
-@pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv"])
 def test_a_row_is_not_large_because_it_names_a_text(here, row, name):
     Path(name).write_text(json.dumps([row] if name == "f.json" else row))
+    if name == "f.csv":
+        if isinstance(row.get("text"), list):
+            return  # all of CSV is text
+        with Path(name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([row.keys(), row.values()])
     assert "the row has" in message(name)
 
 

@@ -1,5 +1,6 @@
 """A server in trouble, the key that belongs to it alone, and a model in this process."""
 
+import json
 import logging
 import math
 import threading
@@ -12,7 +13,7 @@ from scipy.stats import chisquare
 
 from amends.io.errors import InputError
 from amends.lm import _calls
-from amends.lm.chat import Chat, Counts, LocalModel, ask, open_chat, some_text
+from amends.lm.chat import Chat, Counts, LocalModel, ask, json_object, open_chat, some_text
 from amends.lm.generate import _OwnDraws, generate
 from amends.lm.load import load
 from amends.lm.pairs import encode
@@ -55,7 +56,7 @@ def test_pauses_double_and_are_as_long_as_the_server_asks_for(monkeypatch):
     paused = []
     monkeypatch.setattr(_calls, "_pause", lambda stop, seconds: bool(paused.append(seconds)))
     then = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    asks = [{}, {"Retry-After": "30"}, {}, {"Retry-After": then}, {"Retry-After": "soon"}]
+    asks = [{}, {"Retry-After": "30"}, {}, {"Retry-After": then}, {"Retry-After": "nan"}]
     with serving(lambda body, before: Say("wait", 429, asks[before]) if before < 5 else digest(body)) as server:
         assert ask(open_chat(server.name), talks(1), some_text, version="1").counts.retried == 5
     assert paused[:3] == [1, 30, 4] and 90 < paused[3] <= 100 and paused[4] == 16
@@ -81,13 +82,78 @@ def test_what_no_retry_mends_stops_at_once(status, text, says):
         assert not elsewhere.bodies
 
 
-@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b'{"choices": []}', b"[" * 100_000])
+@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b'{"hello": "you"}', b"[" * 100_000])
 def test_a_server_of_another_kind_is_told_apart(raw):
     with (
         serving(lambda body, before: Say(None, raw=raw)) as server,
         pytest.raises(InputError, match="not as an OpenAI-compatible server does"),
     ):
         ask(open_chat(server.name), talks(3), some_text, version="1")
+
+
+ODD = {
+    b'{"error": {"message": "overloaded"}}': "200 overloaded",
+    b'{"choices": []}': '200 {"choices": []}',
+    b'{"choices": [{"message": {"content": ["a"]}}]}': "200 ",
+    b"<html>busy</html>": "200 <html>busy</html>",
+}
+
+
+@pytest.mark.parametrize("raw", ODD)
+def test_a_reply_without_an_answer_is_tried_again_and_costs_its_conversation_alone(raw, tmp_path):
+    def behave(body, before):
+        return Say(None, raw=raw) if number_of(body) == 4 or (number_of(body) == 5 and not before) else digest(body)
+
+    with serving(behave) as server:
+        chat = open_chat(server.name, cache=tmp_path / "c", retries=2, pause_s=0, concurrency=1)
+        replies = ask(chat, talks(9), some_text, version="1")
+        assert [i for i, value in enumerate(replies.values) if value is None] == [4]
+        assert replies.reasons[4].startswith(ODD[raw]) and replies.counts.failed == 1
+        assert replies.counts.retried == 3 and len(server.bodies) == 9 + 3
+
+
+def test_a_rerun_gets_past_a_conversation_that_is_never_answered(tmp_path):
+    raw = b'{"error": {"message": "overloaded"}}'
+    with serving(lambda body, before: Say(None, raw=raw) if number_of(body) == 1 else digest(body)) as server:
+        for calls in (3, 1):
+            chat = open_chat(server.name, cache=tmp_path / "c", retries=0)
+            assert ask(chat, talks(3), some_text, version="1").counts.calls == calls
+
+
+def test_a_message_without_content_is_an_empty_answer():
+    raw = b'{"choices": [{"message": {"role": "assistant"}}]}'
+    with serving(lambda body, before: Say(None, raw=raw)) as server:
+        replies = ask(open_chat(server.name), talks(1), str, version="1")
+    assert replies.values == [""] and replies.counts.failed == 0
+
+
+def test_what_was_broken_off_is_marked_and_stays_so_in_the_cache(tmp_path):
+    def behave(body, before):
+        ends = "length" if number_of(body) == 1 else "stop"
+        told = {"choices": [{"message": {"content": '{"a": 1'}, "finish_reason": ends}]}
+        return Say(None, raw=json.dumps(told).encode())
+
+    with serving(behave) as server:
+        for _ in range(2):
+            chat = open_chat(server.name, cache=tmp_path / "c")
+            assert ask(chat, talks(3), str, version="1").cut == [False, True, False]
+        replies = ask(chat, talks(3), json_object, version="1", max_new_tokens=7, attempts=1)
+    assert [reason.endswith("expected one (it was cut off at 7 tokens)") for reason in replies.reasons] == replies.cut
+
+
+def test_a_server_that_wants_the_newer_name_of_the_limit_gets_it():
+    def behave(body, before):
+        if "max_tokens" in body:
+            return Say("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", 400)
+        return digest({"messages": body["messages"], "n": body["max_completion_tokens"]})
+
+    with serving(behave) as server:
+        chat = open_chat(server.name, concurrency=1, retries=0)
+        replies = ask(chat, talks(3), some_text, version="1", max_new_tokens=9)
+        assert [list({"max_tokens", "max_completion_tokens"} & body.keys()) for body in server.bodies] == [
+            ["max_tokens"], *[["max_completion_tokens"]] * 3
+        ]  # fmt: skip
+    assert replies.counts.failed == 0 and replies.counts.retried == 0
 
 
 def test_a_reply_without_end_is_not_read_to_its_end(monkeypatch):
@@ -180,11 +246,21 @@ def test_no_key_is_sent_where_none_is_named_and_none_over_an_open_network(monkey
     assert "mine" not in str(refused.value)
 
 
-@pytest.mark.parametrize("bad", ["http://u:secret@h/v1#m", "http://h/v1", "http://h/v1?key=1#m", "http:///v1#m"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "http://u:secret@h/v1#m",
+        "http://h/v1",
+        "http://h/v1?key=secret#m",
+        "http:///v1?secret#m",
+        "http://u:se?cret@h#m",
+    ],
+)
 def test_what_is_no_address_of_a_model_is_refused(bad):
     with pytest.raises(InputError, match="not the address of a model") as refused:
         open_chat(bad)
-    assert "secret" not in str(refused.value)
+    assert "cret" not in str(refused.value)
+    assert str(refused.value).startswith("http://h/v1: " if "h/v1" in bad else "not ")
 
 
 # A model in this process

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from amends.io.errors import InputError
-from amends.io.tables import rows_of
+from amends.io.tables import read_rows, rows_of
+from amends.io.write import write_rows
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.lm.templates import plain_ids, turn_end
 
@@ -43,6 +45,12 @@ def pairs_of(*records: dict[str, Any], **options: Any) -> Pairs:
             },
             [{"role": "system", "content": "Be brief."}, *ASKED],
         ),
+        ({"instruction": "Who?", "input": " ", "output": "Ada."}, ASKED),
+        ({"instruction": "Who?", "input": float("nan"), "output": "Ada."}, ASKED),
+        ({"question": "Who?", "answer": "Ada.", "messages": None, "conversations": None}, ASKED),
+        ({"question": None, "answer": None, "prompt": "Who?", "completion": "Ada."}, ASKED),
+        ({"prompt": ASKED, "completion": [{"role": "assistant", "content": "Ada."}]}, ASKED),
+        ({"prompt": np.array(ASKED), "completion": np.array([{"role": "assistant", "content": "Ada."}])}, ASKED),
         (
             {
                 "conversations": [
@@ -70,6 +78,45 @@ def test_the_alternatives_of_tofu_are_kept() -> None:
     assert (pair.id, pair.paraphrase, pair.wrong) == ("7", "It is Ada.", ("Bob.",))
 
 
+@pytest.mark.parametrize("absent", [None, "", " ", float("nan")])
+def test_what_a_row_need_not_have_may_be_empty(absent: Any) -> None:
+    names = ("id", "paraphrased_answer", "perturbed_answer", "right_answer")
+    (pair,) = pairs_of({"question": "Who?", "answer": "Ada."} | dict.fromkeys(names, absent)).kept
+    assert pair == Pair("0", ASKED, "Ada.", "data[0]")
+
+
+@pytest.mark.parametrize("wrong", [["Bob.", "Eve."], ("Bob.", "Eve."), np.array(["Bob.", "Eve."]), '["Bob.", "Eve."]'])
+def test_wrong_answers_are_a_list_an_array_or_its_json(wrong: Any) -> None:
+    (pair,) = pairs_of({"question": "Who?", "answer": "Ada.", "perturbed_answer": wrong}).kept
+    assert pair.wrong == ("Bob.", "Eve.")
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_optional_columns_come_back_from_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"question": "Who?", "answer": "Ada.", "perturbed_answer": ["Bob.", "Eve."], "right_answer": "Eve."},
+        {"question": "What?", "answer": "Sums.", "paraphrased_answer": "It is sums.", "id": "x"},
+    ]
+    write_rows(tmp_path / f"t{kind}", rows)
+    one, other = read_pairs(read_rows(tmp_path / f"t{kind}")).kept
+    assert (one.id, one.paraphrase, one.wrong, one.right) == ("0", None, ("Bob.", "Eve."), "Eve.")
+    assert (other.id, other.paraphrase, other.wrong, other.right) == ("x", "It is sums.", (), None)
+
+
+def test_a_row_without_an_id_never_takes_one_that_another_row_has() -> None:
+    rows = [
+        {"question": q, "answer": "Ada."} | ({"id": i} if i is not None else {})
+        for q, i in (("a", 0), ("b", None), ("c", 1))
+    ]
+    assert [pair.id for pair in pairs_of(*rows).kept] == ["0", "row-1", "1"]
+
+
+def test_texts_without_an_id_are_named_by_their_place(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [{"text": "abcdef", "id": None}, {"text": "ghijkl", "id": ""}]
+    found = pairs_of(*rows, tokenizer=tokenizer, prefix_tokens=2, continuation_tokens=4)
+    assert [pair.id for pair in found.kept] == ["data[0]#0", "data[1]#0"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -83,6 +130,11 @@ def test_the_alternatives_of_tofu_are_kept() -> None:
         ({"question": 5, "answer": "Ada."}, 'column "question" holds int, expected text'),
         ({"question": "Who?", "answer": "Ada.", "perturbed_answer": "Bob."}, "perturbed_answer must be a list"),
         ({"messages": ASKED}, "ends with the assistant"),
+        ({"prompt": ASKED, "completion": ASKED}, "ends with the assistant"),
+        ({"prompt": ASKED, "completion": "Ada."}, 'column "prompt" holds list, expected text'),
+        ({"question": "Who?", "answer": "Ada.", "perturbed_answer": [" "]}, "list of non-empty texts"),
+        ({"question": "Who?", "answer": "Ada.", "perturbed_answer": "[1, 2]"}, "list of non-empty texts"),
+        ({"question": "Who?", "answer": "Ada.", "right_answer": 5}, "right_answer must be the true answer"),
         ({"messages": "Who?"}, "ends with the assistant"),
         ({"messages": [*ASKED, {"role": "assistant", "content": None}]}, "ends with the assistant"),
         ({"messages": [*ASKED, {"role": "assistant", "content": " "}]}, "last message is empty"),

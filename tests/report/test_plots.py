@@ -1,10 +1,25 @@
 import math
+import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from amends.report._draw import COLOURS
-from amends.report.plots import Point, history, quality_against_utility, truth_ratio_distributions
+from amends.report._draw import COLOURS, look
+from amends.report.curves import curves, pairs
+from amends.report.grids import matrix, shares
+from amends.report.plots import (
+    Point,
+    Span,
+    histograms,
+    history,
+    quality_against_utility,
+    relearning,
+    scores_by_variant,
+    spans,
+    truth_ratio_distributions,
+)
+from amends.report.scatter import scatter
 
 ROWS = [{"step": k, "v_f": 0.9**k, "v_e": 1 - 0.9**k, "weight_e": 1.0, "weight_f": 0.8**k} for k in range(1, 30)]
 CHARTS = {
@@ -73,6 +88,41 @@ def test_any_name_can_stand_in_a_legend(name):
         ElementTree.fromstring(svg)
         assert len(texts(svg)) == len(texts(svg.replace("no such", "")))
     assert any(text.startswith(name[:3]) for text in texts(svg) if text) or not name.isprintable()
+
+
+FORMULA = "price_$\\foo$ \x01"  # no formula of matplotlib's, and a sign that XML does not have
+DRAWN = {
+    "quality": lambda name: quality_against_utility([Point(name, 0.5, 0.5)], up=name, across=name),
+    "histograms": lambda name: histograms("h", np.arange(3.0), {name: np.ones(2)}, (name, name), "t", "t"),
+    "relearning": lambda name: relearning({name: ([0, 1], [0, 1])}, None, across=name, up=name, title="t", name="r"),
+    "spans": lambda name: spans({name: {name: Span(0.5, 0.4, 0.6)}}, {}),
+    "variants": lambda name: scores_by_variant({name: {name: 0.5}}),
+    "scatter": lambda name: scatter("s", {name: ([1], [2])}, (name, name), "t", "t"),
+    "matrix": lambda name: matrix([[1.0]], [name], [name], name="m", title="t", down=name, across=name),
+    "shares": lambda name: shares({name: [1.0]}, [name], name="s", title="t", across=name, up=name),
+    "curves": lambda name: curves({name: ([1, 2], [1, 2])}, across=name, up=name, title="t"),
+    "pairs": lambda name: pairs({name: ([1, 2], [1, 2])}, across=name, up=name, title="t"),
+}
+
+
+@pytest.mark.parametrize("chart", DRAWN)
+def test_no_name_in_a_chart_is_read_as_a_formula(chart):
+    said = [text for text in texts(DRAWN[chart](FORMULA)) if text and "foo" in text]
+    assert said and {text.replace(" ", "_") for text in said} == {"price_$\\foo$_\u2401"}
+
+
+def test_long_names_of_two_runs_stay_two_names_in_a_legend():
+    names = ["FLAT (kl) with retain data and neighbours", "FLAT (kl) with retain data and neighbours, run 2"]
+    shown = [t for t in texts(quality_against_utility([Point(n, 0.5, 0.5) for n in names])) if t and "FLAT" in t]
+    assert len(set(shown)) == 2 and all(len(text) <= 28 for text in shown) and shown[1].endswith(", run 2")
+
+
+def test_of_many_things_in_a_chart_no_two_look_the_same():
+    for parts in ((0, 1), (0, 2)):
+        assert len({tuple(look(k)[part] for part in parts) for k in range(36)}) == 36
+    svg = quality_against_utility([Point(f"run {k}", 0.5, 0.5) for k in range(12)])
+    marks = re.findall(r'<use [^>]*href="(#[^"]*)"[^>]*style="fill: (#\w+)', svg)
+    assert len(set(marks)) >= 12
 
 
 def test_without_a_test_forgetting_is_a_share_on_a_plain_axis():

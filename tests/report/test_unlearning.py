@@ -284,6 +284,9 @@ def value(low, middle, high, better="lower"):
         ((0.8, 0.9, 1.0), (0.2, 0.3, 0.4), None, "strength", "no retrained reference"),
         ((0.8, 0.9, 1.0), (0.7, 0.8, 0.9), None, "weakness", "nothing shows that they were forgotten"),
         (None, (0.2, 0.3, 0.4), None, "open", "was not measured"),
+        ((0, 0, 0), (0, 0, 0), None, "open", "did not know them before"),
+        ((0, 0, 0.01), (0, 0.004, 0.01), (0, 0, 0), "open", "did not know them before"),
+        ((0, 0, 0), (0.5, 0.6, 0.7), None, "weakness", "nothing shows that they were forgotten"),
     ],
 )
 def test_the_verdict_on_forgetting_follows_from_the_intervals(before, after, reference, kind, words):
