@@ -34,7 +34,7 @@ from amends.lm.checkpoint import (
     remove_remains,
     step_of,
 )
-from amends.lm.load import device, fitting, precision
+from amends.lm.load import device, precision
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_notes
 from amends.lm.quiet import quiet
 from amends.lm.shards import gathered, without_weights
@@ -129,7 +129,6 @@ class AnswerTrainer(Trainer):
             raise InputError("eval_dataset, eval_strategy: nothing is evaluated during a training. Leave them out.")
         if args.save_only_model:
             raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
-        processing_class = fitting(processing_class, model, "processing_class")
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
         self.resumed: list[str] = []  # what a run that went on from a checkpoint should say of itself

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.evaluation.refusals import refusals
 from amends.io.errors import InputError
-from amends.lm.load import autocast, load
+from amends.lm.load import autocast, fitting, load
 from amends.lm.logprobs import (
     AnswerLogprobs,
     PackedRow,
@@ -126,6 +126,7 @@ class ForgetTrainer(AnswerTrainer):
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
         if processing_class is None:
             raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
+        processing_class = fitting(processing_class, model, "processing_class")
         if peft_config is not None:
             with quiet():
                 model = get_peft_model(model, peft_config)

@@ -50,6 +50,7 @@ def test_what_was_cut_off_is_left_out_where_only_whole_answers_are_wanted(tiny_m
 
 def test_no_answer_goes_beyond_the_context_of_a_model(tiny_model):
     tokenizer = load(tiny_model).tokenizer
+    torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer)}
     model = GPT2LMHeadModel(GPT2Config(n_positions=64, bos_token_id=None, eos_token_id=2, **sizes)).eval()
     pairs = [Pair(str(n), "a" * n, "b", f"data[{n}]") for n in (10, 50, 64)]
