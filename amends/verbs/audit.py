@@ -18,7 +18,7 @@ from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
 from amends.io.run import describe, write_jsonl
 from amends.lm.find import check_model
-from amends.lm.load import Loaded, load, shares_base, weights_sha256
+from amends.lm.load import Loaded, fitting, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming
 from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Pair
@@ -126,7 +126,9 @@ def run(
         check_model(named)
     say("reading the model and the data")
     loaded = load(model) if isinstance(model, str | Path) else model_for(model, processing_class)
-    tokenizer = processing_class or loaded.tokenizer
+    tokenizer = loaded.tokenizer
+    if processing_class is not None:
+        tokenizer = fitting(processing_class, loaded.model, loaded.name)
     limit = context_limit(loaded.model, max_length)
     of_data = read(data, "data", how, tokenizer, limit)
     of_holdout = read(holdout, "holdout", how, tokenizer, limit, of_data) if holdout is not None else NOTHING

@@ -299,7 +299,9 @@ def test_a_reference_with_another_tokenizer_is_refused(tmp_path, taught, tiny_mo
     other = tmp_path / "other"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_tokens(["abc"])
-    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(other)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(other)
     tokenizer.save_pretrained(other)
     with pytest.raises(InputError, match="another tokenizer"):
         audit.run(taught[0], taught[1], reference=other)
