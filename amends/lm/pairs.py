@@ -6,7 +6,7 @@ their own chat template, base models in a plain layout.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -124,16 +124,14 @@ def read_pairs(
     seen_ids: dict[str, str] = {}
     seen_texts: dict[tuple[str, str], str] = {}
     source = "the data"
-    rows = list(rows)  # an id may be given after the row without one that would have got it
-    given = {str(identity) for row in rows if (identity := value_of(row, "id")) is not None}
+    unnamed: dict[int, str] = {}  # place among those kept, of a row without an id, and its number
     for number, row in enumerate(rows):
         source = row.where.split(":")[0]
         try:
             if columns is None and is_plain_text(row):
                 found = _cut_text(row, tokenizer, prefix_tokens, continuation_tokens)
             else:
-                own = f"row-{number}" if str(number) in given else str(number)  # of a row without an id
-                found = [_pair(row, own, columns)]
+                found = [_pair(row, columns)]
             for pair in found:
                 if pair.id in seen_ids:
                     raise InputError(
@@ -145,17 +143,24 @@ def read_pairs(
             dropped.append(Dropped(row.where, str(error).removeprefix(f"{row.where}: ").replace(OR_SKIP, ".")))
             continue
         for pair in found:
-            seen_ids[pair.id] = row.where
+            if pair.id:
+                seen_ids[pair.id] = row.where
             text = (repr(pair.prompt), pair.answer)
             place = pair.id if pair.is_text else row.where  # a row of text has several
             if text in seen_texts:
                 dropped.append(Dropped(place, f"{SAME} {seen_texts[text]}"))
                 continue
             seen_texts[text] = place
+            if not pair.id:
+                unnamed[len(kept)] = str(number)
             kept.append(pair)
     if not kept:
         reasons = f" All {len(dropped)} rows were left out, the first because: {dropped[0].reason}" if dropped else ""
         raise InputError(f"{source}: no usable row.{reasons}")
+    for index, name in unnamed.items():  # now it is known which ids are given
+        while name in seen_ids:
+            name = f"row-{name}"
+        kept[index] = replace(kept[index], id=name)
     return Pairs(kept, dropped)
 
 
@@ -165,7 +170,8 @@ def is_plain_text(row: Row) -> bool:
     return "text" in row.data and not asked and _messages_of(row) is None
 
 
-def _pair(row: Row, own: str, columns: tuple[str, str] | None) -> Pair:
+def _pair(row: Row, columns: tuple[str, str] | None) -> Pair:
+    """Read a row that is one pair; its id is empty where it has none."""
     messages = None if columns else _messages_of(row)
     if messages is not None:
         prompt, answer = _split_messages(row, messages)
@@ -186,7 +192,7 @@ def _pair(row: Row, own: str, columns: tuple[str, str] | None) -> Pair:
             f"{row.where}: right_answer must be the true answer beside a made-up one, as text. Rename the column if it "
             "is something else."
         )
-    return Pair(own if identity is None else str(identity), prompt, answer, row.where, paraphrase, tuple(wrong), right)
+    return Pair("" if identity is None else str(identity), prompt, answer, row.where, paraphrase, tuple(wrong), right)
 
 
 def _find_shape(row: Row) -> tuple[str, str]:

@@ -103,12 +103,26 @@ def test_optional_columns_come_back_from_every_kind_of_file(tmp_path: Path, kind
     assert (other.id, other.paraphrase, other.wrong, other.right) == ("x", "It is sums.", (), None)
 
 
-def test_a_row_without_an_id_never_takes_one_that_another_row_has() -> None:
-    rows = [
-        {"question": q, "answer": "Ada."} | ({"id": i} if i is not None else {})
-        for q, i in (("a", 0), ("b", None), ("c", 1))
-    ]
-    assert [pair.id for pair in pairs_of(*rows).kept] == ["0", "row-1", "1"]
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ((None, 0), ["row-0", "0"]),
+        ((1, None), ["1", "row-1"]),
+        ((None, "row-0", 0), ["row-row-0", "row-0", "0"]),
+        ((None, 7, None), ["0", "7", "2"]),
+    ],
+)
+def test_a_row_without_an_id_never_takes_one_that_another_row_has(ids: tuple[Any, ...], expected: list[str]) -> None:
+    rows = [{"question": f"{k}", "answer": "Ada.", "id": identity} for k, identity in enumerate(ids)]
+    assert [pair.id for pair in pairs_of(*rows).kept] == expected
+
+
+def test_rows_are_read_one_by_one_up_to_the_first_fault() -> None:
+    read = []
+    rows = (read.append(row) or row for row in rows_of([{"question": "Who?"}] * 3))
+    with pytest.raises(InputError, match='column "answer" is missing'):
+        read_pairs(rows)
+    assert len(read) == 1
 
 
 def test_texts_without_an_id_are_named_by_their_place(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -224,7 +224,7 @@ def test_each_measure_can_be_taken_alone_and_has_its_page(tmp_path, taught, tiny
     assert list(found.scores) == [name]
     page = (tmp_path / "audit" / "report.html").read_text()
     assert "over 1 measures" not in page and ("word for word" in page) == (name == "extractable")
-    assert f'<th scope="row">{name}<br>' in page
+    assert f'<th scope="row">{name}<span class="small">' in page
 
 
 def test_what_has_no_number_has_a_reason(tmp_path, taught, amends):
