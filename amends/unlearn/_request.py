@@ -9,6 +9,7 @@ import typer
 
 from amends.io.bounds import check_value
 from amends.io.options import RankOption
+from amends.io.run import told
 from amends.lm.trainer import training_arguments
 from amends.unlearn._config import ForgetConfig
 
@@ -127,14 +128,8 @@ class Request:
         return cls(forget=config["forget"], **{f.name: config[f.name] for f in fields(cls)[1:] if f.name in config})
 
     def config(self) -> dict[str, Any]:
-        """Its options as run.json keeps them: paths as text, of rows given from Python their number."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in found.items():
-            if isinstance(value, Path):
-                found[name] = str(value)
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                found[name] = {"rows": len(value)}
-        return found
+        """Its options as run.json keeps them."""
+        return {field.name: told(getattr(self, field.name)) for field in fields(self)}
 
     @property
     def checkpoints(self) -> Path | None:

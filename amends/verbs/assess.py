@@ -24,7 +24,7 @@ from amends.io.atomic import check_new, new_folder, write_json, write_manifest, 
 from amends.io.console import answer, say
 from amends.io.options import ModelOption, check_names, listed
 from amends.io.plain import plain
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe, told, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
 from amends.lm.turns import check_models
 from amends.maths.words import word_scores
@@ -325,17 +325,6 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
         texts, others = ([f"{p.question} {p.answer}" for p in pairs] for pairs in (plan.forget, plan.holdout))
         found += warnings_of_holdout({WORDS: compare(*word_scores(texts, others, np.random.default_rng(plan.seed)))})
     return found
-
-
-def told(value: Any) -> Any:
-    """Say an option as run.json keeps it: of rows or models given from Python no more than that they were."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, str | int | float | dict | None):
-        return value
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return value
-    return {"rows": len(value)} if isinstance(value, Sequence) else None
 
 
 def write(result: Assessment, record: Mapping[str, Any], out: Path) -> None:

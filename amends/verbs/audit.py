@@ -16,7 +16,7 @@ from amends.io.bounds import check_value
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe, told, write_jsonl
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming
@@ -172,7 +172,7 @@ def run(
         say(f"warning: {warning}")
     record = describe(
         command="audit",
-        config={name: _told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
+        config={name: told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
         seed=seed,
         data=of_data.told | of_holdout.told,
         weights=digests,
@@ -301,16 +301,6 @@ def write(audit: Audit, out: Path, top: int) -> None:
             ranks["holdout, never seen"] = audit.holdout_scores[COMBINED].tolist()
         write_text(folder / "report.html", render_audit(audit.record, summary(audit), shown, ranks))
         write_manifest(folder)
-
-
-def _told(value: Any) -> Any:
-    """Write an option as run.json keeps it."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        rows = [item for item in value if isinstance(item, Mapping)]
-        return {"rows": len(rows)} if rows else [str(item) for item in value]
-    return value if isinstance(value, str | int | float | None) else None
 
 
 def command(
