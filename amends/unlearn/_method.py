@@ -27,6 +27,7 @@ With evaluation before and after; the same as `amends unlearn {name}`, whose opt
 Parameters
 ----------
 model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
+    A model that is loaded already is changed: it holds the adapter then, or its weights are the trained ones.
 forget : path, or list of dictionaries
 out : path, optional
     Run folder to write; without it everything stays in memory.

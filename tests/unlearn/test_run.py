@@ -7,7 +7,7 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.atomic import check_manifest
@@ -317,6 +317,22 @@ def test_a_frozen_adapter_in_memory_goes_on_training(tiny_model, tmp_path):
         "lora_A",
         "lora_B",
     }
+
+
+def test_a_model_in_memory_that_cannot_be_what_it_seems_is_refused(tiny_model):
+    rows, own = [{"question": "Where?", "answer": "There."}], {"epochs": 0.1, "eval_rows": 0}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    found = flat.run(model, rows, processing_class=tokenizer, **own)
+    with pytest.raises(InputError, match="this model holds an adapter, such as an earlier run puts into it"):
+        flat.run(model, rows, processing_class=tokenizer, **own)
+    found.model.add_adapter("mine", LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"adapters named default, mine; .* must be the only one"):
+        flat.run(found.model, rows, processing_class=tokenizer, **own)
+    whole = found.model.unload()
+    flat.run(whole, rows, processing_class=tokenizer, **own, lora_rank=0)
+    whole.is_quantized = True
+    with pytest.raises(InputError, match=r"--lora-rank 0: .* is quantised"):
+        flat.run(whole, rows, processing_class=tokenizer, **own, lora_rank=0)
 
 
 def test_rows_that_are_trained_on_and_asked_are_told(tmp_path, tiny_model, forget, amends):
