@@ -291,6 +291,14 @@ def test_from_python_what_was_meant_is_named(tiny_model):
     rows = [{"question": "Where?", "answer": "There."}]
     with pytest.raises(InputError, match=r"epoch: no such option. Did you mean epochs\?"):
         flat.run(tiny_model, rows, epoch=1)
+    for name, wrong, what in (
+        ("batch_size", 2.5, "batch_size=2.5: a whole number"),
+        ("seed", -1, "seed=-1: a number of at least 0"),
+        ("layers", 1, "layers is a int: a text"),
+        ("reference", object(), "reference is a object: a text"),
+    ):
+        with pytest.raises(InputError, match=what):
+            flat.run(tiny_model, rows, **{name: wrong})
     with pytest.raises(InputError, match="forget is a DatasetDict: expected a list of dictionaries"):
         flat.run(tiny_model, datasets.DatasetDict(train=datasets.Dataset.from_list(rows)))
     with pytest.raises(InputError, match=r"forget\[0\] is a str: expected a list of dictionaries"):

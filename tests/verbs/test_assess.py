@@ -9,6 +9,7 @@ from transformers import BertForSequenceClassification, BertModel
 from amends.assessment import ask as asking
 from amends.assessment.attacks import Curve
 from amends.assessment.axes import AXES, AXIS_OF, LIMITS
+from amends.io.errors import InputError
 from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of, render_assessment
@@ -338,6 +339,21 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]
     assert says in line and "--skip-bad-rows" not in line
     assert not [*place.glob("out*"), *place.glob(".out*")]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"rows": 0}, "rows=0: a number of at least 1"),
+        ({"seed": -1}, "seed=-1: a number of at least 0"),
+        ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
+    ],
+    ids=str,
+)
+def test_what_the_command_line_refuses_is_refused_from_python(tiny_model, wrong, says):
+    with pytest.raises(InputError, match=says):
+        assessing.run(tiny_model, tiny_model, rows("ann", 1), **wrong)
 
 
 @pytest.mark.parametrize("role", ["before", "reference"])
