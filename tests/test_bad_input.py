@@ -87,7 +87,7 @@ FILES = {
     ),
     "layers without end": (lines(*ROWS), ["--layers", "0-99999999999"], "the model has layers 0 to 0"),
     "an infinite number of epochs": (lines(*ROWS), ["--epochs", "inf"], "inf is not a finite number"),
-    "a seed below 0": (lines(*ROWS), ["--seed", -1], "-1 is not a whole number from 0"),
+    "a seed below 0": (lines(*ROWS), ["--seed", -1], "'--seed': Input should be greater than or equal to 0"),
     "an unknown divergence": (lines(*ROWS), ["--divergence", "kk"], "--divergence"),
     "an unknown option": (lines(*ROWS), ["--lora-rang", 2], "--lora-rang"),
     "a missing model": (lines(*ROWS), ["--model", "./nowhere"], "./nowhere: no such file or folder"),

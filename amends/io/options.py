@@ -18,6 +18,7 @@ RankOption = Annotated[
         min=0,
     ),
 ]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
 
 
 def listed(given: str | Iterable[str] | None) -> list[str]:

@@ -3,10 +3,11 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def describe(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": dict(config),
         "versions": versions(),
-        "seed": seed,
+        "seed": told(seed),
         "platform": platform_info(),
         "data": dict(data),
         "weights": dict(weights),
@@ -99,6 +100,19 @@ def describe(
         "warnings": list(warnings),
         "seconds": dict(seconds),
     } | ({"method": dict(method)} if method else {})
+
+
+def told(value: Any) -> Any:
+    """Say an option as run.json keeps it: of rows given from Python their number, of a model no more than null."""
+    if isinstance(value, str | bool | dict | None):
+        return value
+    if isinstance(value, Real):  # numpy's, too
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and all(isinstance(one, str | Path) for one in value):
+        return [str(one) for one in value]
+    return {"rows": len(value)} if isinstance(value, Sized) else None
 
 
 @contextmanager

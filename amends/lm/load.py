@@ -249,10 +249,18 @@ def rank_to_train(loaded: Loaded, asked: int | None) -> int:
 
     Raises
     ------
-    InputError : another rank than that of the adapter that goes on training.
+    InputError : another rank than that of the adapter that goes on training, one that a folder does not hold under its
+        name, or all of weights that are quantised.
     """
+    if asked == 0 and getattr(loaded.model, "is_quantized", False):
+        raise InputError(f"--lora-rank 0: {loaded.name} is quantised, and such weights are not trained. Leave it out.")
     if not isinstance(loaded.model, PeftModel):
         return LORA_RANK if asked is None else asked
+    if asked != 0 and (names := [*loaded.model.peft_config]) != ["default"]:
+        raise InputError(
+            f"{loaded.name}: holds adapters named {', '.join(names)}; one that goes on training must be the only one "
+            "and named default. Load it alone and without adapter_name, or merge it (--lora-rank 0)."
+        )
     there = getattr(loaded.model.peft_config[loaded.model.active_adapter], "r", None)  # other kinds have none
     if asked not in (None, 0, there):
         raise InputError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.console import say
@@ -17,12 +18,22 @@ Found = TypeVar("Found")
 
 
 def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
-    """Load a model by name, or take one that is loaded already."""
+    """Load a model by name, or take one that is loaded already.
+
+    Raises
+    ------
+    InputError : no tokenizer beside a loaded model, or one that holds an adapter of which it does not know.
+    """
     if isinstance(model, str | Path):
         loaded = load(model, trainable=True)
         return loaded if tokenizer is None else loaded._replace(tokenizer=fitting(tokenizer, loaded.model, loaded.name))
     if tokenizer is None:
         raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
+    if not isinstance(model, PeftModel) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__}: this model holds an adapter, such as an earlier run puts into it. Load it again, "
+            "or hand over what holds both (the run's result.model, a PeftModel)."
+        )
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = str(inner.config.name_or_path or type(inner).__name__)
     return Loaded(model, fitting(tokenizer, inner, name), name, name)

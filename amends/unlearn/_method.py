@@ -27,11 +27,12 @@ With evaluation before and after; the same as `amends unlearn {name}`, whose opt
 Parameters
 ----------
 model : str, Path, or a transformers / peft model together with its tokenizer as `processing_class`
+    A model that is loaded already is changed: it holds the adapter then, or its weights are the trained ones.
 forget : path, or list of dictionaries
 out : path, optional
     Run folder to write; without it everything stays in memory.
 **options
-    The method's own settings, and the fields of `amends.unlearn._request.Request`.
+{options}
 
 Returns
 -------
@@ -46,7 +47,7 @@ InputError : anything the caller can mend; nothing is left behind.
 def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callable[..., None]]:
     """Make `run` and `command` of a method.
 
-    Its options are the fields that the class of `args` adds to `ForgetConfig` (metadata: help, min, max), --templates
+    Its options are the fields that the class of `args` adds to `ForgetConfig` (annotated with typer's), --templates
     where the trainer takes them, and the fields of `Request` that it has a use for, with the defaults that it sets.
 
     Parameters
@@ -82,9 +83,11 @@ def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callabl
         run(model, forget, out=out, **options)
 
     _show(run, _own(own, config, trainer, False), trainer, name, run=True)
-    run.__doc__ = DOC.format(summary=summary, name=name)
     _show(command, _own(own, config, trainer, True), trainer, name, run=False)
     command.__doc__ = summary
+    hints = [(n, hint) for n, hint in command.__annotations__.items() if n not in ("model", "forget", "out", "return")]
+    told = "\n".join(f"    {n} : {hint.__metadata__[0].help}" for n, hint in hints)
+    run.__doc__ = DOC.format(summary=summary, name=name, options=told)
     return run, command
 
 
@@ -104,14 +107,13 @@ def _own(
     own: Sequence[Field[Any]], config: type[ForgetConfig], trainer: type[ForgetTrainer], for_typer: bool
 ) -> list[inspect.Parameter]:
     """Give the method's own options."""
-    hints = get_type_hints(config)
+    hints = get_type_hints(config, include_extras=for_typer)
     found = []
     if trainer.takes_templates:
         told = Annotated[str | None, typer.Option(help=TEMPLATES)] if for_typer else Data | Sequence[str] | None
         found.append(_option("templates", told, None))
     for f in own:
-        told = Annotated[hints[f.name], typer.Option(**f.metadata)] if for_typer else hints[f.name]
-        found.append(_option(f.name, told, f.default))
+        found.append(_option(f.name, hints[f.name], f.default))
     return found
 
 

@@ -3,14 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from amends.io.bounds import check_value
-from amends.io.options import RankOption
+from amends.io.bounds import check_options
+from amends.io.errors import InputError
+from amends.io.options import RankOption, SeedOption
+from amends.io.run import told
 from amends.lm.trainer import training_arguments
-from amends.unlearn._config import ForgetConfig
+from amends.unlearn._config import (
+    SHARED,
+    FloorOption,
+    ForgetConfig,
+    ForgetWeightOption,
+    LengthOption,
+    OptimizerOption,
+    RetainLossOption,
+    RetainWeightOption,
+    StopOption,
+)
 
 Config = TypeVar("Config", bound=ForgetConfig)
 Data = str | Path | Sequence[Mapping[str, Any]]
@@ -40,24 +52,11 @@ class Request:
             min=0,
         ),
     ] = 0
-    forget_weight: Annotated[float, typer.Option(help="Weight of the rows to forget.", min=0)] = 1.0
-    retain_weight: Annotated[float, typer.Option(help="Weight of the rows to keep.", min=0)] = 1.0
-    retain_loss: Annotated[
-        Literal["nll", "kl"],
-        typer.Option(
-            help="Of rows to keep: NLL, or KL from the model at the start; a cost that a method has of its own stays."
-        ),
-    ] = "nll"
-    stop_v_f: Annotated[
-        float | None,
-        typer.Option(help="Stop when the forget answers' mean token probability is at most this.", min=0, max=1),
-    ] = None
-    floor_v_f: Annotated[
-        float | None,
-        typer.Option(
-            help="Do not push a row further while its answer's mean token probability is at most this.", min=0, max=1
-        ),
-    ] = None
+    forget_weight: ForgetWeightOption = 1.0
+    retain_weight: RetainWeightOption = 1.0
+    retain_loss: RetainLossOption = "nll"
+    stop_v_f: StopOption = None
+    floor_v_f: FloorOption = None
     reference: Annotated[str | None, typer.Option(help="Model retrained without the forget data, to compare with.")] = (
         None
     )
@@ -90,12 +89,12 @@ class Request:
     layers: Annotated[
         str | None, typer.Option(help="Train only these layers, FIRST-LAST or one, counted from 0; default: all.")
     ] = None
-    optimizer: Annotated[Literal["adamw", "muon"], typer.Option(help="muon moves matrices only: for LoRA.")] = "adamw"
+    optimizer: OptimizerOption = "adamw"
     learning_rate: Annotated[float, typer.Option(help="Learning rate.", min=0)] = 3e-4
     epochs: Annotated[float, typer.Option(help="Passes over the forget data, at most.", min=0)] = 10
     batch_size: Annotated[int, typer.Option(help="Forget rows per device and step.", min=1)] = 8
     accumulation: Annotated[int, typer.Option(help="Batches summed up before each step.", min=1)] = 1
-    max_length: Annotated[int, typer.Option(help="Most tokens of a prompt with one answer.", min=2)] = 1024
+    max_length: LengthOption = 1024
     question_column: Annotated[str | None, typer.Option(help="Column of the question, if it has another name.")] = None
     answer_column: Annotated[str | None, typer.Option(help="Column of the answer, if it has another name.")] = None
     skip_bad_rows: Annotated[bool, typer.Option(help="Leave faulty rows out and count them, instead of stopping.")] = (
@@ -109,14 +108,14 @@ class Request:
         int,
         typer.Option(help="Steps between checkpoints in OUT.checkpoints, to resume from; 0 writes none.", min=0),
     ] = 0
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0
+    seed: SeedOption = 0
 
     def __post_init__(self) -> None:
         """Check that every value is within the bounds that its option names."""
-        for name, hint in get_type_hints(Request, include_extras=True).items():
-            kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-            for option in extras:
-                check_value(name, getattr(self, name), kind, vars(option))
+        check_options(Request, vars(self))
+        for name, hint in get_type_hints(Request).items():
+            if hint == str | None and not isinstance(value := getattr(self, name), str | Path | None):
+                raise InputError(f"{name} is a {type(value).__name__}: a text is needed.")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Request":
@@ -127,14 +126,8 @@ class Request:
         return cls(forget=config["forget"], **{f.name: config[f.name] for f in fields(cls)[1:] if f.name in config})
 
     def config(self) -> dict[str, Any]:
-        """Its options as run.json keeps them: paths as text, of rows given from Python their number."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in found.items():
-            if isinstance(value, Path):
-                found[name] = str(value)
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                found[name] = {"rows": len(value)}
-        return found
+        """Its options as run.json keeps them."""
+        return {field.name: told(getattr(self, field.name)) for field in fields(self)}
 
     @property
     def checkpoints(self) -> Path | None:
@@ -149,19 +142,13 @@ class Request:
             str(self.checkpoints or "."),  # the trainer makes it if it is not there
             save_strategy="steps" if self.save_steps else "no",
             save_steps=self.save_steps or 1,  # 0 is refused
-            forget_weight=self.forget_weight,
-            retain_weight=self.retain_weight,
-            retain_loss=self.retain_loss,
-            stop_v_f=self.stop_v_f,
-            floor_v_f=self.floor_v_f,
-            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,
             per_device_eval_batch_size=16,
             gradient_accumulation_steps=self.accumulation,
-            max_length=self.max_length,
-            seed=self.seed,
+            seed=int(self.seed),  # numpy's are refused
             disable_tqdm=True,
+            **{name: getattr(self, name) for name in SHARED},
             **own,
         )

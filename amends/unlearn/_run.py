@@ -20,7 +20,7 @@ from amends.evaluation.evaluate import Suite
 from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe, told, write_jsonl
 from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
@@ -100,9 +100,8 @@ def run_unlearning(
     method = trainer_class.method_name()
     args = checked(trainer_class, request, own)
     known = read_templates(templates)
-    config = request.config() | {"model": str(model) if isinstance(model, str | Path) else None} | dict(own)
-    if trainer_class.takes_templates:
-        config["templates"] = str(templates) if isinstance(templates, str | Path) else templates
+    given = {"model": model, **own} | ({"templates": templates} if trainer_class.takes_templates else {})
+    config = request.config() | {name: told(value) for name, value in given.items()}
     checkpoints = request.checkpoints
     resume = bool(checkpoints and checkpoints.is_dir())
     locked = lock(request.out) if request.out is not None and IS_FIRST_PROCESS else nullcontext()
@@ -161,7 +160,7 @@ def run_unlearning(
             "precision": precision(),
         }
         say(f"forgetting {len(forget)} answers by {method}")
-        told = train(trainer, resume)
+        at_start = train(trainer, resume)
         say(f"stopped: {trainer.stopped}")
         seconds = {"until trained": round(time.time() - started, 1)}
         model_after = trainer.trained_model()
@@ -183,7 +182,7 @@ def run_unlearning(
                 weights={"before": before_sha256, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=warned + trainer.resumed + told,
+                warnings=warned + trainer.resumed + at_start,
                 seconds=seconds,
             )
             failure = write_run(result, record, rows.forget, own_answers, loaded.base) or failure
@@ -251,7 +250,7 @@ def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[s
 def asked(config: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """List what must be the same for a run to go on from a checkpoint: the options that matter, and the rows."""
     options = {name: value for name, value in config.items() if name not in ("out", "save_steps")}
-    return options | {f"{name} data": told["sha256"] for name, told in data.items()}
+    return options | {f"{name} data": rows["sha256"] for name, rows in data.items()}
 
 
 def history(trainer: ForgetTrainer) -> list[dict[str, Any]]:

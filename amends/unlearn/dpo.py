@@ -6,10 +6,11 @@ at the start. Rafailov et al., arXiv 2305.18290, equation 7; as a way to forget:
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -24,10 +25,10 @@ from amends.unlearn._method import method
 class DPOConfig(ForgetConfig):
     """Settings of `DPOTrainer`."""
 
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature.", "min": 1e-6})
-    alternates: int = field(
-        default=5, metadata={"help": "Other answers of each row, chosen once; an epoch takes one of them.", "min": 1}
-    )
+    beta: Annotated[float, typer.Option(help="Inverse temperature.", min=1e-6)] = 0.1
+    alternates: Annotated[
+        int, typer.Option(help="Other answers of each row, chosen once; an epoch takes one of them.", min=1)
+    ] = 5
 
 
 def dpo_loss(gain_win_S: Tensor, gain_lose_S: Tensor, beta: float) -> Tensor:

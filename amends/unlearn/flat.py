@@ -5,9 +5,10 @@ bounded loss. Needs no retain data and no reference model. Wang et al., LLM Unle
 Forget Data, ICLR 2025 (arXiv 2410.11143).
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import typer
 from torch import Tensor
 
 from amends.io.errors import InputError
@@ -64,14 +65,14 @@ def flat_terms(v_e: Tensor, v_f: Tensor, divergence: str) -> Tensor:
 class FLATConfig(ForgetConfig):
     """Settings of `FLATTrainer`, beside those of `TrainingArguments`."""
 
-    divergence: str = field(default="kl", metadata={"help": f"One of {', '.join(DIVERGENCES)}."})
-    template_warmup_steps: int = field(
-        default=0, metadata={"help": "First steps that only teach the templates by NLL (not in the paper).", "min": 0}
-    )
-    reduction: Literal["answer", "official"] = field(
-        default="answer",
-        metadata={"help": "official: the authors' code, which divides by max_length - 1 and averages before g."},
-    )
+    divergence: Annotated[str, typer.Option(help=f"One of {', '.join(DIVERGENCES)}.")] = "kl"
+    template_warmup_steps: Annotated[
+        int, typer.Option(help="First steps that only teach the templates by NLL (not in the paper).", min=0)
+    ] = 0
+    reduction: Annotated[
+        Literal["answer", "official"],
+        typer.Option(help="official: the authors' code, which divides by max_length - 1 and averages before g."),
+    ] = "answer"
 
     def __post_init__(self) -> None:
         """Check the settings of ours."""

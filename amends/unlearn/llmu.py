@@ -8,10 +8,11 @@ for each row, not once for a batch.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -32,28 +33,27 @@ PATIENCE = 4.0
 class LLMUConfig(ForgetConfig):
     """Settings of `LLMUTrainer`; the weight of the rows to keep is `retain_weight`."""
 
-    ascent_weight: float = field(default=0.5, metadata={"help": "Weight of the ascent.", "min": 0})
-    mismatch_weight: float = field(default=1.0, metadata={"help": "Weight of the unrelated answers.", "min": 0})
-    mismatches: int = field(
-        default=1, metadata={"help": "Unrelated answers of each row and step (5 in the authors' code).", "min": 1}
-    )
-    patience: float | None = field(
-        default=None,
-        metadata={
-            "help": "Go on to this many times the steps after which --stop-v-f was first reached; default: 4.",
-            "min": 1,
-        },
-    )
-    mismatch_answers: str | None = field(
-        default=None,
-        metadata={
-            "help": "Unrelated answers: a text file, one a line, or rows with a column answer or text; default: the "
+    ascent_weight: Annotated[float, typer.Option(help="Weight of the ascent.", min=0)] = 0.5
+    mismatch_weight: Annotated[float, typer.Option(help="Weight of the unrelated answers.", min=0)] = 1.0
+    mismatches: Annotated[
+        int, typer.Option(help="Unrelated answers of each row and step (5 in the authors' code).", min=1)
+    ] = 1
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Go on to this many times the steps after which --stop-v-f was first reached; default: 4.", min=1
+        ),
+    ] = None
+    mismatch_answers: Annotated[
+        str | None,
+        typer.Option(
+            help="Unrelated answers: a text file, one a line, or rows with a column answer or text; default: the "
             "answers of the rows to keep."
-        },
-    )
-    max_forget_nll: float = field(
-        default=100.0, metadata={"help": "Stop when the forget answers' NLL per token is above this.", "min": 0}
-    )
+        ),
+    ] = None
+    max_forget_nll: Annotated[
+        float, typer.Option(help="Stop when the forget answers' NLL per token is above this.", min=0)
+    ] = 100.0
 
 
 class LLMUTrainer(ForgetTrainer):

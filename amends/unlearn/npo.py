@@ -4,8 +4,10 @@ Lowers the likelihood of the answers to forget against that at the start, the le
 start it is gradient ascent. Zhang et al., arXiv 2404.05868.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -19,9 +21,7 @@ from amends.unlearn._method import method
 class NPOConfig(ForgetConfig):
     """Settings of `NPOTrainer`."""
 
-    beta: float = field(
-        default=0.1, metadata={"help": "Inverse temperature; towards 0 it is gradient ascent.", "min": 1e-6}
-    )
+    beta: Annotated[float, typer.Option(help="Inverse temperature; towards 0 it is gradient ascent.", min=1e-6)] = 0.1
 
 
 def npo_loss(logp_S: Tensor, reference_S: Tensor, beta: float) -> Tensor:

@@ -5,15 +5,16 @@ their loss is above a limit and falls while it is below. Entesari et al., arXiv 
 OpenUnlearning, but over the answers' tokens alone.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._config import ForgetConfig, instead
+from amends.unlearn._config import ForgetConfig, RetainWeightOption
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 
@@ -22,14 +23,14 @@ from amends.unlearn._method import method
 class PDUConfig(ForgetConfig):
     """Settings of `PDUTrainer`."""
 
-    retain_weight: float = instead("retain_weight", 50.0)
-    retain_limit: float = field(
-        default=0.3, metadata={"help": "Loss that the rows to keep may have; above what it is at the start.", "min": 0}
-    )
-    dual_step: float = field(
-        default=5.0, metadata={"help": "Step of the retain weight for each nat over the limit; 0 fixes it.", "min": 0}
-    )
-    dual_warmup_epochs: float = field(default=5.0, metadata={"help": "Epochs before the first such step.", "min": 0})
+    retain_weight: RetainWeightOption = 50.0
+    retain_limit: Annotated[
+        float, typer.Option(help="Loss that the rows to keep may have; above what it is at the start.", min=0)
+    ] = 0.3
+    dual_step: Annotated[
+        float, typer.Option(help="Step of the retain weight for each nat over the limit; 0 fixes it.", min=0)
+    ] = 5.0
+    dual_warmup_epochs: Annotated[float, typer.Option(help="Epochs before the first such step.", min=0)] = 5.0
 
 
 def logit_spread(logits_NV: Tensor, _: Tensor) -> Tensor:

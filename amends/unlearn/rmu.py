@@ -5,10 +5,11 @@ Li et al., arXiv 2403.03218. Deviations from OpenUnlearning: upstream takes the 
 further on; here the mean over them is per row, where upstream divides a row's sum by another row's count.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 
 from amends.io.errors import InputError
@@ -23,8 +24,8 @@ from amends.unlearn._method import method
 class RMUConfig(ForgetConfig):
     """Settings of `RMUTrainer`."""
 
-    layer: int = field(default=7, metadata={"help": "Layer whose output is driven, counted from 0.", "min": 0})
-    steering: float = field(default=2.0, metadata={"help": "Length of the random direction.", "min": 0})
+    layer: Annotated[int, typer.Option(help="Layer whose output is driven, counted from 0.", min=0)] = 7
+    steering: Annotated[float, typer.Option(help="Length of the random direction.", min=0)] = 2.0
 
 
 class RMUTrainer(ForgetTrainer):

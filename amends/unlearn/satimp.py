@@ -4,11 +4,13 @@ Gradient ascent in which tokens count that the model believes in, but not those 
 arXiv 2505.11953.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from torch import Tensor
 
-from amends.unlearn._config import ForgetConfig, instead
+from amends.unlearn._config import ForgetConfig, ForgetWeightOption
 from amends.unlearn._method import method
 from amends.unlearn.wga import WGATrainer
 
@@ -17,9 +19,9 @@ from amends.unlearn.wga import WGATrainer
 class SatImpConfig(ForgetConfig):
     """Settings of `SatImpTrainer`."""
 
-    forget_weight: float = instead("forget_weight", 0.1)
-    beta1: float = field(default=5.0, metadata={"help": "Exponent of p in the weight.", "min": 0})
-    beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p in the weight.", "min": 0})
+    forget_weight: ForgetWeightOption = 0.1
+    beta1: Annotated[float, typer.Option(help="Exponent of p in the weight.", min=0)] = 5.0
+    beta2: Annotated[float, typer.Option(help="Exponent of 1 - p in the weight.", min=0)] = 1.0
 
 
 class SatImpTrainer(WGATrainer):

@@ -3,13 +3,15 @@
 Lowers the mean log-likelihood of the answers to forget, the less the lower it is already. Fan et al., arXiv 2410.07163.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.unlearn._config import ForgetConfig, instead
+from amends.unlearn._config import ForgetConfig, ForgetWeightOption
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method
 from amends.unlearn.npo import npo_loss
@@ -19,9 +21,9 @@ from amends.unlearn.npo import npo_loss
 class SimNPOConfig(ForgetConfig):
     """Settings of `SimNPOTrainer`."""
 
-    forget_weight: float = instead("forget_weight", 0.125)
-    beta: float = field(default=4.5, metadata={"help": "Inverse temperature.", "min": 1e-6})
-    delta: float = field(default=0.0, metadata={"help": "NLL per token, in nats, that an answer should have at least."})
+    forget_weight: ForgetWeightOption = 0.125
+    beta: Annotated[float, typer.Option(help="Inverse temperature.", min=1e-6)] = 4.5
+    delta: Annotated[float, typer.Option(help="NLL per token, in nats, that an answer should have at least.")] = 0.0
 
 
 class SimNPOTrainer(ForgetTrainer):

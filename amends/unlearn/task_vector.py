@@ -4,10 +4,11 @@ Trains on the answers to forget, then goes the same way in the opposite directio
 arXiv 2212.04089. Of LoRA adapters only B is trained, so that the weights are linear in what is trained.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 
 from amends.io.errors import InputError
@@ -22,9 +23,9 @@ from amends.unlearn._method import method
 class TaskVectorConfig(ForgetConfig):
     """Settings of `TaskVectorTrainer`."""
 
-    scale: float = field(
-        default=1.0, metadata={"help": "How far to go back, in lengths of the way that the training went.", "min": 0}
-    )
+    scale: Annotated[
+        float, typer.Option(help="How far to go back, in lengths of the way that the training went.", min=0)
+    ] = 1.0
 
 
 class TaskVectorTrainer(ForgetTrainer):

@@ -4,8 +4,10 @@ Teaches the model its own words at the start with the logit of each token to for
 Dong et al., arXiv 2402.10052. Deviation from OpenUnlearning: only the answers' tokens count.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
@@ -18,7 +20,7 @@ from amends.unlearn._method import method
 class UNDIALConfig(ForgetConfig):
     """Settings of `UNDIALTrainer`."""
 
-    beta: float = field(default=10.0, metadata={"help": "How far the logit of a token to forget is lowered.", "min": 0})
+    beta: Annotated[float, typer.Option(help="How far the logit of a token to forget is lowered.", min=0)] = 10.0
 
 
 def undial_cross_entropy(logits_NV: Tensor, target_N: Tensor, before_NV: Tensor, beta: float) -> Tensor:

@@ -4,8 +4,10 @@ Gradient ascent in which each token counts as much as the model still believes i
 alone. Wang et al., arXiv 2502.19301.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from torch import Tensor
 
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
@@ -18,9 +20,7 @@ from amends.unlearn._method import method
 class WGAConfig(ForgetConfig):
     """Settings of `WGATrainer`."""
 
-    beta: float = field(
-        default=1.0, metadata={"help": "Exponent of the weight p^beta; 0 is gradient ascent.", "min": 0}
-    )
+    beta: Annotated[float, typer.Option(help="Exponent of the weight p^beta; 0 is gradient ascent.", min=0)] = 1.0
 
 
 class WGATrainer(ForgetTrainer):

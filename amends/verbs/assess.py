@@ -21,10 +21,11 @@ from amends.assessment.plan import Plan, Sources, make_plan
 from amends.evaluation.intervals import mean_of
 from amends.evaluation.refusals import refusals
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.bounds import check_options
 from amends.io.console import answer, say
-from amends.io.options import ModelOption, check_names, listed
+from amends.io.options import ModelOption, SeedOption, check_names, listed
 from amends.io.plain import plain
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe, told, write_jsonl
 from amends.lm.encoders import class_named, embed, load_encoder
 from amends.lm.turns import check_models
 from amends.maths.words import word_scores
@@ -37,6 +38,8 @@ from amends.verbs._holdout import WORDS, compare, warnings_of_holdout
 
 CLEAN = "clean"
 """Class of an answer that is no gibberish, as the usual classifier names it."""
+UNSAID = {"out", "seed", "templates", "texts", "processing_class"}
+"""Arguments of `run` that are not in what run.json has under config."""
 FAILED = 3
 """Exit code when a limit is not kept."""
 
@@ -103,29 +106,12 @@ def command(
     gibberish: Annotated[
         str | None, typer.Option(help="Classifier of texts with a class 'clean', for the share of gibberish.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Assess whether AFTER forgot FORGET; exit code 0 if all limits are kept, 3 if one is not."""
-    found = run(
-        before,
-        after,
-        forget,
-        out=out,
-        reference=reference,
-        retain=retain,
-        holdout=holdout,
-        axes=axes,
-        limits=limit,
-        rows=rows,
-        max_new_tokens=max_new_tokens,
-        question_column=question_column,
-        answer_column=answer_column,
-        prefix_tokens=prefix_tokens,
-        continuation_tokens=continuation_tokens,
-        embedder=embedder,
-        gibberish=gibberish,
-        seed=seed,
-    )
+    options = dict(locals())
+    options["limits"] = options.pop("limit")
+    found = run(**options)
     for m in found.measures:
         if m.limit is not None:
             answer(line(m))
@@ -198,7 +184,8 @@ def run(
     ------
     InputError : anything that the user can mend; then nothing is written.
     """
-    started = time.time()
+    options, started = dict(locals()), time.time()
+    check_options(command, options)
     chosen, asked_limits = read_axes(axes), read_limits(limits or {})
     check_limits(asked_limits, chosen)
     if out is not None:
@@ -237,27 +224,10 @@ def run(
     measures = judge(all_measures(plan, findings), asked_limits)
     result = Assessment(measures, items_of(findings), curves_of(findings), drift_of(findings), out)
     if out is not None:
-        config = {
-            "before": before,
-            "after": after,
-            "reference": reference,
-            "forget": forget,
-            "retain": retain,
-            "holdout": holdout,
-            "axes": list(chosen),
-            "limits": asked_limits,
-            "rows": rows,
-            "max_new_tokens": plan.max_new_tokens,
-            "question_column": question_column,
-            "answer_column": answer_column,
-            "prefix_tokens": prefix_tokens,
-            "continuation_tokens": continuation_tokens,
-            "embedder": embedder,
-            "gibberish": gibberish,
-        }
+        options |= {"axes": list(chosen), "limits": asked_limits, "max_new_tokens": plan.max_new_tokens}
         record = describe(
             command="assess",
-            config={name: told(value) for name, value in config.items()},
+            config={name: told(value) for name, value in options.items() if name not in UNSAID},
             seed=seed,
             data=read,
             weights={role: asked.weights for role, asked in findings.asked.items()},
@@ -325,17 +295,6 @@ def warnings_of(plan: Plan, findings: Findings) -> list[str]:
         texts, others = ([f"{p.question} {p.answer}" for p in pairs] for pairs in (plan.forget, plan.holdout))
         found += warnings_of_holdout({WORDS: compare(*word_scores(texts, others, np.random.default_rng(plan.seed)))})
     return found
-
-
-def told(value: Any) -> Any:
-    """Say an option as run.json keeps it: of rows or models given from Python no more than that they were."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, str | int | float | dict | None):
-        return value
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return value
-    return {"rows": len(value)} if isinstance(value, Sequence) else None
 
 
 def write(result: Assessment, record: Mapping[str, Any], out: Path) -> None:

@@ -1,22 +1,21 @@
 """Audit what a model has memorised: its training records, the most memorised first."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
-from amends.io.bounds import check_value
+from amends.io.bounds import check_options
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, listed
-from amends.io.run import describe, write_jsonl
+from amends.io.run import describe, told, write_jsonl
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, fitting, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming
@@ -120,7 +119,7 @@ def run(
     if out is not None:
         check_new(out)
     started, how = time.time(), reading or Reading()
-    check_options(options | vars(how))
+    check_options(command, options | vars(how))
     chosen = chosen_measures(listed([measures] if isinstance(measures, str) else measures), reference is not None)
     for named in [m for m in (model, reference) if isinstance(m, str | Path)]:
         check_model(named)
@@ -174,7 +173,7 @@ def run(
         say(f"warning: {warning}")
     record = describe(
         command="audit",
-        config={name: _told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
+        config={name: told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
         seed=seed,
         data=of_data.told | of_holdout.told,
         weights=digests,
@@ -197,18 +196,6 @@ def run(
     if out is not None:
         write(audit, Path(out), top)
     return audit
-
-
-def check_options(given: Mapping[str, Any]) -> None:
-    """Check that every value is within the bounds that its option on the command line names, and seeds."""
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        if name in given and get_origin(hint) is Annotated:
-            kind, *extras = get_args(hint)
-            for option in extras:
-                check_value(name, given[name], kind, vars(option))
-            if kind is int and not isinstance(given[name], Integral):
-                raise InputError(f"{name}={given[name]!r}: a whole number is needed.")
-    check_value("seed", given["seed"], int, {"min": 0, "max": 2**32 - 1})
 
 
 def reference_for(reference: Any, instead_of: Loaded | None, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -305,16 +292,6 @@ def write(audit: Audit, out: Path, top: int) -> None:
         write_manifest(folder)
 
 
-def _told(value: Any) -> Any:
-    """Write an option as run.json keeps it."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        rows = [item for item in value if isinstance(item, Mapping)]
-        return {"rows": len(rows)} if rows else [str(item) for item in value]
-    return value if isinstance(value, str | int | float | None) else None
-
-
 def command(
     model: ModelOption,
     data: Annotated[list[str], typer.Option(help="Training records; repeat for several files.")],
@@ -340,7 +317,7 @@ def command(
     ] = False,
     prefix_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each prefix.", min=1)] = 100,
     continuation_tokens: Annotated[int, typer.Option(help="Plain text: tokens of each continuation.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Rank the records in DATA by how well MODEL has memorised them."""
     reading = Reading(question_column, answer_column, skip_bad_rows, prefix_tokens, continuation_tokens)

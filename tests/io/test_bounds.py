@@ -35,6 +35,15 @@ def test_what_is_within_the_bounds_is_taken(value: Any, hint: Any, bounds: dict[
         (float("nan"), float, {"min": 0}, "x=nan: a number of at least 0 is needed."),
         (float("inf"), float, {"min": 0}, "x=inf: a number of at least 0 is needed."),
         ("1", float, {"min": 0}, "x='1': a number of at least 0 is needed."),
+        (1.5, int | None, {"min": 0}, "x=1.5: a whole number is needed."),
+        (True, int, {}, "x=True: a whole number is needed."),
+        (None, float, {"min": 0}, "x=None: a number of at least 0 is needed."),
+        (
+            2**32,
+            int,
+            {"min": 0, "max": 2**32 - 1},
+            "x=4294967296: a number of at least 0 and at most 4294967295 is needed.",
+        ),
         ("d", CHOICES, {}, "x='d': choose a, b or c."),
     ],
 )

@@ -3,13 +3,15 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import amends
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
-from amends.io.run import FIELDS, describe, platform_info, read_jsonl, read_run, versions, write_jsonl
+from amends.io.run import FIELDS, describe, platform_info, read_jsonl, read_run, told, versions, write_jsonl
 
 
 def record() -> dict:
@@ -31,6 +33,24 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert read_run(tmp_path) == record_
     assert list(record_) == list(FIELDS)
     assert record_["amends"] == amends.__version__
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (True, True),
+        (Path("a") / "b", "a/b"),
+        (("No.", Path("c")), ["No.", "c"]),
+        ([{"answer": "Up."}], {"rows": 1}),
+        (np.zeros((4, 2)), {"rows": 4}),
+        ({"rmse": 1}, {"rmse": 1}),
+        (object(), None),
+    ],
+)
+def test_whatever_an_option_is_given_it_can_be_written(value, said):
+    assert told(value) == said and type(told(value)) is type(said)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -1,16 +1,17 @@
 """What every method must do: run from the command line, add up over batches, go on where it stopped."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+from transformers import HfArgumentParser
 
 from amends.io.errors import InputError
 from amends.lm.load import load, weights_sha256
@@ -108,12 +109,23 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(method: str, tiny
 @pytest.mark.parametrize("method", METHODS)
 def test_values_beyond_the_bounds_of_an_option_are_refused_in_python_too(method: str) -> None:
     config = trainer_named(method).config_class()
-    bounded = {own.name: own.metadata for own in fields(config) if {"min", "max"} & own.metadata.keys()}
+    hints = get_type_hints(config, include_extras=True).items()
+    told = {name: vars(hint.__metadata__[0]) for name, hint in hints if hasattr(hint, "__metadata__")}
+    bounded = {name: bounds for name, bounds in told.items() if {bounds["min"], bounds["max"]} != {None}}
     assert bounded.keys() > {"forget_weight", "retain_weight", "stop_v_f", "floor_v_f"}
     for name, bounds in bounded.items():
-        beyond = bounds["min"] - 1 if "min" in bounds else bounds["max"] + 1
+        beyond = bounds["min"] - 1 if bounds["min"] is not None else bounds["max"] + 1
         with pytest.raises(InputError, match=f"{name}={beyond}"):
             config(output_dir=".", **{name: beyond})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_settings_are_read_as_those_of_any_training(method: str) -> None:
+    config = trainer_named(method).config_class()
+    (read,) = HfArgumentParser(config).parse_args_into_dataclasses(
+        ["--output_dir", "x", "--forget_weight", "0.25", "--stop_v_f", "0.5", "--retain_loss", "nll"]
+    )
+    assert (type(read), read.forget_weight, read.stop_v_f) == (config, 0.25, 0.5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,6 +136,13 @@ def test_a_trainer_begins_with_the_defaults_of_the_command(method: str) -> None:
     for name in SHARED.keys() & shown.keys():
         assert getattr(config, name) == shown[name].default
     assert not shown.keys() & trainer.useless()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_help_of_run_says_what_each_option_is(method: str) -> None:
+    run = import_module(f"amends.unlearn.{method}").run
+    for name in signature(run).parameters.keys() - {"model", "forget", "processing_class", "out"}:
+        assert re.search(rf"^    {name} : .{{9}}", run.__doc__, re.M)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import datasets
+import numpy as np
 import pytest
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amends.io.atomic import check_manifest
@@ -290,10 +291,27 @@ def test_from_python_what_was_meant_is_named(tiny_model):
     rows = [{"question": "Where?", "answer": "There."}]
     with pytest.raises(InputError, match=r"epoch: no such option. Did you mean epochs\?"):
         flat.run(tiny_model, rows, epoch=1)
+    for name, wrong, what in (
+        ("batch_size", 2.5, "batch_size=2.5: a whole number"),
+        ("seed", -1, "seed=-1: a number of at least 0"),
+        ("layers", 1, "layers is a int: a text"),
+        ("reference", object(), "reference is a object: a text"),
+    ):
+        with pytest.raises(InputError, match=what):
+            flat.run(tiny_model, rows, **{name: wrong})
     with pytest.raises(InputError, match="forget is a DatasetDict: expected a list of dictionaries"):
         flat.run(tiny_model, datasets.DatasetDict(train=datasets.Dataset.from_list(rows)))
     with pytest.raises(InputError, match=r"forget\[0\] is a str: expected a list of dictionaries"):
         flat.run(tiny_model, ["Where?"])
+
+
+def test_data_sets_in_memory_are_counted_in_the_record(tiny_model, tmp_path):
+    data = {name: datasets.Dataset.from_list(rows(2, name)) for name in ("home", "street", "city")}
+    out, given = tmp_path / "run", {"retain": data["street"], "retain_eval": data["city"], "epochs": np.int64(1)}
+    flat.run(tiny_model, data["home"], out=out, eval_rows=1, save_steps=1, templates=("No.",), **given)
+    record = read_run(out)
+    assert [record["config"][name] for name in ("forget", "retain", "retain_eval")] == [{"rows": 2}] * 3
+    assert (record["config"]["templates"], record["config"]["epochs"]) == (["No."], 1)
 
 
 def test_a_frozen_adapter_in_memory_goes_on_training(tiny_model, tmp_path):
@@ -307,6 +325,22 @@ def test_a_frozen_adapter_in_memory_goes_on_training(tiny_model, tmp_path):
         "lora_A",
         "lora_B",
     }
+
+
+def test_a_model_in_memory_that_cannot_be_what_it_seems_is_refused(tiny_model):
+    rows, own = [{"question": "Where?", "answer": "There."}], {"epochs": 0.1, "eval_rows": 0}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    found = flat.run(model, rows, processing_class=tokenizer, **own)
+    with pytest.raises(InputError, match="this model holds an adapter, such as an earlier run puts into it"):
+        flat.run(model, rows, processing_class=tokenizer, **own)
+    found.model.add_adapter("mine", LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"adapters named default, mine; .* must be the only one"):
+        flat.run(found.model, rows, processing_class=tokenizer, **own)
+    whole = found.model.unload()
+    flat.run(whole, rows, processing_class=tokenizer, **own, lora_rank=0)
+    whole.is_quantized = True
+    with pytest.raises(InputError, match=r"--lora-rank 0: .* is quantised"):
+        flat.run(whole, rows, processing_class=tokenizer, **own, lora_rank=0)
 
 
 def test_rows_that_are_trained_on_and_asked_are_told(tmp_path, tiny_model, forget, amends):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 
+from amends.assessment import ask as asking
 from amends.assessment.attacks import Curve
 from amends.assessment.axes import AXES, AXIS_OF, LIMITS
+from amends.io.errors import InputError
 from amends.lm import load as loading
 from amends.lm.load import load
 from amends.report.assessment import name_of, render_assessment
-from amends.unlearn import _assess
 from amends.verbs import assess as assessing
 from amends.verbs.assess import run
 
@@ -157,8 +158,8 @@ def test_a_model_that_did_not_change_has_moved_nothing_and_forgot_nothing(place,
 
 
 def test_a_model_in_two_roles_is_asked_once_and_stands_in_both(place, tiny_model, other_model, monkeypatch):
-    asked, ask = [], _assess.ask_model
-    monkeypatch.setattr(_assess, "ask_model", lambda *a: asked.append(a[2]) or ask(*a))
+    asked, ask = [], asking.ask_model
+    monkeypatch.setattr(asking, "ask_model", lambda *a: asked.append(a[2]) or ask(*a))
     options = {"axes": ["elicitation", "likeness", "relearning"], "rows": 4, "max_new_tokens": 4}
     one = run(tiny_model, str(other_model), "forget.jsonl", reference=other_model, **options)
     assert asked == ["after", "reference", "before"][::2]
@@ -274,7 +275,7 @@ def test_gibberish_is_what_the_classifier_named_does_not_call_clean(place, asses
     model.classifier.bias.data = torch.tensor([0.7, 0.3]).log()
     model.save_pretrained(place / "fit")
     save(place / "near", tiny_model, BertModel)
-    monkeypatch.setattr(_assess, "generate", lambda _, __, prompts, **___: ["Well, well.", ""] * (len(prompts) // 2))
+    monkeypatch.setattr(asking, "generate", lambda _, __, prompts, **___: ["Well, well.", ""] * (len(prompts) // 2))
     code, _, err = assess("--axes", "quality", "--gibberish", "fit", "--embedder", "near", "--retain", "retain.jsonl")
     assert code in (0, 3), err
     measured = found(place)[1]["gibberish"]
@@ -340,9 +341,24 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
     assert not [*place.glob("out*"), *place.glob(".out*")]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"rows": 0}, "rows=0: a number of at least 1"),
+        ({"seed": -1}, "seed=-1: a number of at least 0"),
+        ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
+    ],
+    ids=str,
+)
+def test_what_the_command_line_refuses_is_refused_from_python(tiny_model, wrong, says):
+    with pytest.raises(InputError, match=says):
+        assessing.run(tiny_model, tiny_model, rows("ann", 1), **wrong)
+
+
 @pytest.mark.parametrize("role", ["before", "reference"])
 def test_a_model_that_is_not_there_is_told_before_another_is_loaded(place, assess, monkeypatch, tiny_model, role):
-    monkeypatch.setattr(_assess, "load", None)
+    monkeypatch.setattr(asking, "load", None)
     monkeypatch.setattr(assessing, "load_encoder", None)
     given = {"before": tiny_model, "reference": tiny_model} | {role: "no/such/model"}
     code, _, err = assess("--reference", given["reference"], "--gibberish", "any", before=given["before"])
