@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from amends.evaluation.evaluate import spread
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.tables import READERS, Row, read_rows
+from amends.io.rows import Row
+from amends.io.tables import READERS, read_rows
 
 Item = TypeVar("Item")
 _PREFERRED = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json", ".csv", ".txt")

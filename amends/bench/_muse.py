@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, read_split, taken, text_of, told
 from amends.io.options import check_names
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.lm.templates import plain_ids
 from amends.maths.rouge import rouge_l
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from amends.bench._world import Rows, Split, World, texts_of
 from amends.evaluation.evaluate import spread
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.lm.config import read_config
 from amends.lm.find import base_of, first_line, resolve
 from amends.lm.pairs import read_pairs

@@ -26,7 +26,8 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, check_names, listed
 from amends.io.progress import progress
-from amends.io.tables import Row, read_rows
+from amends.io.rows import Row
+from amends.io.tables import read_rows
 from amends.lm.load import Loaded, weights_sha256
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import encode

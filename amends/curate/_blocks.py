@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from amends.curate._pool import REASON, Verdict
 from amends.curate._scale import Workers, merged
 from amends.io.errors import InputError, check_installed
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 FATE = "fate"
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

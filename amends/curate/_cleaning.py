@@ -23,7 +23,7 @@ from amends.curate._samples import Samples, order_of, words_in
 from amends.curate._scale import Workers
 from amends.curate._splits import split_groups
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.maths.neighbors import unit
 
 FloatArray = NDArray[np.float32]

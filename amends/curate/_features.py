@@ -9,7 +9,7 @@ import numpy as np
 from amends.curate._pool import Verdict, missing
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 
 def unusable(

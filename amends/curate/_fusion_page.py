@@ -11,7 +11,7 @@ from amends.curate._fusion_rules import RULES, rouge_l
 from amends.curate._pool import Outcome, Verdict
 from amends.curate._representatives import Grouped
 from amends.curate._terms import missing, recall
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.report.findings import Example, Section, Table
 
 MOST_EXAMPLES = 8

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.io.write import write_rows
 
 Fate = Literal["kept", "dropped", "refused"]

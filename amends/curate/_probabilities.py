@@ -19,7 +19,7 @@ from amends.curate._features import numbers_of
 from amends.curate._flagged import key_of
 from amends.curate._lists import BoolArray, FloatArray, IntArray
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 SUM = 1e-3
 """Distance of a row's probabilities from a sum of 1 that is taken for rounding."""

@@ -17,7 +17,7 @@ from amends.curate._benchmarks import Benchmark, words_of
 from amends.curate._pool import Verdict
 from amends.curate._scale import Here, Workers
 from amends.io.errors import InputError, check_installed
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.lm.pairs import SAME, Pair, read_pairs
 
 LEAST_WORDS = 2

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amends.io.errors import InputError, NoResult
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.maths.transition import (
     MISSING,
     Agreement,

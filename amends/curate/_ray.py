@@ -20,7 +20,7 @@ from amends.curate._pool import Verdict
 from amends.curate._raters import rating_of
 from amends.curate._tokens import Level, Tokens, masks_in_parts, offsets_of
 from amends.io.errors import InputError, NoResult
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 RATED = {"level": pa.int64(), "error_prob": pa.float64(), "suggested": pa.int64(), "confidence": pa.float64()}
 RATED |= {"curated": pa.int64(), "long_tail": pa.float64()}

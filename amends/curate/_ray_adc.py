@@ -20,7 +20,7 @@ from amends.curate._samples import Reading, Samples, read_in_parts
 from amends.curate._samples import joined as samples_of
 from amends.curate.adc_clean import warnings_of
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 USED = ("kind", "sha256", "subclass", "rank")
 """Columns that are used where they are there, beside those that are named."""

@@ -17,7 +17,7 @@ from amends.curate._scale import Here, Workers, parts_of
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.progress import track
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 TABLES = ("samples.parquet", "samples.jsonl", "samples.csv")
 MOST_UNREADABLE = 0.1

@@ -14,7 +14,8 @@ from amends.curate._scale import Here, Workers, parts_of
 from amends.io.atomic import sha256_file, sha256_json
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.tables import Row, read_rows
+from amends.io.rows import Row
+from amends.io.tables import read_rows
 from amends.maths.neighbors import TILE
 
 Kind = Literal["text", "image"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.curate._pool import Fate, Outcome, Verdict, read_pool
 from amends.curate._tokens import Floats, Mask, Offsets
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.lm.logprobs import PackedRow
 from amends.lm.pairs import OR_SKIP, SAME, Pair, is_plain_text, read_pairs
 from amends.lm.rows import encode_rows

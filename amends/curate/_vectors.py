@@ -10,7 +10,7 @@ from amends.curate._purge import Sample
 from amends.curate._representatives import FloatArray
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 from amends.lm.encoders import embed, load_encoder
 from amends.maths.neighbors import unit
 

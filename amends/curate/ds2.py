@@ -22,8 +22,8 @@ from amends.curate._raters import Aggregate, Levels, aggregate, compressed, leve
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, check_installed
+from amends.io.rows import Row
 from amends.io.run import RUN, describe
-from amends.io.tables import Row
 from amends.io.write import kind_of
 
 LONG_TAIL_DIGITS = 4

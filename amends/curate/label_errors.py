@@ -23,8 +23,8 @@ from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.rows import Row
 from amends.io.run import describe, run_folder
-from amends.io.tables import Row
 from amends.io.write import kind_of
 
 K, DRAWS, FOLDS = 10, 21, 5

@@ -10,7 +10,7 @@ import numpy as np
 from amends.fair._prior_robust import SUM, Cells, FloatArray
 from amends.fair._table import numbers
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from amends.fair._surrogates import with_columns
 from amends.fair._table import column, encoder, features, groups, numbers
 from amends.io.errors import InputError
 from amends.io.progress import track
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 TEST = "test"
 CAPS = tuple(np.round(np.arange(0, 0.4001, 0.025), 3).tolist())

@@ -6,8 +6,8 @@ from typing import Any
 
 from amends.fair._table import numbers
 from amends.io.errors import InputError
+from amends.io.rows import Row
 from amends.io.run import read_jsonl, read_run
-from amends.io.tables import Row
 
 HISTORY = "history.jsonl"
 NUMBER = "pool_row"

@@ -13,7 +13,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from amends.fair._groups import Groups, read_groups
 from amends.io.errors import InputError
-from amends.io.tables import Row
+from amends.io.rows import Row
 
 MOST_CATEGORIES = 100
 """Values of a column of words above which it is an identifier rather than a feature."""

@@ -22,8 +22,8 @@ from amends.io.atomic import check_new
 from amends.io.console import console, say
 from amends.io.errors import InputError, check_installed
 from amends.io.frames import about_rows, rows_from
+from amends.io.rows import Row
 from amends.io.run import describe, run_folder
-from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 
 if TYPE_CHECKING:

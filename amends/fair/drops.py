@@ -43,8 +43,8 @@ from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
 from amends.io.progress import track
+from amends.io.rows import Row
 from amends.io.run import describe, run_folder
-from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 
 __all__ = ["PriorRobustClassifier", "delta_worst_accuracy"]

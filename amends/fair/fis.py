@@ -30,8 +30,8 @@ from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
+from amends.io.rows import Row
 from amends.io.run import describe, run_folder, write_jsonl
-from amends.io.tables import Row
 from amends.io.write import kind_of, write_rows
 from amends.maths.disparity import Notion
 

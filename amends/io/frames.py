@@ -8,7 +8,8 @@ import numpy as np
 
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.tables import Row, read_rows, rows_of
+from amends.io.rows import Row
+from amends.io.tables import read_rows, rows_of
 
 
 def rows_from(data: Any) -> list[Row]:

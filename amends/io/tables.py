@@ -17,7 +17,6 @@ from amends.io._lines import check_unpacked, lines, unreadable, whole
 from amends.io.errors import InputError
 from amends.io.rows import Row, checked, most_bytes, too_large
 
-__all__ = ["READERS", "Row", "read_json", "read_rows", "rows_of"]
 MAX_DIGITS = 300  # of an integer in JSON
 BATCH_ROWS, BATCH_BYTES = 64, 128_000_000  # read at once of .parquet, at most
 

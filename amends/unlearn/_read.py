@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from amends.evaluation.refusals import refusals
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.tables import Row, read_rows, rows_of
+from amends.io.rows import Row
+from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.rows import context_limit, encode_rows, without_too_long

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.tables import Row, read_rows, rows_of
+from amends.io.rows import Row
+from amends.io.tables import read_rows, rows_of
 from amends.lm.pairs import Dropped, Pair, Pairs, read_pairs
 from amends.lm.rows import encode_rows, without_too_long
 from amends.unlearn._read import about

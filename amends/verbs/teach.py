@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.options import ModelOption, RankOption
+from amends.io.rows import Row
 from amends.io.run import describe, write_jsonl
-from amends.io.tables import Row, read_rows
+from amends.io.tables import read_rows
 from amends.lm.callbacks import Bar
 from amends.lm.find import check_model
 from amends.lm.load import load, prepare, rank_to_train, save_model, weights_sha256

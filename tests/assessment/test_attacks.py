@@ -13,7 +13,8 @@ from amends.assessment.attacks import MIXED, Wordings, cut, fresh_adapter, relea
 from amends.assessment.plan import near_and_far
 from amends.assessment.weights import compare, fake_quantised, linear_layers, quantised, shares, snapshot
 from amends.io.errors import InputError
-from amends.io.tables import Row, rows_of
+from amends.io.rows import Row
+from amends.io.tables import rows_of
 from amends.lm.load import add_lora, load, weights_sha256
 from amends.lm.pairs import Pair, read_pairs
 

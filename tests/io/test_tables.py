@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from amends.io._lines import MAX_WHOLE_BYTES
 from amends.io.errors import InputError
-from amends.io.rows import MAX_ROW_BYTES
-from amends.io.tables import READERS, Row, read_json, read_rows
+from amends.io.rows import MAX_ROW_BYTES, Row
+from amends.io.tables import READERS, read_json, read_rows
 
 GOOD = b'{"question": "Who?", "answer": "Me."}\n'
 LIST = "Read are .jsonl and .ndjson (also .gz), .json, .csv, .parquet, .txt, and folders written by datasets"
