@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +418,18 @@ def test_layers_are_counted_below_an_adapter_and_without_weights(
 def test_layers_that_are_not_there_are_refused(layers: str) -> None:
     with pytest.raises(InputError, match="--layers"):
         train_only(tiny("llama"), layers)
+
+
+def test_threads_that_load_at_once_leave_the_streams_as_they_were() -> None:
+    before, left = sys.stderr, threading.Event()
+
+    def second() -> None:
+        with quiet():
+            left.wait()
+
+    with quiet():
+        (other := threading.Thread(target=second)).start()
+        other.join(0.1)  # time to go in
+    left.set()
+    other.join()
+    assert sys.stderr is before

@@ -347,6 +347,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
         ({"rows": 0}, "rows=0: a number of at least 1"),
         ({"seed": -1}, "seed=-1: a number of at least 0"),
         ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
+        ({"templates": "No idea"}, "No idea"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
     ],
     ids=str,
