@@ -14,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from amends.io.errors import InputError
+from amends.lm import turns
 from amends.lm.config import count_layers, train_only
 from amends.lm.find import check_model, check_safetensors
 from amends.lm.load import add_lora, base_sha256, kept_name, load, same_model, save_model, weights_sha256
@@ -433,3 +434,12 @@ def test_threads_that_load_at_once_leave_the_streams_as_they_were() -> None:
     left.set()
     other.join()
     assert sys.stderr is before
+
+
+def test_a_model_that_comes_twice_in_a_row_is_read_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(turns, "load", lambda source, **how: read.append(str(source)) or load(source, **how))
+    models = {"after": str(tiny_model), "reference": tiny_model, "before": None}
+    found = turns.measure_each(models, lambda role, loaded: (role, id(loaded.model)), None)
+    assert [role for role, _ in found.values()] == ["after", "reference"]
+    assert len(read) == len({place for _, place in found.values()}) == 1
