@@ -27,16 +27,16 @@ from amends.evaluation.evaluate import TEXT_TOKENS, likelihoods, mean_logprobs
 from amends.evaluation.memorised import answer_scores
 from amends.evaluation.metrics import rouge_l_recall, truth_ratio
 from amends.evaluation.refusals import is_refusal
-from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.encoders import Encoder, class_probabilities
 from amends.lm.generate import generate
-from amends.lm.load import Loaded, load, same_model, shares_base, weights_sha256
-from amends.lm.logprobs import PackedRow, naming, packed_row
+from amends.lm.load import Loaded, same_model, shares_base, weights_sha256
+from amends.lm.logprobs import PackedRow, packed_row
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode
 from amends.lm.rows import context_limit, context_of, encode_rows
 from amends.lm.templates import plain_ids, turn_end
+from amends.lm.turns import is_same, measure_each
 
 ORDER = ("after", "reference", "before")
 BITS = (8, 4)
@@ -107,24 +107,13 @@ def ask_in_turn(
     plan: Plan | None = None
     kept: Snapshot | None = None
     beside: States | None = None
-    loaded: Loaded | None = None
-    for role in (role for role in ORDER if models.get(role) is not None):
-        source = models[role]
-        twin = next((earlier for earlier in found.asked if is_same(models[earlier], source)), None)
-        if twin is not None and twin == list(found.asked)[-1]:
-            pass  # it is there still
-        elif isinstance(source, str | Path):
-            say(f"{role}: reading {source}")
-            instead = loaded if loaded is not None and shares_base(loaded, source) else None
-            loaded = None  # so that it is gone before the next one comes
-            loaded = load(source, instead_of=instead)
-        else:
-            loaded = Loaded(source, tokenizer, _name(source), _name(source))
-        assert loaded is not None
+
+    def ask(role: str, loaded: Loaded) -> None:
+        nonlocal plan, kept, beside
         plan = plan or plan_for(loaded.tokenizer)
+        twin = next((earlier for earlier in found.asked if is_same(models[earlier], models[role])), None)
         if twin is None:
-            with naming(f"--{role} {loaded.name}"):
-                found.asked[role] = ask_model(loaded, plan, role, found)
+            found.asked[role] = ask_model(loaded, plan, role, found)
         else:
             asked = deepcopy(found.asked[twin])
             found.asked[role] = replace(asked, role=role, curves={} if role == "before" else asked.curves)
@@ -132,25 +121,17 @@ def ask_in_turn(
             kept = keep_weights(loaded, models["before"], found)
         if "likeness" in plan.axes and models.get("reference") is not None:
             beside = likeness(loaded, plan, role, found, beside)
-    assert plan is not None and loaded is not None
-    if kept is not None:
-        try:
-            found.comparison = compare(kept, loaded.model, BITS)
-        except InputError as error:
-            found.gaps["locality"] = str(error)
-    if "quality" in plan.axes:
-        found.fluency = {role: fluency(loaded, plan, asked) for role, asked in found.asked.items()}
+        if role == "before" and kept is not None:
+            try:
+                found.comparison = compare(kept, loaded.model, BITS)
+            except InputError as error:
+                found.gaps["locality"] = str(error)
+        if role == "before" and "quality" in plan.axes:
+            found.fluency = {role: fluency(loaded, plan, asked) for role, asked in found.asked.items()}
+
+    measure_each({role: models.get(role) for role in ORDER}, ask, tokenizer, called="--{role} {name}")
+    assert plan is not None
     return plan, found
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Whether two models are one: the same object, or the same name."""
-    named = isinstance(one, str | Path) and isinstance(other, str | Path)
-    return str(one) == str(other) if named else one is other
-
-
-def _name(model: Any) -> str:
-    return str(model.config.name_or_path or type(model).__name__)
 
 
 def keep_weights(loaded: Loaded, before: Any, found: Findings) -> Snapshot | None:

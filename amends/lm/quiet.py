@@ -3,14 +3,18 @@
 import io
 import warnings
 from contextlib import redirect_stderr
+from threading import RLock
 
 from transformers.utils import logging as transformers_logging
 
 
 class quiet:
-    """No progress bars of the loader, no log lines, while the block runs."""
+    """No progress bars of the loader, no log lines, while the block runs, of one thread at a time: all share them."""
+
+    turn = RLock()
 
     def __enter__(self) -> None:
+        self.turn.acquire()
         self.verbosity = transformers_logging.get_verbosity()
         self.bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity(transformers_logging.ERROR)
@@ -31,3 +35,4 @@ class quiet:
         transformers_logging.set_verbosity(self.verbosity)
         if self.bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        self.turn.release()

@@ -42,6 +42,10 @@ from amends.lm.shards import gathered, without_weights
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
+IGNORED = ("compute_metrics", "compute_loss_func", "label_smoothing_factor", "load_best_model_at_end")
+"""Arguments of a `Trainer` and its settings that have no part in a loss on answers."""
+
+
 class TrainRow(NamedTuple):
     """One packed row and the part it plays in the loss."""
 
@@ -129,6 +133,13 @@ class AnswerTrainer(Trainer):
             raise InputError("eval_dataset, eval_strategy: nothing is evaluated during a training. Leave them out.")
         if args.save_only_model:
             raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
+        for name in IGNORED:
+            if kwargs.get(name) or getattr(args, name, None):
+                raise InputError(f"{name}: it has no part in a loss on answers. Leave it out.")
+        if args.dataloader_drop_last and num_samples < (full := args.train_batch_size * args.world_size):
+            raise InputError(f"dataloader_drop_last: {num_samples} rows fill no batch of {full}. Leave it out.")
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise InputError("model: all its weights are frozen. Call requires_grad_, or load an adapter is_trainable.")
         # The collator's columns are ours, not the model's.
         args.remove_unused_columns = False
         self.resumed: list[str] = []  # what a run that went on from a checkpoint should say of itself
@@ -158,6 +169,12 @@ class AnswerTrainer(Trainer):
         self.add_callback(self._stop)
         if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
             self.remove_callback(PrinterCallback)
+
+    def get_eval_dataloader(self, *_: Any) -> Any:
+        """Refuse `evaluate` and `predict`, which need one."""
+        raise InputError("evaluate, predict: a trainer only trains. Ask the model itself, as amends assess does.")
+
+    get_test_dataloader: Any = get_eval_dataloader
 
     @property
     def couples_samples(self) -> bool:

@@ -39,8 +39,17 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
     return Loaded(model, fitting(tokenizer, inner, name), name, name)
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two models are one: the same object, or the same name."""
+    named = isinstance(one, str | Path) and isinstance(other, str | Path)
+    return str(one) == str(other) if named else one is other
+
+
 def measure_each(
-    models: Mapping[str, Any], measure: Callable[[str, Loaded], Found], tokenizer: PreTrainedTokenizerBase | None
+    models: Mapping[str, Any],
+    measure: Callable[[str, Loaded], Found],
+    tokenizer: PreTrainedTokenizerBase | None,
+    called: str = "{role}, {name}",
 ) -> dict[str, Found]:
     """Measure one model after the other; one that is named is in memory for its turn alone.
 
@@ -48,23 +57,29 @@ def measure_each(
     ----------
     models : dict
         Role to what `amends.lm.load` takes, or to a model that is loaded already (with `tokenizer`); None where there
-        is none.
+        is none. One that is the same as the one before is not read again.
+    called : str
+        What a model is called that gives no numbers.
     """
     found: dict[str, Found] = {}
     loaded: Loaded | None = None
+    last: Any = None
     for role, source in models.items():
         if source is None:
             continue
-        if isinstance(source, str | Path):
+        if loaded is not None and is_same(last, source):
+            pass
+        elif isinstance(source, str | Path):
             say(f"{role}: reading {source}")
             instead = loaded if loaded is not None and shares_base(loaded, source) else None
             loaded = None  # so that it is gone before the next one comes
             loaded = load(source, instead_of=instead)
         else:
             loaded = model_for(source, tokenizer)
+        last = source
         was_training = loaded.model.training
         loaded.model.eval()
-        with naming(f"{role}, {loaded.name}"):
+        with naming(called.format(role=role, name=loaded.name)):
             found[role] = measure(role, loaded)
         loaded.model.train(was_training)
     return found

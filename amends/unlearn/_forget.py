@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
@@ -12,7 +13,6 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from amends.evaluation.refusals import refusals
 from amends.io.errors import InputError
 from amends.lm.load import autocast, fitting, load
 from amends.lm.logprobs import (
@@ -31,7 +31,7 @@ from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.trainer import AnswerTrainer, TrainRow
 from amends.unlearn._config import SHARED, ForgetConfig
-from amends.unlearn._read import as_pairs
+from amends.unlearn._read import as_pairs, templates_of
 from amends.unlearn._stop import StopWhenForgotten
 
 ALL_STEPS = "all steps done"
@@ -51,7 +51,7 @@ class ForgetTrainer(AnswerTrainer):
 
     Parameters
     ----------
-    model : str or model
+    model : str, Path or model
         As `amends.lm.load` takes it, or a model that is loaded already.
     args : ForgetConfig
     train_dataset : list of Pair or of dict, or `datasets.Dataset`
@@ -121,7 +121,7 @@ class ForgetTrainer(AnswerTrainer):
         if not isinstance(args, self.config_class()):
             raise InputError(f"args is a {type(args).__name__}: {self.title} needs a {self.config_class().__name__}.")
         self.check(args, keeps=retain_dataset is not None or bool(neighbours))
-        if isinstance(model, str):
+        if isinstance(model, str | Path):
             loaded = load(model, trainable=True)
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
         if processing_class is None:
@@ -140,9 +140,7 @@ class ForgetTrainer(AnswerTrainer):
         self._retain_rows = [TrainRow(row, is_retain=True) for row in keep]
         first_held = 0 if args.retain_loss == "kl" else len(retain)
         self._held_rows = range(0 if self.holds_retain else first_held, len(keep))
-        self.templates = refusals() if templates is None else list(templates)
-        if not self.templates or not all(isinstance(t, str) and t.strip() for t in self.templates):
-            raise InputError("templates: at least one answer is needed, and none may be empty.")
+        self.templates = templates_of(templates, self.title, self.takes_templates)
         self.limit = limit
         self.processing_class = processing_class
         if self.takes_templates:
@@ -189,10 +187,7 @@ class ForgetTrainer(AnswerTrainer):
 
     @classmethod
     def check(cls, args: ForgetConfig, *, keeps: bool) -> None:
-        """Refuse settings that the method has no use for; nothing needs to be loaded for it.
-
-        keeps : bool
-            Whether there are rows to keep.
+        """Refuse settings that the method has no use for, with rows to keep or without; nothing needs to be loaded.
 
         Raises
         ------
@@ -202,6 +197,9 @@ class ForgetTrainer(AnswerTrainer):
             raise InputError(f"{cls.title} needs rows to keep. Give --retain, or --neighbours.")
         if cls.keeps == "none" and keeps:
             raise InputError(f"{cls.title} takes no rows to keep. Leave --retain and --neighbours out.")
+        for name in () if keeps else ("retain_weight", "retain_loss"):
+            if getattr(args, name) != getattr(type(args), name):
+                raise InputError(f"--{name.replace('_', '-')}: there are no rows to keep. Give some, or leave it out.")
         if cls.holds_retain and args.retain_loss != "nll":
             raise InputError(f"--retain-loss: {cls.title} has a cost of its own for rows to keep. Leave it out.")
         if not cls.sees_probabilities and args.floor_v_f is not None:
@@ -346,7 +344,10 @@ class ForgetTrainer(AnswerTrainer):
         self.note_reference()
         for text in self.start_warnings():
             warnings.warn(text, StartWarning, stacklevel=2)
-        return super().train(*args, **kwargs)
+        done = super().train(*args, **kwargs)
+        if self.stopped == ALL_STEPS and self.state.global_step < self.state.max_steps:
+            self.stopped = f"by a callback, at step {self.state.global_step} of {self.state.max_steps}"
+        return done
 
     def start_warnings(self) -> list[str]:
         """Say where the start leaves the loss next to no gradient."""

@@ -62,8 +62,6 @@ def method(trainer: type[ForgetTrainer]) -> tuple[Callable[..., Result], Callabl
     def run(
         model: str | Path | Any, forget: Data, *, processing_class: Any = None, templates: Any = None, **options: Any
     ) -> Result:
-        if templates is not None and not trainer.takes_templates:
-            raise InputError(f"templates: {trainer.title} has none. Leave them out.")
         settings = {f.name: options.pop(f.name) for f in own if f.name in options}
         known = [f.name for f in fields(Request)]
         if unknown := sorted(options.keys() - set(known)):

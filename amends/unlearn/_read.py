@@ -164,6 +164,21 @@ def read_templates(source: Data | Sequence[str] | None) -> list[str]:
     return [str(text) for text in source]
 
 
+def templates_of(given: Sequence[str] | None, title: str, are_taken: bool) -> list[str]:
+    """Template answers of a trainer; built in if none are given.
+
+    Raises
+    ------
+    InputError : the method takes none; none in the list, or one that is empty; a text in place of a list.
+    """
+    if given is not None and not are_taken:
+        raise InputError(f"templates: {title} has none. Leave them out.")
+    found = refusals() if given is None else list(given)
+    if isinstance(given, str) or not found or not all(isinstance(text, str) and text.strip() for text in found):
+        raise InputError("templates: at least one answer is needed, in a list, and none may be empty.")
+    return found
+
+
 def check_unseen(
     unseen: Pairs, trained: Sequence[Pair], option: str = "--holdout", those: str = "those to forget or to keep"
 ) -> None:

@@ -36,7 +36,7 @@ from amends.unlearn._earlier import check_not_forgotten, earlier_requests, ledge
 from amends.unlearn._forget import ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
-from amends.unlearn._read import Rows, about, read_request, read_templates, record_sha256
+from amends.unlearn._read import Rows, about, read_request, read_templates, record_sha256, templates_of
 from amends.unlearn._request import Data, Request
 
 NEIGHBOURS = "neighbours.jsonl"
@@ -100,6 +100,8 @@ def run_unlearning(
     method = trainer_class.method_name()
     args = checked(trainer_class, request, own)
     known = read_templates(templates)
+    of_trainer = None if templates is None else known
+    templates_of(of_trainer, trainer_class.title, trainer_class.takes_templates)
     given = {"model": model, **own} | ({"templates": templates} if trainer_class.takes_templates else {})
     config = request.config() | {name: told(value) for name, value in given.items()}
     checkpoints = request.checkpoints
@@ -150,7 +152,7 @@ def run_unlearning(
             tokenizer,
             retain_dataset=rows.retain.kept if rows.retain else None,
             neighbours=own_answers,
-            templates=known,
+            templates=of_trainer,
             callbacks=[Bar("forgetting", "v_f", "v_e")],
         )
         trainer.request = asked(config, data) | {
@@ -234,12 +236,6 @@ def checked(trainer_class: type[ForgetTrainer], request: Request, own: Mapping[s
         raise InputError("--save-steps: checkpoints lie beside --out. Give both or none.")
     check_evaluation(request)
     keeps = request.retain is not None or request.neighbours > 0
-    for name in ("retain_weight", "retain_loss"):
-        if not keeps and getattr(request, name) != trainer_class.defaults().get(name, getattr(Request, name)):
-            raise InputError(
-                f"--{name.replace('_', '-')}: there are no rows to keep. Give some (--retain, --neighbours), or leave "
-                "it out."
-            )
     if request.optimizer == "muon" and request.lora_rank == 0:
         raise InputError("--optimizer muon: it moves matrices only. Train an adapter (--lora-rank), or choose adamw.")
     args = request.arguments(trainer_class.config_class(), **own)

@@ -19,7 +19,6 @@ from amends.assessment.axes import AXES, LIMITS, Measure, check_limits, judge, r
 from amends.assessment.measures import all_measures
 from amends.assessment.plan import Plan, Sources, make_plan
 from amends.evaluation.intervals import mean_of
-from amends.evaluation.refusals import refusals
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.bounds import check_options
 from amends.io.console import answer, say
@@ -31,7 +30,7 @@ from amends.lm.turns import check_models
 from amends.maths.words import word_scores
 from amends.report.assessment import render_assessment
 from amends.unlearn._compare import SAME_WEIGHTS
-from amends.unlearn._read import about
+from amends.unlearn._read import about, read_templates
 from amends.unlearn._request import Data
 from amends.verbs._advice import without
 from amends.verbs._holdout import WORDS, compare, warnings_of_holdout
@@ -69,7 +68,10 @@ class Assessment:
 
     def __getitem__(self, metric: str) -> Measure:
         """Find a measure by its name."""
-        return next(m for m in self.measures if m.metric == metric)
+        try:
+            return next(m for m in self.measures if m.metric == metric)
+        except StopIteration:
+            raise KeyError(f"{metric}: no such measure. Known: {', '.join(m.metric for m in self.measures)}.") from None
 
 
 def command(
@@ -142,7 +144,7 @@ def run(
     rows: int = 100,
     max_new_tokens: int | None = None,
     seed: int = 0,
-    templates: Sequence[str] | None = None,
+    templates: Data | Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     question_column: str | None = None,
     answer_column: str | None = None,
@@ -164,7 +166,7 @@ def run(
         Of `AXES`; default: all. A text may name several with commas between them.
     limits : list of "name=value" or dict, optional
         In place of those in `LIMITS`. One that is asked for and cannot be judged fails.
-    templates : list of str, optional
+    templates : list of str, or a file as for the methods of unlearning, optional
         Answers that count as refusals beside the general patterns; default: the built-in refusals.
     texts : list of str, optional
         Plain text for the perplexity; default: the built-in passages.
@@ -196,7 +198,7 @@ def run(
     classifier = load_encoder(str(gibberish), "classes") if gibberish is not None else None
     clean = class_named(classifier, CLEAN) if classifier else 0
     embedding = load_encoder(str(embedder), "embedding") if embedder is not None else None
-    known = refusals() if templates is None else list(templates)
+    known = read_templates(templates)
     read: dict[str, Any] = {}
 
     def plan_for(tokenizer: PreTrainedTokenizerBase) -> Plan:

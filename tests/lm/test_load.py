@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from amends.io.errors import InputError
+from amends.lm import turns
 from amends.lm.config import count_layers, train_only
 from amends.lm.find import check_model, check_safetensors
 from amends.lm.load import (
@@ -454,3 +457,27 @@ def test_layers_are_counted_below_an_adapter_and_without_weights(
 def test_layers_that_are_not_there_are_refused(layers: str) -> None:
     with pytest.raises(InputError, match="--layers"):
         train_only(tiny("llama"), layers)
+
+
+def test_threads_that_load_at_once_leave_the_streams_as_they_were() -> None:
+    before, left = sys.stderr, threading.Event()
+
+    def second() -> None:
+        with quiet():
+            left.wait()
+
+    with quiet():
+        (other := threading.Thread(target=second)).start()
+        other.join(0.1)  # time to go in
+    left.set()
+    other.join()
+    assert sys.stderr is before
+
+
+def test_a_model_that_comes_twice_in_a_row_is_read_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(turns, "load", lambda source, **how: read.append(str(source)) or load(source, **how))
+    models = {"after": str(tiny_model), "reference": tiny_model, "before": None}
+    found = turns.measure_each(models, lambda role, loaded: (role, id(loaded.model)), None)
+    assert [role for role, _ in found.values()] == ["after", "reference"]
+    assert len(read) == len({place for _, place in found.values()}) == 1

@@ -118,7 +118,16 @@ def test_faulty_calls_of_the_loss_are_refused() -> None:
 
 
 def trainer_on(folder: Path, out: Path, forget: Any = PAIRS, **settings: Any) -> FLATTrainer:
-    of_the_trainer = ("templates", "retain_dataset", "neighbours", "peft_config", "callbacks", "model")
+    of_the_trainer = (
+        "compute_metrics",
+        "compute_loss_func",
+        "templates",
+        "retain_dataset",
+        "neighbours",
+        "peft_config",
+        "callbacks",
+        "model",
+    )
     own = {name: settings.pop(name) for name in of_the_trainer if name in settings}
     loaded = load(folder)
     house = {"per_device_train_batch_size": 3, "use_cpu": True, "disable_tqdm": True, "bf16": False}
@@ -378,10 +387,20 @@ def test_muon_and_neighbours_go_on_from_a_checkpoint_as_if_never_stopped(tiny_mo
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 
 
+class StopAtOnce(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
 def test_a_datasets_dataset_and_a_name_of_a_model_are_taken(tiny_model: Path, tmp_path: Path) -> None:
-    trainer = trainer_on(tiny_model, tmp_path, datasets.Dataset.from_list(PAIRS), model=str(tiny_model), max_steps=1)
+    trainer = trainer_on(tiny_model, tmp_path, datasets.Dataset.from_list(PAIRS), model=tiny_model, max_steps=3)
+    trainer.add_callback(StopAtOnce())
     trainer.train()
     assert len(history(trainer)) == 1
+    assert trainer.stopped == "by a callback, at step 1 of 3"
+    for ask in (trainer.evaluate, trainer.predict):
+        with pytest.raises(InputError, match="a trainer only trains"):
+            ask(PAIRS)
 
 
 def test_an_adapter_alone_is_trained_when_asked(tiny_model: Path, tmp_path: Path) -> None:
@@ -404,6 +423,14 @@ def test_an_adapter_alone_is_trained_when_asked(tiny_model: Path, tmp_path: Path
         ({"retain_weight": -1.0}, "retain_weight=-1.0"),
         ({"templates": []}, "templates: at least one"),
         ({"templates": ["Ok.", " "]}, "templates: at least one"),
+        ({"templates": "Unknown"}, "templates: at least one answer is needed, in a list"),
+        ({"max_length": None}, "max_length=None: a whole number"),
+        ({"retain_loss": "kl"}, "--retain-loss: there are no rows to keep"),
+        ({"retain_weight": 5.0}, "--retain-weight: there are no rows to keep"),
+        ({"label_smoothing_factor": 0.5}, "label_smoothing_factor: it has no part"),
+        ({"compute_metrics": len}, "compute_metrics: it has no part"),
+        ({"compute_loss_func": len}, "compute_loss_func: it has no part"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 7}, "6 rows fill no batch of 7"),
         ({"max_length": 20}, r"data\[0\]: prompt and answer have \d+ tokens, more than the 20"),
         ({"forget": "forget.jsonl"}, "data is a str"),
         ({"forget": {"question": "a", "answer": "b"}}, "data is a dict"),
@@ -422,6 +449,10 @@ def test_what_a_trainer_would_ignore_is_said(tiny_model: Path, tmp_path: Path) -
         trainer_on(tiny_model, tmp_path, [*PAIRS, PAIRS[0]])
     with pytest.raises(InputError, match="eval_dataset, eval_strategy: nothing is evaluated"):
         trainer_on(tiny_model, tmp_path, eval_strategy="epoch")
+    with pytest.raises(InputError, match="model: all its weights are frozen"):
+        trainer_on(tiny_model, tmp_path, model=load(tiny_model).model.requires_grad_(False))
+    with pytest.raises(InputError, match=r"templates: Gradient ascent \(GA\) has none"):
+        GATrainer(tiny_model, training_arguments(ForgetConfig, str(tmp_path), use_cpu=True), PAIRS, templates=["No."])
     with pytest.raises(InputError, match="args is a TrainingArguments: FLAT needs a FLATConfig"):
         FLATTrainer(str(tiny_model), TrainingArguments(output_dir=str(tmp_path)), PAIRS)
 

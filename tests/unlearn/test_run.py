@@ -10,11 +10,14 @@ import pytest
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import amends.unlearn
 from amends.io.atomic import check_manifest
 from amends.io.errors import InputError
 from amends.io.run import FIELDS, read_run
 from amends.lm.load import load, weights_sha256
 from amends.unlearn import _compare, _run, flat
+from amends.unlearn._config import ForgetConfig
+from amends.unlearn._method import method_names, trainer_named
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -204,8 +207,13 @@ def test_rows_left_out_are_counted_with_their_reasons(tmp_path, tiny_model, amen
 
 
 def test_the_package_of_methods_imports_no_torch_until_it_is_asked():
-    code = "import sys, amends.unlearn as u; assert 'torch' not in sys.modules; u.FLATTrainer, u.GATrainer, u.flat.run"
+    code = "import sys, amends.unlearn as u; assert 'torch' not in sys.modules; u.flat.run"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    for name in method_names():
+        trainer = trainer_named(name)
+        for one in (trainer, trainer.config_class()):
+            assert one is ForgetConfig or getattr(amends.unlearn, one.__name__) is one
+    assert {"NPOTrainer", "npo_loss", "rmu"} <= {*dir(amends.unlearn)}
     with pytest.raises(ImportError):
         from amends.unlearn import nothing  # noqa: F401
 

@@ -11,6 +11,7 @@ from amends.assessment.attacks import Curve
 from amends.assessment.axes import AXES, AXIS_OF, LIMITS
 from amends.io.errors import InputError
 from amends.lm import load as loading
+from amends.lm import turns
 from amends.lm.load import load
 from amends.report.assessment import name_of, render_assessment
 from amends.verbs import assess as assessing
@@ -347,6 +348,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
         ({"rows": 0}, "rows=0: a number of at least 1"),
         ({"seed": -1}, "seed=-1: a number of at least 0"),
         ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
+        ({"templates": "No idea"}, "No idea"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
     ],
     ids=str,
@@ -358,7 +360,7 @@ def test_what_the_command_line_refuses_is_refused_from_python(tiny_model, wrong,
 
 @pytest.mark.parametrize("role", ["before", "reference"])
 def test_a_model_that_is_not_there_is_told_before_another_is_loaded(place, assess, monkeypatch, tiny_model, role):
-    monkeypatch.setattr(asking, "load", None)
+    monkeypatch.setattr(turns, "load", None)
     monkeypatch.setattr(assessing, "load_encoder", None)
     given = {"before": tiny_model, "reference": tiny_model} | {role: "no/such/model"}
     code, _, err = assess("--reference", given["reference"], "--gibberish", "any", before=given["before"])
