@@ -109,11 +109,20 @@ def _load(name: str, trainable: bool, tokenizer_folder: Path | None) -> Loaded:
 
 def _hub_adapter(name: str) -> Path | None:
     """Fetch an adapter from the Hub; None where the id is not one of an adapter, which is left to transformers."""
-    with quiet():
-        if find_adapter_config_file(name) is None:
-            return None
-        # transformers would melt it into its base model, where nothing knows it for an adapter any more.
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    try:
+        with quiet():
+            found = find_adapter_config_file(name)
+    except (OSError, ValueError):  # no such id: transformers, asked for the model, says why
+        return None
+    if found is None:
+        return None
+    # transformers would melt it into its base model, where nothing knows it for an adapter any more.
+    try:
+        with quiet():
+            kinds = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+            return Path(snapshot_download(name, allow_patterns=kinds))
+    except OSError as error:
+        raise InputError(f"{name}: the adapter could not be fetched: {first_line(error)}") from error
 
 
 def _load_plain(name: str, source: str, tokenizer_folder: Path | None, **gguf: str) -> Loaded:

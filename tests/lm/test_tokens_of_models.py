@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from amends.unlearn._evaluate import answers, mean_logprobs
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
+from amends.evaluation.evaluate import answers, mean_logprobs
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.load import fitting, load
