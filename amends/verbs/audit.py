@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -320,23 +320,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the folds of the classifier of words.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Rank the records in DATA by how well MODEL has memorised them."""
-    reading = Reading(question_column, answer_column, skip_bad_rows, prefix_tokens, continuation_tokens)
-    audit = run(
-        model,
-        data,
-        out=out,
-        reference=reference,
-        holdout=holdout,
-        top=top,
-        measures=listed(measures),
-        share=share,
-        answer_prefix=answer_prefix,
-        temperature=temperature,
-        top_k=top_k,
-        max_length=max_length,
-        reading=reading,
-        seed=seed,
-    )
+    options = dict(locals())
+    reading = Reading(*(options.pop(own.name) for own in fields(Reading)))
+    audit = run(**options | {"measures": listed(measures), "reading": reading})
     if audit.membership:
         found = audit.membership[COMBINED]
         beside = "" if np.isnan(found.low) else f" (95 % interval {found.low:.3f} to {found.high:.3f})"

@@ -166,7 +166,7 @@ def test_an_option_that_a_method_has_no_use_for_is_refused(method: str) -> None:
     trainer = trainer_named(method)
     config = trainer.config_class()
     for name, value, is_used in (
-        ("retain_loss", "kl", not trainer.holds_retain),
+        ("retain_loss", "kl", not trainer.holds_retain and trainer.keeps != "none"),
         ("floor_v_f", 0.5, trainer.sees_probabilities and method != "task_vector"),
     ):
         args = config(output_dir=".", **{name: value})
