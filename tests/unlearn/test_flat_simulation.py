@@ -166,7 +166,8 @@ def forget(world: World, method: str, folder: Path, **own: Any) -> Any:
         warnings.filterwarnings("ignore", message="v_f starts at")
         trainer_class, config = METHODS[method]
         args = training_arguments(config, str(folder), **settings)
-        trainer = trainer_class(model, args, world.forget, world.tokenizer, templates=REFUSALS)
+        templates = REFUSALS if trainer_class.takes_templates else None
+        trainer = trainer_class(model, args, world.forget, world.tokenizer, templates=templates)
         trainer.train()
     return trainer.model.eval()
 
