@@ -1,7 +1,9 @@
 import csv
 import gzip
+import importlib
 import json
 import pickle
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -164,7 +166,6 @@ def test_the_largest_row_allowed_is_read_with_any_line_end_and_bom(here):
 
 
 def test_a_huge_line_is_never_held_in_memory(here):
-    tracemalloc = pytest.importorskip("tracemalloc")
     with open("f.jsonl", "wb") as file:
         file.truncate(200_000_000)  # sparse: one line of zero bytes
     tracemalloc.start()
@@ -292,7 +293,7 @@ def test_a_parquet_file_with_damage_or_a_large_row_is_refused(here):
 def datasets():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its imports; ours come later
-        return pytest.importorskip("datasets")
+        return importlib.import_module("datasets")
 
 
 def test_a_datasets_folder_of_one_split_is_read(here, datasets):
