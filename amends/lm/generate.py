@@ -5,12 +5,20 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from amends.io.progress import track
 from amends.lm.load import autocast
@@ -46,7 +54,8 @@ def generate(
         ends by its own settings (Llama 3 and Gemma have several).
     max_new_tokens : int, default 64
     batch_size : int, default 64
-        Prompts are sorted by length, padded on the left, and answered in batches.
+        Prompts are sorted by length, padded on the left, and answered in batches. What all of them begin with (a
+        system message, worked examples) goes through the model once for all.
     temperature : float, default 0
         Above 0, tokens are drawn from the model's distribution at it.
     seed : int, or one for each prompt, default 0
@@ -80,6 +89,8 @@ def generate(
     with torch.random.fork_rng(enabled=bool(temperature)):
         if isinstance(seed, int) and temperature:
             torch.manual_seed(seed)
+        with torch.inference_mode(), autocast():
+            beginning = _read_beginning(model, prompts)
         for batch in track(batches, label, shown=len(batches) > 1):
             width = len(prompts[batch[-1]])
             ids_BT = torch.full((len(batch), width), pad_id)
@@ -91,11 +102,13 @@ def generate(
             if temperature and seeds is not None:
                 draws.append(_OwnDraws([seeds[i] for i in batch], temperature, device))
             with torch.inference_mode(), autocast(), _without_habits(model):
+                cache = _cache(model, beginning, [width - len(prompts[i]) for i in batch], width + max_new_tokens)
                 out_BT = model.generate(
                     input_ids=ids_BT.to(device),
                     attention_mask=mask_BT.to(device),
                     generation_config=settings,
                     logits_processor=draws,
+                    **({} if cache is None else {"past_key_values": cache}),
                 )
             for i, ids in zip(batch, out_BT[:, width:].tolist(), strict=True):
                 end = next((place for place, token in enumerate(ids) if token in stops), None)
@@ -103,6 +116,73 @@ def generate(
                     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
                     texts[i] = text.strip() if strip else text
     return texts
+
+
+def _new_cache(model: Any) -> Any:
+    """Return an empty cache; None where the model keeps something else of what it read: a state, learned tokens."""
+    inner = _inner(model)
+    learned = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
+    if learned or not inner._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=inner.config.get_text_config(decoder=True))
+    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    return cache if known and cache.layers else None
+
+
+def _read_beginning(model: Any, prompts: Sequence[list[int]]) -> list[tuple[Tensor, Tensor]]:
+    """Let the model read what all prompts begin with, but for the last token of the shortest.
+
+    Returns
+    -------
+    list of keys and values of each layer, [1, heads, length, width]; empty where nothing is in common, or where the
+        model does not keep all of it.
+    """
+    shortest = min(prompts, key=len, default=[])
+    alike = (all(prompt[place] == token for prompt in prompts) for place, token in enumerate(shortest[:-1]))
+    length = sum(1 for _ in takewhile(bool, alike))
+    cache = _new_cache(model)
+    if len(prompts) < 2 or not length or cache is None:
+        return []
+    device = next(model.parameters()).device
+    model(input_ids=torch.tensor([shortest[:length]], device=device), past_key_values=cache, logits_to_keep=1)
+    if not all(layer.is_initialized and layer.keys.shape[2] == length for layer in cache.layers):
+        return []
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache(model: Any, beginning: Sequence[tuple[Tensor, Tensor]], pads: Sequence[int], most: int) -> Any:
+    """Make room for rows of at most so many tokens, which have the beginning behind so many places that nothing sees.
+
+    As many places are filled as the beginning is long; what of it then stands behind them is read again.
+    """
+    cache = _new_cache(model)
+    if cache is None:
+        return cache
+    cache.layers = [_Roomy(most) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    for layer, read in zip(cache.layers, beginning, strict=False):  # there may be none
+        device = read[0].device
+        place_BT = torch.arange(read[0].shape[2], device=device) - torch.tensor(pads, device=device)[:, None]
+        layer.update(*(states[0][:, place_BT.clamp(min=0)].transpose(0, 1) for states in read))
+    return cache
+
+
+class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a layer with room for all that is to come, where `DynamicLayer` copies them for each token."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = most
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = [s.new_empty(*s.shape[:2], self.most, s.shape[3]) for s in (key_states, value_states)]
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
 
 
 def _own_stops(model: Any) -> list[int]:

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AddedToken, GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AddedToken, GenerationConfig, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from amends.evaluation.evaluate import answers
 from amends.lm.generate import generate
 from amends.lm.load import load
 from amends.lm.pairs import Pair
 from amends.lm.quiet import quiet
+from amends.lm.templates import end_of_text
+from tests.lm.conftest import FAMILIES, VOCAB, tiny
 
 PROMPTS = [[3, 4, 5], [9, 8, 7, 6]]
 HABITS = [
@@ -118,3 +120,53 @@ def test_a_model_without_any_end_speaks_until_it_is_cut_off(tiny_model):
     loaded.tokenizer.eos_token = loaded.tokenizer.pad_token = None
     with saying(loaded.model, words_of(loaded.tokenizer, "Ada and Bob")):
         assert generate(loaded.model, loaded.tokenizer, PROMPTS, stop_ids=[], max_new_tokens=7) == ["Ada and"] * 2
+
+
+BEGINNING = [3, 14, 15, 9, 26, 5, 35, 8, 9]
+COUNT = 6
+
+
+def one_by_one(model, prompt, ends):
+    """Greedy tokens after a prompt up to an end, each from a pass of its own over all before it."""
+    ids = list(prompt)
+    for _ in range(COUNT):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@contextmanager
+def counting(model):
+    """Count the tokens that go through a model."""
+    seen = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, states: seen.append(states[..., 0].numel()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama with an adapter", "mamba"])
+@pytest.mark.parametrize("rests", [[1, 2, 4], [1, 1, 12], [12, 15]])
+def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(tokenizer, family, rests):
+    if family == "mamba":
+        torch.manual_seed(0)
+        model = MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4))
+        model.eval()
+    else:
+        model = tiny(family.partition(" with ")[0])
+    if "adapter" in family:
+        with quiet():
+            model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    prompts = [[*BEGINNING, 10 + number, *range(20, 19 + rest)] for number, rest in enumerate(rests)]
+    with counting(model) as seen:
+        texts = generate(model, tokenizer, prompts, stop_ids=[], max_new_tokens=COUNT, strip=False)
+    ends = end_of_text(tokenizer)
+    assert texts == [tokenizer.decode(one_by_one(model, prompt, ends), skip_special_tokens=True) for prompt in prompts]
+    rest, once = len(prompts) * max(rests), len(BEGINNING)
+    all_of_it = rest + len(prompts) * once
+    forgets = family == "mamba" or "window" in family  # keeps a state, or the last few tokens
+    assert seen[: len(seen) - COUNT + 1] in ([[all_of_it], [once, all_of_it]] if forgets else [[once, rest]])
