@@ -10,12 +10,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from amends.evaluation.beside import Start, load_judge
+from amends.evaluation.beside import Judge, Start, load_judge
 from amends.evaluation.evaluate import Suite
 from amends.io.atomic import check_new, lock, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import IS_FIRST_PROCESS, say
@@ -25,14 +25,14 @@ from amends.lm.callbacks import Bar
 from amends.lm.checkpoint import checkpoints as all_checkpoints
 from amends.lm.checkpoint import remove
 from amends.lm.config import check_layers, train_only
-from amends.lm.load import precision, prepare, rank_to_train, save_model, weights_sha256
+from amends.lm.load import Loaded, precision, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.pairs import Pair, Pairs
 from amends.lm.turns import model_for
 from amends.report.card import model_card
 from amends.report.unlearning import render_report
 from amends.unlearn._compare import SAME_WEIGHTS, check_evaluation, evaluate_after, evaluate_before, suite_of
 from amends.unlearn._config import ForgetConfig
-from amends.unlearn._earlier import check_not_forgotten, earlier_requests, ledger_of
+from amends.unlearn._earlier import Earlier, check_not_forgotten, earlier_requests, ledger_of
 from amends.unlearn._forget import ForgetTrainer, StartWarning
 from amends.unlearn._ledger import read_ledger, write_ledger
 from amends.unlearn._neighbours import neighbours
@@ -110,54 +110,32 @@ def run_unlearning(
     with locked, not_left_empty(checkpoints):
         started = time.time()
         set_seed(args.seed)
-        say("reading the model and the data")
-        ledger = read_ledger(model)
-        loaded = model_for(model, processing_class)
-        config["lora_rank"] = rank = rank_to_train(loaded, request.lora_rank)
-        if request.layers is not None:
-            check_layers(request.layers, loaded.model.config.get_text_config().num_hidden_layers)
-        before_sha256 = weights_sha256(loaded.model)
-        rows = read_request(request, loaded)
-        forget, tokenizer = rows.forget.kept, loaded.tokenizer
-        judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
-        earlier = earlier_requests(ledger, loaded, request, before_sha256)
-        check_not_forgotten(rows, earlier.forgotten)
-        if trainer_class.takes_templates and (among := [p.where for p in forget if p.answer in known]):
-            raise InputError(f"templates: the answer to forget of {among[0]} is among them. Give others in its place.")
-        for row in (row for pairs in rows.given().values() for row in pairs.dropped):
-            say(f"left out {row.where}: {row.reason}")
-        suite: Suite | None = None
-        evaluations: dict[str, dict[str, Any]] = {}
-        if request.eval_rows:
-            suite = suite_of(request, rows, known, tokenizer, earlier.questions)
-            loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
-        odd = warnings_of(rows, evaluations.get("reference"), before_sha256)
-        for text in odd:
-            say(f"warning: {text}")
-        warned = [*earlier.warnings, *odd]
-        data = rows.about(request)
+        read = read_inputs(trainer_class, model, request, known, processing_class)
+        config["lora_rank"] = read.rank
+        data = read.rows.about(request)
+        forget, tokenizer = read.rows.forget.kept, read.loaded.tokenizer
         own_answers: list[Pair] = []
         if request.neighbours:
             say("asking the model about others")
-            own_answers = neighbours(loaded.model, tokenizer, forget, request.neighbours, args.seed)
+            own_answers = neighbours(read.loaded.model, tokenizer, forget, request.neighbours, args.seed)
             data["neighbours"] = about(NEIGHBOURS, Pairs(own_answers))
-        trainable = prepare(loaded, rank)
+        trainable = prepare(read.loaded, read.rank)
         if request.layers is not None:
             train_only(trainable, request.layers)
-        start = None if suite is None else Start(trainable)
+        start = None if read.suite is None else Start(trainable)
         trainer = trainer_class(
             trainable,
             args,
             forget,
             tokenizer,
-            retain_dataset=rows.retain.kept if rows.retain else None,
+            retain_dataset=read.rows.retain.kept if read.rows.retain else None,
             neighbours=own_answers,
             templates=of_trainer,
             callbacks=[Bar("forgetting", "v_f", "v_e")],
         )
         trainer.request = asked(config, data) | {
             "templates' text": sha256_json(list(known)),
-            "weights": before_sha256,
+            "weights": read.weights,
             "method": method,
             "precision": precision(),
         }
@@ -165,11 +143,11 @@ def run_unlearning(
         at_start = train(trainer, resume)
         say(f"stopped: {trainer.stopped}")
         seconds = {"until trained": round(time.time() - started, 1)}
-        model_after = trainer.trained_model()
+        model_after, evaluations = trainer.trained_model(), read.evaluations
         failure: BaseException | None = None
-        if suite is not None and start is not None:
+        if read.suite is not None and start is not None:
             try:
-                evaluations = evaluate_after(model_after, tokenizer, suite, evaluations, start, method, judge)
+                evaluations = evaluate_after(model_after, tokenizer, read.suite, evaluations, start, method, read.judge)
             except (Exception, KeyboardInterrupt) as error:
                 failure = error
         seconds["in all"] = round(time.time() - started, 1)
@@ -180,14 +158,14 @@ def run_unlearning(
                 method={"title": trainer.title, "how": how(trainer)},
                 config=config,
                 seed=args.seed,
-                data=data | ({"earlier": earlier.requests} if ledger else {}),
-                weights={"before": before_sha256, "after": weights_sha256(model_after)},
+                data=data | ({"earlier": read.earlier.requests} if read.earlier.requests else {}),
+                weights={"before": read.weights, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=warned + trainer.resumed + at_start,
+                warnings=read.warnings + trainer.resumed + at_start,
                 seconds=seconds,
             )
-            failure = write_run(result, record, rows.forget, own_answers, loaded.base) or failure
+            failure = write_run(result, record, read.rows.forget, own_answers, read.loaded.base) or failure
             for path in all_checkpoints(checkpoints) if checkpoints else []:  # and nothing else that may lie there
                 remove(path)
             if failure is None:
@@ -197,6 +175,63 @@ def run_unlearning(
         if failure is not None:
             raise failure
         return result
+
+
+class Inputs(NamedTuple):
+    """What a run has read, and measured of the model before it."""
+
+    loaded: Loaded
+    weights: str
+    """Digest of the model before."""
+    rank: int
+    """LoRA rank to train; 0: all weights."""
+    rows: Rows
+    earlier: Earlier
+    judge: Judge | None
+    suite: Suite | None
+    """What the models are asked; None: nothing."""
+    evaluations: dict[str, dict[str, Any]]
+    """before, and reference where there is one."""
+    warnings: list[str]
+
+
+def read_inputs(
+    trainer_class: type[ForgetTrainer],
+    model: str | Path | Any,
+    request: Request,
+    templates: Sequence[str],
+    processing_class: PreTrainedTokenizerBase | None,
+) -> Inputs:
+    """Read the model and the rows of a request, look that they go together, and evaluate the model as it is.
+
+    Raises
+    ------
+    InputError
+    """
+    say("reading the model and the data")
+    ledger = read_ledger(model)
+    loaded = model_for(model, processing_class)
+    rank = rank_to_train(loaded, request.lora_rank)
+    if request.layers is not None:
+        check_layers(request.layers, loaded.model.config.get_text_config().num_hidden_layers)
+    weights = weights_sha256(loaded.model)
+    rows = read_request(request, loaded)
+    judge = load_judge(request.judge, request.judge_label) if request.judge and request.judge_label else None
+    earlier = earlier_requests(ledger, loaded, request, weights)
+    check_not_forgotten(rows, earlier.forgotten)
+    if trainer_class.takes_templates and (among := [p.where for p in rows.forget.kept if p.answer in templates]):
+        raise InputError(f"templates: the answer to forget of {among[0]} is among them. Give others in its place.")
+    for row in (row for pairs in rows.given().values() for row in pairs.dropped):
+        say(f"left out {row.where}: {row.reason}")
+    suite: Suite | None = None
+    evaluations: dict[str, dict[str, Any]] = {}
+    if request.eval_rows:
+        suite = suite_of(request, rows, templates, loaded.tokenizer, earlier.questions)
+        loaded, evaluations = evaluate_before(model, loaded, suite, request, judge)
+    odd = warnings_of(rows, evaluations.get("reference"), weights)
+    for text in odd:
+        say(f"warning: {text}")
+    return Inputs(loaded, weights, rank, rows, earlier, judge, suite, evaluations, [*earlier.warnings, *odd])
 
 
 def warnings_of(rows: Rows, reference: Mapping[str, Any] | None, before_sha256: str) -> list[str]:
