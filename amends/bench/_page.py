@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t
 
 from amends.bench._cells import Cell
 from amends.bench._entries import Entry
@@ -24,6 +25,8 @@ COLUMNS = {
     "zero_shot_accuracy": "zero-shot",
     "text_perplexity": "perplexity",
 }
+UNBOUNDED = {"text_perplexity"}
+"""What may be above 1."""
 CHARTED = {"forget_rouge_l": "forget ROUGE-L", "retain_rouge_l": "retain ROUGE-L", "model_utility_geo": "model utility"}
 
 
@@ -39,20 +42,26 @@ class Line(NamedTuple):
     def value(self, name: str) -> Span | None:
         """Mean over the seeds, with an interval for both questions and seeds.
 
-        Either arm is the root of the mean square of that arm of the cells' own intervals, which all are of the same
-        questions, plus (1.96)^2 times the variance between seeds over their number.
+        A variance is the sum of two: the mean over the cells of that of their own intervals, which all are of the same
+        questions, and the variance between seeds over their number. Few seeds say little of the latter, so the quantile
+        is Student's t at Satterthwaite's degrees of freedom (Biometrics Bulletin 2 (1946) 110); with one seed it is the
+        normal one.
         """
         told = [c["summary"].get(name, {}) for c in self.made]
-        values = np.array([t["value"] for t in told if t.get("value") is not None])
+        values = np.array([one["value"] for one in told if one.get("value") is not None])
         if not len(values):
             return None
-        arms_S2 = np.array([(t["value"] - t["low"], t["high"] - t["value"]) for t in told if t.get("low") is not None])
+        known = [one for one in told if one.get("low") is not None]
+        arms_S2 = np.array([(one["value"] - one["low"], one["high"] - one["value"]) for one in known])
         mean = float(values.mean())
         if not len(arms_S2):
             return Span(mean, None, None)
         between = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
-        down, up = np.sqrt((arms_S2**2).mean(0) + 1.96**2 * between)
-        return Span(mean, mean - float(down), mean + float(up))
+        variance_2 = ((arms_S2 / t.ppf(0.975, np.inf)) ** 2).mean(0) + between
+        freedom_2 = variance_2**2 / between**2 * (len(values) - 1) if between else np.inf
+        down, up = t.ppf(0.975, freedom_2) * np.sqrt(variance_2)
+        most = np.inf if name in UNBOUNDED else 1.0
+        return Span(mean, max(mean - float(down), 0.0), min(mean + float(up), most))
 
 
 def page(

@@ -6,7 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from amends.bench._cells import Bench, Cell, Plan, best, distance
 from amends.bench._claim import check_models, check_references, claim_folder
@@ -541,8 +543,24 @@ def test_the_interval_over_seeds_is_that_of_the_questions_and_wider_where_seeds_
     same = Line(Entry("flat"), [cell("flat", 0.4, 0.5)[1]] * 3, [], 3).value("forget_rouge_l")
     assert (same.value, same.high - same.value) == (pytest.approx(0.4), pytest.approx(0.04))
     differ = Line(Entry("flat"), [cell("flat", f, 0.5)[1] for f in (0.3, 0.4, 0.5)], [], 3).value("forget_rouge_l")
-    assert differ.high - differ.value == pytest.approx(math.sqrt(0.04**2 + 1.96**2 * 0.01 / 3))
+    questions, seeds = (0.04 / scipy.stats.norm.ppf(0.975)) ** 2, 0.01 / 3
+    student = scipy.stats.t.ppf(0.975, 2 * (questions + seeds) ** 2 / seeds**2)
+    assert differ.high - differ.value == pytest.approx(student * math.sqrt(questions + seeds))
     assert Line(Entry("flat"), [], [], 3).value("forget_rouge_l") is None
+
+
+@pytest.mark.parametrize(("between", "least"), [(0.0, 0.92), (0.05, 0.92), (0.15, 0.86)])  # of seeds; of questions .05
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_an_interval_over_few_seeds_holds_the_truth_about_as_often_as_it_says(between, seeds, least):
+    rng, held, trials = np.random.default_rng(0), 0, 1000
+    for questions, drawn in zip(rng.normal(0, 0.05, trials), rng.normal(0, between, (trials, seeds)), strict=True):
+        made = []
+        for value in (0.5 + questions + drawn).tolist():
+            interval = {"value": value, "low": value - 1.96 * 0.05, "high": value + 1.96 * 0.05}
+            made.append({"summary": {"forget_rouge_l": interval}})
+        span = Line(Entry("flat"), made, [], seeds).value("forget_rouge_l")
+        held += span.low <= 0.5 <= span.high
+    assert held / trials >= least
 
 
 def test_an_interval_that_is_shown_holds_its_value():
