@@ -118,6 +118,12 @@ def generate(
     return texts
 
 
+def common_beginning(prompts: Sequence[list[int]]) -> int:
+    """Count the tokens that all prompts begin with."""
+    first, last = min(prompts, default=[]), max(prompts, default=[])  # in the order of a dictionary the most unlike
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+
+
 def _new_cache(model: Any) -> Any:
     """Return an empty cache; None where the model keeps something else of what it read: a state, learned tokens."""
     inner = _inner(model)
@@ -138,10 +144,9 @@ def _read_beginning(model: Any, prompts: Sequence[list[int]]) -> list[tuple[Tens
         model does not keep all of it.
     """
     shortest = min(prompts, key=len, default=[])
-    alike = (all(prompt[place] == token for prompt in prompts) for place, token in enumerate(shortest[:-1]))
-    length = sum(1 for _ in takewhile(bool, alike))
+    length = min(common_beginning(prompts), len(shortest) - 1)
     cache = _new_cache(model)
-    if len(prompts) < 2 or not length or cache is None:
+    if len(prompts) < 2 or length < 1 or cache is None:
         return []
     device = next(model.parameters()).device
     model(input_ids=torch.tensor([shortest[:length]], device=device), past_key_values=cache, logits_to_keep=1)
