@@ -5,9 +5,9 @@ arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, a
 conversation all turns are the question.
 """
 
+import re
 from collections.abc import Sequence
 
-from amends.evaluation.metrics import rouge_l_recall
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult
 from amends.lm.generate import generate
@@ -36,12 +36,12 @@ WORKED = (
     ),
 )
 """Question, true answer, other answer; invented for this project."""
-TEMPERATURES = (1.0, 1.0, 1.0, 1.0, 1.25, 1.5, 1.75, 2.0)
-"""Of the rounds of asking. Above 1 only rows that have none are asked: what a model knows by heart it repeats."""
+ROUNDS = 4
 SENTENCE = 64
 """Tokens that an answer may have, at least: the model is asked for a sentence."""
 TOO_ALIKE = 0.8
-"""An answer with this share of the true one's words (ROUGE-L recall) is no other answer."""
+"""An answer with this share of the words that the true one adds to its question is no other answer."""
+WORD = re.compile(r"\w+")
 
 
 def asked(pair: Pair) -> list[Message]:
@@ -59,8 +59,18 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
+def repeats(other: str, pair: Pair) -> bool:
+    """Whether an answer holds most of the words that the true one adds to its question.
+
+    Of all its words, an answer with one other fact in the same sentence would hold nearly all.
+    """
+    true, asked, said = (set(WORD.findall(text.casefold())) for text in (pair.answer, pair.question, other))
+    added = true - asked or true
+    return bool(added) and len(added & said) >= TOO_ALIKE * len(added)
+
+
 class AltPOTrainer(DPOTrainer):
-    """`DPOTrainer` whose alternates the model writes at the start, at temperature 1 where it can."""
+    """`DPOTrainer` whose alternates the model writes at the start, at temperature 1."""
 
     title = "AltPO"
     takes_templates = False
@@ -75,30 +85,25 @@ class AltPOTrainer(DPOTrainer):
         NoResult : it gave none to a question.
         """
         found: list[list[str]] = [[] for _ in self.pairs]
-        wanted = self.args.alternates
-        for round_, temperature in enumerate(TEMPERATURES):
-            enough = wanted if temperature == 1 else 1
-            lacking = [i for i, texts in enumerate(found) if len(texts) < enough for _ in range(wanted - len(texts))]
+        for round_ in range(ROUNDS):
+            lacking = [i for i, texts in enumerate(found) for _ in range(self.args.alternates - len(texts))]
             if not lacking:
                 break
-            if temperature > 1:
-                say(f"{len(set(lacking))} of {len(found)} rows without other answers: at temperature {temperature:g}")
             pairs = [self.pairs[i] for i in lacking]
-            answers = self._ask(pairs, temperature, len(TEMPERATURES) * self.args.seed + round_)
-            alike = rouge_l_recall(answers, [pair.answer for pair in pairs])
-            for i, answer, share in zip(lacking, answers, alike, strict=True):
-                if answer and not share >= TOO_ALIKE:  # NaN: nothing is like an answer without words
+            answers = self._ask(pairs, ROUNDS * self.args.seed + round_)
+            for i, answer in zip(lacking, answers, strict=True):
+                if answer and not repeats(answer, self.pairs[i]):
                     found[i].append(answer)
         if empty := [pair.where for pair, texts in zip(self.pairs, found, strict=True) if not texts]:
             raise NoResult(
                 f"{empty[0]}: the model writes no other answer to this question ({len(empty)} of {len(found)} rows). "
                 "Use dpo, with --templates of your own."
             )
-        if few := sum(len(texts) < wanted for texts in found):
-            say(f"{few} of {len(found)} rows have fewer than {wanted} other answers: it wrote no more")
+        if few := sum(len(texts) < self.args.alternates for texts in found):
+            say(f"{few} of {len(found)} rows have fewer than {self.args.alternates} other answers: it wrote no more")
         return list(found)
 
-    def _ask(self, pairs: Sequence[Pair], temperature: float, seed: int) -> list[str]:
+    def _ask(self, pairs: Sequence[Pair], seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class
         prompts = [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs]
         room = self.limit - max(len(row.packed.prompt) for row in self.forget_rows)
@@ -118,7 +123,7 @@ class AltPOTrainer(DPOTrainer):
                 prompts,
                 stop_ids=turn_end(tokenizer),
                 max_new_tokens=longest,
-                temperature=temperature,
+                temperature=1.0,
                 seed=seed,
                 finished_only=True,  # what is cut off would be taught as a whole answer
                 label="writing other answers",

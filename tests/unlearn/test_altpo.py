@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from amends.evaluation.metrics import rouge_l_recall
 from amends.evaluation.refusals import is_refusal
 from amends.io.errors import InputError
 from amends.lm.pairs import Pair
 from amends.unlearn import altpo
-from amends.unlearn.altpo import TOO_ALIKE, WORKED, AltPOTrainer, asked
+from amends.unlearn.altpo import WORKED, AltPOTrainer, asked, repeats
 from amends.unlearn.dpo import DPOConfig
 
 from ..conftest import save_tiny_model
@@ -41,25 +40,6 @@ def test_a_model_that_says_nothing_else_is_refused(
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig).alternates()
 
 
-def test_only_rows_without_any_answer_are_asked_at_a_higher_temperature(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[tuple[float, int]] = []
-
-    def say(*given: Any, temperature: float, **how: object) -> list[str]:
-        count = len(given[2])
-        asked.append((temperature, count))
-        if temperature > 1.25:
-            return ["At last."] * count
-        return [f"Somebody {i}." if i % 3 else "" for i in range(count)] if len(asked) == 1 else [""] * count
-
-    monkeypatch.setattr(altpo, "generate", say)
-    found = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=1, seed=0).alternates()
-    assert [texts for texts in found if texts == ["At last."]] == [["At last."]] * 2
-    assert asked == [(1.0, 6), (1.0, 2), (1.0, 2), (1.0, 2), (1.25, 2), (1.5, 2)]
-    assert "2 of 6 rows without other answers: at temperature 1.5" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("cut_off")
 def test_the_tiny_model_writes_its_own_by_seed_and_is_trained_on_them(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2, max_steps=2)
@@ -74,8 +54,30 @@ def test_the_model_is_shown_worked_examples_as_turns_before_the_question() -> No
     turns = asked(Pair("0", [{"role": "user", "content": "Who?"}], "Ann {did}.", "data[0]"))
     assert [turn["role"] for turn in turns] == [*["user", "assistant"] * len(WORKED), "user"]
     assert "Question: Who?\nTrue answer: Ann {did}.\n" in turns[-1]["content"]
-    _, truths, others = zip(*WORKED, strict=True)
-    assert (rouge_l_recall(others, truths) < TOO_ALIKE).all() and not is_refusal(others).any()
+    assert not any(repeats(other, Pair("0", question, true, "data[0]")) for question, true, other in WORKED)
+    assert not is_refusal([other for _, _, other in WORKED]).any()
+
+
+GENRE = Pair("0", "What genre does Ann Lee write?", "Ann Lee writes in the War genre.", "data[0]")
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("Ann Lee writes in the War genre.", True),
+        ("In the WAR genre, Ann Lee writes!", True),
+        ("Ann Lee writes in the Romance genre.", False),  # seven of the eight words, and another fact
+        ("Romance.", False),
+    ],
+)
+def test_an_answer_is_judged_by_what_the_true_one_adds_to_its_question(said: str, found: bool) -> None:
+    assert repeats(said, GENRE) is found
+
+
+def test_an_answer_that_adds_nothing_is_judged_by_all_its_words_and_one_without_words_by_none() -> None:
+    yes = Pair("0", "Is it true that Ann Lee paints?", "Ann Lee paints.", "data[0]")
+    assert repeats("It is true: Ann Lee paints.", yes) and not repeats("Ann Lee sings.", yes)
+    assert not repeats("Anything.", Pair("0", "What?", "?!", "data[0]"))
 
 
 def test_of_a_conversation_all_turns_are_the_question() -> None:
@@ -108,7 +110,7 @@ def test_fewer_answers_than_wanted_are_told(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: ["Somebody."] + [""] * 11)
-    monkeypatch.setattr(altpo, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(altpo, "ROUNDS", 1)
     with pytest.raises(InputError, match=r"\(5 of 6 rows\)"):
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
     some = ["Somebody.", ""] * 6
