@@ -19,7 +19,7 @@ import numpy as np
 from _measure import claim
 
 from amends.curate import adc_collect, label_errors
-from amends.curate._design import Class, Design, Subclass
+from amends.curate._adc.design import Class, Design, Subclass
 from amends.io.tables import read_rows
 from amends.lm.encoders import embed, load_encoder
 

@@ -21,9 +21,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from amends.curate import ScoreCurator, adc_clean, entp
-from amends.curate._detectors import DETECTORS
-from amends.curate._scale import Here
-from amends.curate._tokens import Tokens, masks_in_parts, offsets_of, token_mask
+from amends.curate._labels.detectors import DETECTORS
+from amends.curate._pools.scale import Here
+from amends.curate._token_cleaning.masks import Tokens, masks_in_parts, offsets_of, token_mask
 from amends.maths.neighbors import search, unit
 
 FEATURES, LEVELS, CLUSTER_ROWS, STRAY = 384, 6, 100, 0.1

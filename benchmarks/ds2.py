@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amends.curate import ScoreCurator, _curator, ds2
-from amends.curate._curator import select
+from amends.curate import ScoreCurator, ds2
+from amends.curate._ds2 import curator as ds2_curator
+from amends.curate._ds2.curator import select
 from amends.io.errors import NoResult
 from amends.lm.encoders import embed, load_encoder
 from amends.maths.neighbors import nearest
@@ -54,9 +55,9 @@ def planted_ratings(_):
         shared = (world.truth[index] == world.truth[:, None]).all(axis=1).mean()
         said = ScoreCurator().fit(world.points, world.ratings)
         verdict = "refused" if said.refusal_ else "warned of" if said.warnings_ else "mended"
-        floor, _curator.REFUSED_BELOW = _curator.REFUSED_BELOW, -1.0
+        floor, ds2_curator.REFUSED_BELOW = ds2_curator.REFUSED_BELOW, -1.0
         curator = ScoreCurator().fit(world.points, world.ratings)
-        _curator.REFUSED_BELOW = floor
+        ds2_curator.REFUSED_BELOW = floor
         wrong, flagged = world.ratings != world.truth, curator.error_prob_ > 0.5
         best = [select(of, curator.long_tail_, 600) for of in (world.ratings, curator.curated_)]
         good = [(world.truth[rows] >= 4).mean() for rows in best]

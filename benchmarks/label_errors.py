@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from amends.curate._cotraining import CoTeaching, DivideMix, JoCoR
-from amends.curate._detectors import DETECTORS
-from amends.curate._robust import IMBALANCE, RobustClassifier
+from amends.curate._labels.cotraining import CoTeaching, DivideMix, JoCoR
+from amends.curate._labels.detectors import DETECTORS
+from amends.curate._labels.robust import IMBALANCE, RobustClassifier
 from amends.io.tables import read_rows
 from amends.lm.encoders import embed, load_encoder
 from amends.maths.robust import LOSSES

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from _measure import claim
 
-from amends.curate._token_stages import finetune, token_numbers
-from amends.curate._tokens import offsets_of, rise_of
+from amends.curate._token_cleaning.masks import offsets_of, rise_of
+from amends.curate._token_cleaning.stages import finetune, token_numbers
 from amends.curate.token_cleaning import Training, token_mask
 from amends.io.tables import read_rows
 from amends.lm.load import load

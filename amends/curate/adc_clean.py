@@ -14,15 +14,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from amends.curate._cleaning import ADDED, FEATURELESS, NO_VECTOR, FloatArray, How, check_how, clean
-from amends.curate._copies import Copies
-from amends.curate._doubts import Looked, Mixed
-from amends.curate._flagged import Flagged, Method, key_of
-from amends.curate._images import folder_names, sha256_of
-from amends.curate._pool import Outcome
-from amends.curate._review import queue_of, read_votes, write_queue
-from amends.curate._samples import Samples, embedded, find_table, read_samples, vectors_in
-from amends.curate._scale import Here, Workers
+from amends.curate._adc.cleaning import ADDED, FEATURELESS, NO_VECTOR, FloatArray, How, check_how, clean
+from amends.curate._adc.copies import Copies
+from amends.curate._adc.images import folder_names, sha256_of
+from amends.curate._adc.review import queue_of, read_votes, write_queue
+from amends.curate._adc.samples import Samples, embedded, find_table, read_samples, vectors_in
+from amends.curate._labels.doubts import Looked, Mixed
+from amends.curate._pools.flagged import Flagged, Method, key_of
+from amends.curate._pools.pool import Outcome
+from amends.curate._pools.scale import Here, Workers
 from amends.io.atomic import check_new, write_json, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -86,7 +86,7 @@ def run(
     folder : path, optional
         That paths of pictures start from; default is the folder of the table.
     workers : Workers, optional
-        Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`.
+        Where parts of the rows are worked on; default: here, all rows at once. See `_pools.scale`.
 
     The others are as on the command line.
 
@@ -166,7 +166,7 @@ def warnings_of(samples: Samples, looked: Looked, outcome: Outcome, label: str, 
 
 def write(found: Cleaned, out: Path, kind: str, export: str | None = None) -> None:
     """Write the run folder in one move."""
-    from amends.curate._clean_page import card, page, summary
+    from amends.curate._adc.clean_page import card, page, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         found.outcome.write(folder, kind)

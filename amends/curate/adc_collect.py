@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from amends.curate._collect import COLUMNS, NOT_ASKED, Gatherer, Part
-from amends.curate._design import Design, read_design
-from amends.curate._scale import Workers
-from amends.curate._sources import KINDS, Collector, CorpusCollector, FolderCollector, Hit, ListCollector
+from amends.curate._adc.collect import COLUMNS, NOT_ASKED, Gatherer, Part
+from amends.curate._adc.design import Design, read_design
+from amends.curate._adc.sources import KINDS, Collector, CorpusCollector, FolderCollector, Hit, ListCollector
+from amends.curate._pools.scale import Workers
 from amends.io.atomic import check_new, lock, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, Stopped, check_installed
@@ -89,7 +89,7 @@ def run(
     out : path
         Folder to make. OUT.part beside it holds what there is so far; the same call goes on from there.
     workers : Workers, optional
-        Where parts of a corpus are ranked; default: here, all at once. See `amends.curate._scale`.
+        Where parts of a corpus are ranked; default: here, all at once. See `_pools.scale`.
 
     The others are as on the command line.
 
@@ -151,7 +151,7 @@ def _web(options: dict[str, Any], part: Path) -> Any:
     if not options["fetch"]:
         return nullcontext()
     check_installed("protego", "protego", "curate")
-    from amends.curate._fetch import Manners, Web
+    from amends.curate._adc.fetch import Manners, Web
 
     if options["contact"] is None:
         raise InputError("--fetch: tell servers who asks, with --contact and an address of mail or of a page.")
@@ -203,7 +203,7 @@ def _opened(
         return CorpusCollector(Path(where), embedder, source, text, workers)
     if web is None:
         raise InputError(f"--source {source}: asks the network, which needs --fetch.")
-    from amends.curate._service import ServiceCollector
+    from amends.curate._adc.service import ServiceCollector
 
     return ServiceCollector(Path(where), web, source)
 
@@ -281,7 +281,7 @@ def _warnings(design: Design, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _write(found: Collected, folder: Path) -> None:
-    from amends.curate._collect_page import page, summary
+    from amends.curate._adc.collect_page import page, summary
 
     write_rows(folder / "samples.parquet", [{name: row[name] for name in COLUMNS} for row in found.of("collected")])
     for fate in ("missing", "refused"):

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.curate._design import Class, Design, Subclass, write_design
-from amends.curate._design_talk import ATTEMPTS, MOST_CHARACTERS, TASKS, VERSIONS, Asking, names_of
+from amends.curate._adc.design import Class, Design, Subclass, write_design
+from amends.curate._adc.talk import ATTEMPTS, MOST_CHARACTERS, TASKS, VERSIONS, Asking, names_of
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult

@@ -15,10 +15,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from amends.curate._ds2_options import CONFIDENCE, DRAWS, NEAR, ROUNDS, K, check_options, check_unused, check_values
-from amends.curate._features import embeddings, groups, unusable
-from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
-from amends.curate._raters import Aggregate, Levels, aggregate, compressed, levels_of, read_ratings
+from amends.curate._ds2.options import CONFIDENCE, DRAWS, NEAR, ROUNDS, K, check_options, check_unused, check_values
+from amends.curate._ds2.raters import Aggregate, Levels, aggregate, compressed, levels_of, read_ratings
+from amends.curate._pools.features import embeddings, groups, unusable
+from amends.curate._pools.pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, check_installed
@@ -101,8 +101,8 @@ def run(
     options = {name: value for name, value in locals().items() if name not in ("data", "out", "rater")}
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
-    from amends.curate._curator import ScoreCurator, select
-    from amends.curate._lists import list_neighbours, long_tail
+    from amends.curate._ds2.curator import ScoreCurator, select
+    from amends.curate._pools.lists import list_neighbours, long_tail
 
     if out is not None:
         check_new(out)
@@ -218,7 +218,7 @@ def _rated(
     seed: int,
 ) -> _Pool:
     """Have models rate the texts of the rows that can be judged."""
-    from amends.curate._rating import rate_all
+    from amends.curate._ds2.rating import rate_all
 
     texts = texts_of(rows, columns)
     verdicts = unusable(rows, texts, embedding, {})
@@ -297,7 +297,7 @@ def fates(
 
 def write(found: Curation, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.curate._ds2_page import page, summary
+    from amends.curate._ds2.page import page, summary
 
     with new_folder(out) as folder:
         found.outcome.write(folder, kind)

@@ -14,19 +14,19 @@ import numpy as np
 import typer
 from numpy.typing import ArrayLike
 
-from amends.curate._benchmarks import read_benchmark
-from amends.curate._drafts import Control, Form, Mixing
-from amends.curate._fusion import Writer, estimate, fuse
-from amends.curate._fusion_judge import HIGHEST, LOWEST, grade_prompt
-from amends.curate._fusion_judge import judge as grade_all
-from amends.curate._fusion_page import fused_row, lead, outcome_of, pair_row, sections, summary
-from amends.curate._fusion_rules import Checker, Instructions
-from amends.curate._plan import ALONE, instructions_of, plan, rows_of
-from amends.curate._pool import Outcome, Verdict, read_pool
-from amends.curate._purge import Purging, check_scored, purge_in_parts, warnings_of
-from amends.curate._representatives import Grouping
-from amends.curate._scale import Here, Workers, parts_of
-from amends.curate._vectors import vectors_of
+from amends.curate._entp.benchmarks import read_benchmark
+from amends.curate._entp.drafts import Control, Form, Mixing
+from amends.curate._entp.fusion import Writer, estimate, fuse
+from amends.curate._entp.judge import HIGHEST, LOWEST, grade_prompt
+from amends.curate._entp.judge import judge as grade_all
+from amends.curate._entp.page import fused_row, lead, outcome_of, pair_row, sections, summary
+from amends.curate._entp.plan import ALONE, instructions_of, plan, rows_of
+from amends.curate._entp.purge import Purging, check_scored, purge_in_parts, warnings_of
+from amends.curate._entp.representatives import Grouping
+from amends.curate._entp.rules import Checker, Instructions
+from amends.curate._pools.pool import Outcome, Verdict, read_pool
+from amends.curate._pools.scale import Here, Workers, parts_of
+from amends.curate._pools.vectors import vectors_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -106,7 +106,7 @@ def run(
     seed : int, default 0
         Of the rows whose silhouettes are measured, of random pairs, and of draws above temperature 0.
     workers : Workers, optional
-        Where parts of the rows are worked on; default: here, all rows at once. See `amends.curate._scale`. In other
+        Where parts of the rows are worked on; default: here, all rows at once. See `_pools.scale`. In other
         processes `most_calls` holds for each of them, and each time that they ask.
 
     Raises

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.curate._features import embeddings, numbers_of
-from amends.curate._flagged import JUDGED, Flagged, Method, check_flagged, doubt_of, is_label, key_of, names_of
-from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
+from amends.curate._pools.features import embeddings, numbers_of
+from amends.curate._pools.flagged import JUDGED, Flagged, Method, check_flagged, doubt_of, is_label, key_of, names_of
+from amends.curate._pools.pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -37,7 +37,7 @@ class LabelErrors:
     outcome: Outcome
     """Every row with its fate, and the columns noise_score, label_error, suggested_label and confidence."""
     detector: Any
-    """The estimator of `amends.curate._detectors`, fitted to the rows in `used`; classes are numbers."""
+    """The estimator of `amends.curate._labels.detectors`, fitted to the rows in `used`; classes are numbers."""
     names: list[Any]
     """Labels, as they stand in the data, by the detector's number."""
     used: list[int]
@@ -84,8 +84,8 @@ def run(
     options = {name: value for name, value in locals().items() if name not in ("data", "out")}
     for package, name in (("sklearn", "scikit-learn"), ("faiss", "faiss-cpu")):
         check_installed(package, name, "curate")
-    from amends.curate._detectors import BY_PROBABILITY, DETECTORS
-    from amends.curate._probabilities import among, probabilities_in
+    from amends.curate._labels.detectors import BY_PROBABILITY, DETECTORS
+    from amends.curate._labels.probabilities import among, probabilities_in
 
     if out is not None:
         check_new(out)
@@ -269,7 +269,7 @@ def outcome_of(
 
 def write(found: LabelErrors, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.curate._label_errors_page import page, summary
+    from amends.curate._labels.page import page, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         found.outcome.write(folder, kind)

@@ -18,10 +18,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from amends.curate._pool import Outcome
-from amends.curate._token_page import examples, summary, warnings_of
-from amends.curate._token_rows import Scored, lengths, outcome_of, read_token_pool, save_dataset, source_of, to_dataset
-from amends.curate._token_stages import (
+from amends.curate._pools.pool import Outcome
+from amends.curate._token_cleaning.masks import (
+    Floats,
+    Level,
+    Mask,
+    check_choice,
+    needed_reduction,
+    offsets_of,
+    token_mask,
+)
+from amends.curate._token_cleaning.page import examples, summary, warnings_of
+from amends.curate._token_cleaning.rows import (
+    Scored,
+    lengths,
+    outcome_of,
+    read_token_pool,
+    save_dataset,
+    source_of,
+    to_dataset,
+)
+from amends.curate._token_cleaning.stages import (
     ChosenTokensTrainer,
     Stages,
     Training,
@@ -31,7 +48,6 @@ from amends.curate._token_stages import (
     part_name,
     parts_of,
 )
-from amends.curate._tokens import Floats, Level, Mask, check_choice, needed_reduction, offsets_of, token_mask
 from amends.io.atomic import check_new, lock, new_file, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError

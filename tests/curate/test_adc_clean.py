@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from amends.curate import adc_clean
-from amends.curate._clean_page import summary
+from amends.curate._adc.clean_page import summary
 from amends.curate.adc_clean import How
 from amends.io.atomic import check_manifest
 from amends.io.errors import InputError
@@ -457,7 +457,7 @@ def test_a_folder_of_pictures_is_cleaned_and_saved_anew_ones_are_found(raw, tmp_
 
 
 def test_pictures_that_are_kept_are_copied_into_folders_with_safe_names(raw, tmp_path):
-    from amends.curate._images import folder_names
+    from amends.curate._adc.images import folder_names
 
     folder, rows = raw
     strange = {"0": "../../escape", "1": "a/b", "2": "a b", "3": "CON", "4": "\u732b"}

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from amends.curate import adc_collect
-from amends.curate._collect import COLUMNS
-from amends.curate._design import Class, Design, Subclass, write_design
-from amends.curate._sources import FolderCollector, Hit
+from amends.curate._adc.collect import COLUMNS
+from amends.curate._adc.design import Class, Design, Subclass, write_design
+from amends.curate._adc.sources import FolderCollector, Hit
 from amends.io.atomic import check_manifest
 from amends.io.errors import InputError
 from amends.io.run import read_jsonl, write_jsonl

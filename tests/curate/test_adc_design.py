@@ -5,8 +5,8 @@ import json
 import pytest
 
 from amends.curate import adc_design
-from amends.curate._design import read_design
-from amends.curate._design_talk import SAMPLE, VERSIONS
+from amends.curate._adc.design import read_design
+from amends.curate._adc.talk import SAMPLE, VERSIONS
 from amends.io.errors import InputError, NoResult
 from amends.lm.chat import Answer, Chat
 

@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.curate import CoTeaching, DivideMix, JoCoR
-from amends.curate._cotraining import lower_chance
+from amends.curate._labels.cotraining import lower_chance
 
 X, Y = load_digits(return_X_y=True)
 X, TEST_X, Y, TEST_Y = train_test_split(X / 16, Y, test_size=1 / 3, random_state=0, stratify=Y)

@@ -7,7 +7,7 @@ from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import check_estimator
 
 from amends.curate import ScoreCurator
-from amends.curate._curator import joined, select, wrong_shares
+from amends.curate._ds2.curator import joined, select, wrong_shares
 from amends.maths.transition import Transition
 
 from .planted import PRIOR, planted

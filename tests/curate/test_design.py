@@ -1,6 +1,6 @@
 import pytest
 
-from amends.curate._design import Class, Design, Subclass, design_of, read_design, write_design
+from amends.curate._adc.design import Class, Design, Subclass, design_of, read_design, write_design
 from amends.io.errors import InputError
 
 DESIGN = Design(

@@ -6,7 +6,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.curate import CORES, Cleanlab, ConfidentLearning, DeepKNN, RobustClassifier, SimiFeat
-from amends.curate._detectors import ALONE, DETECTORS, ONLY, ZEROS
+from amends.curate._labels.detectors import ALONE, DETECTORS, ONLY, ZEROS
 
 K = 5
 QUICK = RobustClassifier("cores", epochs=3, random_state=0)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from amends.curate import entp
-from amends.curate._drafts import Draft, Mixing
-from amends.curate._fusion import Writer, fuse
-from amends.curate._fusion_rules import RULES, Checker, Instructions
-from amends.curate._purge import Sample, purge
+from amends.curate._entp.drafts import Draft, Mixing
+from amends.curate._entp.fusion import Writer, fuse
+from amends.curate._entp.purge import Sample, purge
+from amends.curate._entp.rules import RULES, Checker, Instructions
 from amends.io.errors import InputError
 from amends.io.run import read_jsonl, read_run
 from amends.io.tables import rows_of

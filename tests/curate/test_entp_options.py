@@ -6,11 +6,11 @@ import re
 import pytest
 
 from amends.curate import entp
-from amends.curate._drafts import Draft, Mixing
-from amends.curate._fusion import Writer
-from amends.curate._fusion_judge import judge, read_digit, read_grade
-from amends.curate._fusion_prompts import WAYS, read_plain, read_yes_or_no
-from amends.curate._purge import Sample, purge
+from amends.curate._entp.drafts import Draft, Mixing
+from amends.curate._entp.fusion import Writer
+from amends.curate._entp.judge import judge, read_digit, read_grade
+from amends.curate._entp.prompts import WAYS, read_plain, read_yes_or_no
+from amends.curate._entp.purge import Sample, purge
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
 from amends.lm.chat import Answer

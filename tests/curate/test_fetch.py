@@ -15,10 +15,10 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
-from amends.curate import _addresses
-from amends.curate._addresses import Missing, Refused, checked, is_public, shown
-from amends.curate._contents import look_at
-from amends.curate._fetch import Manners, Web
+from amends.curate._adc import addresses
+from amends.curate._adc.addresses import Missing, Refused, checked, is_public, shown
+from amends.curate._adc.contents import look_at
+from amends.curate._adc.fetch import Manners, Web
 from amends.io.errors import InputError
 
 from .web import Page, serving
@@ -131,7 +131,7 @@ def test_a_public_name_with_one_private_address_is_refused(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert "10.0.0.1" in outcome("http://example.org/", allow_private=False)
     found.pop()
-    assert _addresses.machines(checked("http://example.org/"), False) == ["8.8.8.8"]
+    assert addresses.machines(checked("http://example.org/"), False) == ["8.8.8.8"]
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(monkeypatch):
@@ -144,7 +144,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(monkeypatch):
         return resolve(answers[-1], *args, **how)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    monkeypatch.setattr(_addresses, "is_public", lambda number: number == "127.0.0.1")
+    monkeypatch.setattr(addresses, "is_public", lambda number: number == "127.0.0.1")
     with serving({"/a": Page(), "/b": Page()}) as site, web(allow_private=False) as one:
         assert one.get(site.at("/a", "rebind.example"))[0] == b"a page"
         assert answers == ["127.0.0.1"] * 2  # once for each request: what was checked was connected to
@@ -201,7 +201,7 @@ def test_a_redirect_is_checked_as_the_first_address_was(place, reason):
 
 
 def test_a_redirect_to_a_private_address_is_not_followed(monkeypatch):
-    monkeypatch.setattr(_addresses, "is_public", lambda number: number == "127.0.0.1")
+    monkeypatch.setattr(addresses, "is_public", lambda number: number == "127.0.0.1")
     with serving({"/secret": Page()}, "127.0.0.2") as inner, serving({"/a": moved(inner.at("/secret"))}) as site:
         assert "127.0.0.2" in outcome(site.at("/a"), allow_private=False)
         assert not inner.asked

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amends.curate._benchmarks import read_benchmark
-from amends.curate._fusion_rules import (
+from amends.curate._entp.benchmarks import read_benchmark
+from amends.curate._entp.purge import Sample
+from amends.curate._entp.rules import (
     RULES,
     Checker,
     Instructions,
@@ -15,8 +16,7 @@ from amends.curate._fusion_rules import (
     rouge_l,
     script_of,
 )
-from amends.curate._purge import Sample
-from amends.curate._terms import Term, Weights, exact_terms, missing, recall, too_few
+from amends.curate._entp.terms import Term, Weights, exact_terms, missing, recall, too_few
 from amends.io.errors import InputError
 
 A = Sample(

@@ -7,17 +7,17 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from amends.curate import adc_clean, entp
-from amends.curate._benchmarks import read_benchmark
-from amends.curate._copies import AT_ONCE, close_pairs
-from amends.curate._doubts import mixed_subclasses
-from amends.curate._fusion_rules import Instructions
-from amends.curate._off_topic import off_topic
-from amends.curate._purge import Purging, purge, purge_in_parts
-from amends.curate._representatives import Grouping, group
-from amends.curate._samples import read_samples
-from amends.curate._scale import Here, nearest_in_parts, parts_of, shares_of
-from amends.curate._sources import best_of, likest
-from amends.curate._terms import frequencies, vectorizer_of
+from amends.curate._adc.copies import AT_ONCE, close_pairs
+from amends.curate._adc.samples import read_samples
+from amends.curate._adc.sources import best_of, likest
+from amends.curate._entp.benchmarks import read_benchmark
+from amends.curate._entp.purge import Purging, purge, purge_in_parts
+from amends.curate._entp.representatives import Grouping, group
+from amends.curate._entp.rules import Instructions
+from amends.curate._entp.terms import frequencies, vectorizer_of
+from amends.curate._labels.doubts import mixed_subclasses
+from amends.curate._labels.off_topic import off_topic
+from amends.curate._pools.scale import Here, nearest_in_parts, parts_of, shares_of
 from amends.curate.adc_clean import How
 from amends.io.errors import InputError
 from amends.io.tables import rows_of
@@ -32,7 +32,7 @@ def small_tiles(monkeypatch):
     """Tiles of which there are several in a test."""
     for module in ("_scale", "_lists"):
         monkeypatch.setattr(f"amends.curate.{module}.TILE", 40)
-    monkeypatch.setattr("amends.curate._representatives.TILE", 2000)
+    monkeypatch.setattr("amends.curate._entp.representatives.TILE", 2000)
 
 
 class Counting(Here):
@@ -229,7 +229,7 @@ def found_in(cleaned):
     "how", [{}, {"flagged": "relabel", "method": "simifeat-rank"}, {"method": "knn", "near": 0.99}]
 )
 def test_samples_cleaned_in_parts_are_those_cleaned_at_once(how, monkeypatch):
-    monkeypatch.setattr("amends.curate._copies.AT_ONCE", 30)
+    monkeypatch.setattr("amends.curate._adc.copies.AT_ONCE", 30)
     workers, rows = Counting(4), messy()
     whole, parts = (
         adc_clean.run(rows, embedding="vector", how=How(**how), review=20, workers=w) for w in (Here(1), workers)
@@ -293,7 +293,7 @@ def test_subclasses_are_compared_class_by_class_in_any_number_of_parts():
 
 @pytest.mark.parametrize("limit", [1, 7, 90, 500])
 def test_the_texts_most_like_a_query_are_those_of_all_in_any_number_of_parts(limit, monkeypatch):
-    monkeypatch.setattr("amends.curate._sources.TILE", 40)
+    monkeypatch.setattr("amends.curate._adc.sources.TILE", 40)
     corpus, query = unit_rows(333, 6, 0), unit_rows(1, 6, 1)[0]
     corpus[200:220] = corpus[:20]  # equal ones, of which the first comes first
     found = [best_of([likest(part, corpus, query, limit) for part in parts_of(333, num)], limit) for num in (1, 2, 4)]

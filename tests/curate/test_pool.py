@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amends.curate._pool import Outcome, Verdict, read_pool, texts_of
+from amends.curate._pools.pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amends.curate import entp
-from amends.curate._purge import purge
+from amends.curate._entp.purge import purge
 from amends.io.errors import InputError, NoResult
 from amends.io.tables import rows_of
 
@@ -81,11 +81,11 @@ def test_files_may_use_the_same_ids_for_other_rows():
 
 
 def test_a_pair_that_is_new_is_not_told_what_was_said_of_another():
-    from amends.curate._drafts import drafts_of
-    from amends.curate._plan import Plan
-    from amends.curate._purge import Sample
-    from amends.curate._scale import Here
-    from amends.curate._terms import Weights
+    from amends.curate._entp.drafts import drafts_of
+    from amends.curate._entp.plan import Plan
+    from amends.curate._entp.purge import Sample
+    from amends.curate._entp.terms import Weights
+    from amends.curate._pools.scale import Here
 
     named = enumerate(["a1", "a2", "b1", "b2", "c1", "c2"])
     samples = [Sample(i, name, f"p:{i}", f"instruction {name}", f"response {name} word", None) for i, name in named]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from amends.curate._raters import aggregate, levels_of, rating_of, read_ratings
+from amends.curate._ds2.raters import aggregate, levels_of, rating_of, read_ratings
 from amends.io.errors import InputError, NoResult
 from amends.io.tables import rows_of
 from amends.maths.transition import MISSING

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from amends.curate import _rating, ds2
-from amends.curate._raters import compressed
-from amends.curate._rating import conversation, parse, rate
+from amends.curate import ds2
+from amends.curate._ds2 import rating
+from amends.curate._ds2.raters import compressed
+from amends.curate._ds2.rating import conversation, parse, rate
 from amends.io.errors import InputError, NoResult
 from amends.lm._calls import Answer
 from amends.lm.chat import Chat
@@ -92,7 +93,7 @@ def test_what_cannot_be_read_is_asked_for_again_and_then_missing_with_its_reason
 
 def test_answers_are_kept_beside_the_run_so_that_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     model = Model("m", lambda sample: 5 + int(sample) % 2)
-    monkeypatch.setattr(_rating, "open_chat", lambda name, **how: Chat(model, how["cache"], how["most_calls"]))
+    monkeypatch.setattr(rating, "open_chat", lambda name, **how: Chat(model, how["cache"], how["most_calls"]))
     rows, how = [{"text": str(i)} for i in range(30)], {"rater": "m", "text": "text", "curate": False}
     with pytest.raises(InputError, match="run it again and it goes on"):
         ds2.run(rows, **how, out=tmp_path / "deep" / "run", most_calls=20)

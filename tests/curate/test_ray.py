@@ -15,7 +15,7 @@ from amends.curate import (
     label_errors_on_ray,
     token_mask_on_ray,
 )
-from amends.curate._tokens import offsets_of, token_mask
+from amends.curate._token_cleaning.masks import offsets_of, token_mask
 from amends.io.errors import InputError
 
 from .blocks import table_of

@@ -156,7 +156,7 @@ def test_pictures_are_opened_where_the_workers_are(ray, tmp_path):
 
 
 def test_what_runs_here_runs_with_workers_on_ray_too(ray, by_value, pool):
-    from amends.curate._blocks import OnRay
+    from amends.curate._ray.blocks import OnRay
 
     fused = [entp_run(pool, workers=workers).pairs for workers in (None, OnRay(2))]
     assert fused[0] == fused[1] and fused[0]

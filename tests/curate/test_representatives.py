@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
-from amends.curate._representatives import (
+from amends.curate._entp.representatives import (
     Grouping,
     choose_theta,
     group,
@@ -72,7 +72,7 @@ def test_silhouettes_are_those_of_scikit_learn(count, num_labels, seed):
 def test_silhouettes_do_not_hang_on_the_size_of_a_tile(monkeypatch):
     points, label = unit_rows(90, 4, 0), np.arange(90) % 7
     before = silhouettes(points, label, np.arange(90))
-    monkeypatch.setattr("amends.curate._representatives.TILE", 50)
+    monkeypatch.setattr("amends.curate._entp.representatives.TILE", 50)
     assert silhouettes(points, label, np.arange(90)) == pytest.approx(before, abs=1e-6)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from amends.curate import ConfidentLearning, DeepKNN, ScoreCurator, SimiFeat, ds2_on_ray
-from amends.curate._scale import Here, highest, parts_of
+from amends.curate._pools.scale import Here, highest, parts_of
 from amends.io.errors import InputError
 from amends.maths.neighbors import TILE
 from amends.maths.ranks import Valued

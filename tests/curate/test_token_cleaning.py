@@ -9,11 +9,12 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amends.curate import _token_stages, token_cleaning
-from amends.curate._token_page import runs
-from amends.curate._token_rows import read_token_pool
-from amends.curate._token_stages import finetune, log_probabilities, token_numbers
-from amends.curate._tokens import offsets_of
+from amends.curate import token_cleaning
+from amends.curate._token_cleaning import stages
+from amends.curate._token_cleaning.masks import offsets_of
+from amends.curate._token_cleaning.page import runs
+from amends.curate._token_cleaning.rows import read_token_pool
+from amends.curate._token_cleaning.stages import finetune, log_probabilities, token_numbers
 from amends.curate.token_cleaning import Training, run, score, to_dataset, token_mask
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
@@ -100,7 +101,7 @@ def test_adapters_of_one_base_are_scored_on_one_base_in_memory(tiny_model, tmp_p
     assert [before is not None for before in held] == [False, True]
     np.testing.assert_array_equal(together.scores, apart.scores)
     held.clear()
-    for module in (token_cleaning, _token_stages):
+    for module in (token_cleaning, stages):
         monkeypatch.setattr(module, "load", lambda *a, **k: held.append(k.get("instead_of")) or load(*a, **k))
     found = run(ROWS, base=tmp_path / "0", reference=tmp_path / "1")
     assert [before is not None for before in held] == [False, True]
@@ -246,7 +247,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(files, tiny_model,
             raise KeyboardInterrupt
         return real(loaded, *args, label=label, **kwargs)
 
-    monkeypatch.setattr(_token_stages, "finetune", failing)
+    monkeypatch.setattr(stages, "finetune", failing)
     again = {"base": tiny_model, "out": tmp_path / "run", "self_evolving": True, "chunks": 3, "training": SMALL}
     with pytest.raises(KeyboardInterrupt):
         run(files / "data.jsonl", **again)
@@ -377,7 +378,7 @@ def test_a_threshold_that_nothing_passes_drops_every_row_and_says_so(tiny_model,
     ],
 )
 def test_what_cannot_be_done_is_said_before_the_long_part(tiny_model, monkeypatch, change, named):
-    monkeypatch.setattr(_token_stages, "token_numbers", None)
+    monkeypatch.setattr(stages, "token_numbers", None)
     with pytest.raises(InputError, match=named):
         run(**({"data": ROWS, "base": tiny_model, "training": SMALL} | change))
 

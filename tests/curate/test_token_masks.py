@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amends.curate._tokens import needed_reduction, offsets_of, token_mask
+from amends.curate._token_cleaning.masks import needed_reduction, offsets_of, token_mask
 from amends.io.errors import InputError
 
 ragged = st.lists(st.lists(st.integers(-4, 4), max_size=7), min_size=1, max_size=6)

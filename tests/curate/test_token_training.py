@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from amends.curate._token_stages import log_probabilities
-from amends.curate._tokens import offsets_of
+from amends.curate._token_cleaning.masks import offsets_of
+from amends.curate._token_cleaning.stages import log_probabilities
 from amends.curate.token_cleaning import ChosenTokensTrainer, to_dataset, token_mask
 from amends.io.errors import InputError
 from amends.io.tables import rows_of

@@ -2,10 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from amends.curate import _lists
-from amends.curate._lists import list_in_parts, list_neighbours, long_tail
-from amends.curate._scale import Here
-from amends.curate._votes import (
+from amends.curate._labels.votes import (
     Draws,
     count_in_draws,
     cut_costs,
@@ -16,6 +13,8 @@ from amends.curate._votes import (
     tally,
     votes,
 )
+from amends.curate._pools.lists import SPARE, list_in_parts, list_neighbours, long_tail
+from amends.curate._pools.scale import Here
 from amends.maths.ranks import Valued, above
 
 rng = np.random.default_rng(0)
@@ -62,7 +61,7 @@ def test_draws_have_their_size_and_differ_and_hang_on_no_order():
 
 @pytest.mark.parametrize("near", [1.1, 0.9])
 def test_lists_counts_and_votes_of_four_parts_are_those_of_the_whole(monkeypatch, near):
-    monkeypatch.setattr("amends.curate._scale.TILE", 225)
+    monkeypatch.setattr("amends.curate._pools.scale.TILE", 225)
     groups = np.arange(900) // 2
 
     def done(num_parts):
@@ -90,11 +89,11 @@ def test_lists_counts_and_votes_of_four_parts_are_those_of_the_whole(monkeypatch
 
 
 def test_a_list_is_made_longer_by_what_all_parts_lack(monkeypatch):
-    monkeypatch.setattr("amends.curate._scale.TILE", 225)
+    monkeypatch.setattr("amends.curate._pools.scale.TILE", 225)
     heap = np.repeat(POINTS[:30], 30, axis=0)  # each row has 29 copies, more than the places to spare
     lists = list_in_parts(Here(4), heap, 5, near=0.9999).by_part
     assert min(part.num_M.min() for part in lists) >= 5
-    assert lists[0].index_ML.shape[1] > 5 + _lists.SPARE
+    assert lists[0].index_ML.shape[1] > 5 + SPARE
     assert all((part.index_ML // 30 != part.row_M[:, None] // 30)[:, :5].all() for part in lists)
 
 

@@ -1,0 +1,1 @@
+"""The methods in parts by the workers of a Ray cluster."""
