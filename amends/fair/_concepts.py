@@ -190,7 +190,8 @@ def set_column(
         near_N = np.abs(old - np.median(new)) <= 0.1 * np.std(old) if is_number(old) else np.isin(old, new)
         found = []
         for _ in range(draws):
-            after = {**before, column: new.astype(old.dtype) if is_number(old) else new.astype(object)}
+            # 30.5 in a column of whole numbers stays 30.5.
+            after = {**before, column: new.astype(np.result_type(old, new) if is_number(old) else object)}
             known = [name for name in before if name not in dependents]
             for name in dependents:
                 after[name] = _followed(before, after, known, name, rng)
@@ -357,16 +358,17 @@ def _followed(
         there = drawn[np.isfinite(old[drawn])]
         was, now = (of for of in map(model.fit(frames[0].iloc[there], old[there]).predict, frames))
         return np.asarray(old + now - was)
-    texts = old.astype(str)
-    model = make_pipeline(encoder(frames[0]), HistGradientBoostingClassifier(random_state=0))
-    if len(set(texts)) < 2:
+    texts, first, code_N = np.unique(old.astype(str), return_index=True, return_inverse=True)
+    if len(texts) < 2:
         return old
-    model.fit(frames[0].iloc[drawn], texts[drawn])
+    model = make_pipeline(encoder(frames[0]), HistGradientBoostingClassifier(random_state=0))
+    model.fit(frames[0].iloc[drawn], code_N[drawn])
     p_NK, q_NK = (model.predict_proba(frame) for frame in frames)
     classes = model.classes_
-    own_N = np.minimum(np.searchsorted(classes, texts), len(classes) - 1)
+    own_N = np.minimum(np.searchsorted(classes, code_N), len(classes) - 1)
     row_N = np.arange(len(old))
     stays_N = rng.uniform(size=len(old)) * p_NK[row_N, own_N] <= q_NK[row_N, own_N]
     gained_NK = np.maximum(q_NK - p_NK, 1e-12).cumsum(axis=1)
     drawn_N = (rng.uniform(size=len(old))[:, None] * gained_NK[:, -1:] > gained_NK).sum(axis=1)
-    return np.where(stays_N, texts, classes[np.minimum(drawn_N, len(classes) - 1)]).astype(object)
+    new_N = old[first[classes[np.minimum(drawn_N, len(classes) - 1)]]]  # as they stand in the column, not as text
+    return np.where(stays_N, old, new_N)
