@@ -320,7 +320,7 @@ def run(
     except InputError:
         raise
     except ValueError as error:
-        told = str(error).replace("y_true", f"--label {label}").replace("y_pred", f"--pred {pred}")
+        told = str(error).replace("y_true", f"--label {label or ''}".rstrip()).replace("y_pred", f"--pred {pred}")
         raise InputError(told) from error
     for warning in found.warnings:
         say(f"warning: {warning}")

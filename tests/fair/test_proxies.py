@@ -547,7 +547,7 @@ def test_the_command_writes_report_numbers_and_matrices_that_can_be_given_again(
         (["--pred", "y_hat", "--proxy", "p9"], 'the column "p9" is missing'),
         (["--pred", "y_hat", "--proxy", "p0", "--proxy", "p0"], "named twice"),
         (["--pred", "y_hat", "--proxy", "p0", "--proxy", "p2"], "fewer than three"),
-        ([*ASKED, "--metric", "equal_opportunity"], "needs the true classes"),
+        ([*ASKED, "--metric", "equal_opportunity"], "needs the true classes: give --label, or"),
     ],
 )
 def test_the_command_says_what_is_wrong_and_writes_nothing(table, tmp_path, asked, told):
