@@ -254,9 +254,9 @@ def trade(
     code_n = np.array([model.groups_.index(name) for name in group_n], dtype=np.int64)
     fit_table = pd.DataFrame({SCORE: model.held_out_score_, CELLS: X_fit[CELLS].to_numpy()})
     held_table = pd.DataFrame({SCORE: score_n, CELLS: X_held[CELLS].to_numpy()})
-    widest = gap_by_confidence(model, code_n, label_n, score_n, 0)
+    most = gap_by_confidence(model, code_n, label_n, score_n, 0)
     points: list[tuple[float, float, float, float]] = []
-    for eps in track(np.linspace(0, widest, NUM_GAPS), "trade-offs"):
+    for eps in track(np.linspace(0, most, NUM_GAPS), "trade-offs"):
         how = {"estimator": "precomputed", "mode": "scorebins", "max_abstain": 1.0, "objective": "abstention"}
         rule = clone(model).set_params(**how, eps=float(eps))
         with warnings.catch_warnings():

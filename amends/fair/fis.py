@@ -282,20 +282,18 @@ def _judge(
     update = sampler.update(_like(answered, frame, "bought"), code_N)
     fates = np.full(len(answered), "rejected", dtype=object)
     fates[update.kept] = "kept"
-    taken = [] if update.rolled_back else [row for row, f in zip(answered, fates, strict=True) if f == "kept"]
-    if sampler.keep_rejected and not update.rolled_back:
-        taken = answered
+    # Labels as LABELLED writes them: a file may have come back with 1.0 for 1.
+    back = [{**row.data, label: names[code]} for row, code in zip(answered, code_N.tolist(), strict=True)]
+    taken = back if sampler.keep_rejected else [row for row, f in zip(back, fates, strict=True) if f == "kept"]
     if update.rolled_back:
-        fates[update.kept] = "rolled back"
+        fates[update.kept], taken = "rolled back", []
     values = zip(fates, update.acc_influence.tolist(), update.fair_influence.tolist(), strict=True)
     told = [dict(zip(JUDGED, of, strict=True)) for of in values]
     judged = [dict(row.data) | of for row, of in zip(answered, told, strict=True)]
     last, round_ = history[-1], asdict(sampler.history_[-1])
     spent = {"number": last["number"] + 1, "labels": last["labels"] + len(answered)}
     history.append(round_ | spent | {"pool_rows": places})
-    # As LABELLED writes it: a file may have come back with 1.0 for 1.
-    label_of = dict(zip(map(id, answered), code_N.tolist(), strict=True))
-    return update, judged, [{**row.data, label: names[label_of[id(row)]]} for row in taken]
+    return update, judged, taken
 
 
 def _rates(
