@@ -7,7 +7,7 @@ import numpy as np
 from amends.fair._ambiguity import distance, worst_prior
 from amends.fair._drops_table import text_of
 from amends.fair._gaps import gap_table, gaps, rate_table, rates
-from amends.fair._prior_robust import FloatArray, worst_accuracy
+from amends.fair._prior_robust import FloatArray, IntArray, worst_accuracy
 from amends.fair.drops import ADJUSTED, PLAIN, PriorRobust, rule_of
 from amends.report.curves import curves
 from amends.report.findings import Cell, Chart, Section, Table, render_findings
@@ -50,17 +50,33 @@ def worst_with_band(found: PriorRobust, rule: str, delta: float) -> tuple[float,
     Recalls are drawn from what their rows leave open, Beta(right + 1/2, wrong + 1/2). The least of noisy numbers lies
     too low, and the least of draws around them twice so, unless one class is clearly the worst: so the band holds the
     draws' percentiles and those reflected at the value (Efron and Tibshirani 1993, the percentile and the basic
-    interval), each of which fails where the other does not.
+    interval), each of which fails where the other does not. How far the least of draws falls is told by recalls drawn
+    together as far as noise alone sets them apart: by the recalls as they are it would be told too small.
     """
     target_C, divergence = found.model.target_prior_, found.model.divergence
-    recall_C, count_C = found.recalls[rule], np.bincount(found.cell_N, minlength=len(found.cells.names))
-    right_C = np.nan_to_num(recall_C) * count_C
-    rng = np.random.default_rng(found.record["seed"])
-    drawn_BC = rng.beta(right_C + 0.5, count_C - right_C + 0.5, (DRAWS, len(count_C)))
-    value = worst_accuracy(recall_C, target_C, delta, divergence)
-    low, high = np.percentile([worst_accuracy(r_C, target_C, delta, divergence) for r_C in drawn_BC], BAND)
-    ends = np.clip([min(low, 2 * value - high), max(high, 2 * value - low)], 0, 1)
-    return value, float(ends[0]), float(ends[1])
+    count_C = np.bincount(found.cell_N, minlength=len(found.cells.names))
+    recall_C = np.nan_to_num(found.recalls[rule])
+
+    def worst(of_C: FloatArray) -> float:
+        return worst_accuracy(of_C, target_C, delta, divergence)
+
+    def ends(of_C: FloatArray) -> FloatArray:
+        rng, right_C = np.random.default_rng(found.record["seed"]), of_C * count_C
+        drawn_BC = rng.beta(right_C + 0.5, count_C - right_C + 0.5, (DRAWS, len(count_C)))
+        return np.asarray(np.percentile([worst(drawn_C) for drawn_C in drawn_BC], BAND))
+
+    value, (low, high), together_C = worst(recall_C), ends(recall_C), _together(recall_C, count_C)
+    fall = worst(together_C) - ends(together_C)[0]
+    low, high = np.clip([min(low, 2 * value - high), max(high, value + fall)], 0, 1)
+    return value, float(low), float(high)
+
+
+def _together(recall_C: FloatArray, count_C: IntArray) -> FloatArray:
+    """Recalls moved to their mean by the share of their spread that is noise (James and Stein 1961)."""
+    mean = float(recall_C @ count_C / count_C.sum())
+    spread = float(count_C @ (recall_C - mean) ** 2)
+    noise = (np.count_nonzero(count_C) - 1) * mean * (1 - mean)
+    return np.asarray(mean + (recall_C - mean) * max(0.0, 1 - noise / spread) if spread > 0 else recall_C)
 
 
 def recall_rows(found: PriorRobust) -> list[dict[str, Any]]:
