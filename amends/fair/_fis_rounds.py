@@ -9,6 +9,7 @@ from amends.io.errors import InputError
 from amends.io.rows import Row
 from amends.io.run import read_jsonl, read_run
 
+COMMAND = "fair fis"
 HISTORY = "history.jsonl"
 NUMBER = "pool_row"
 FIXED = ("label", "group", "metric", "positive", "feature", "model")
@@ -21,11 +22,14 @@ def earlier_rounds(
     """Read the rounds of a run folder, and see that this run goes on from there."""
     if after is None:
         return []
-    record, lines = read_run(after), read_jsonl(Path(after) / HISTORY)
+    record = read_run(after)
+    if record["command"] != COMMAND:
+        raise InputError(f"--after {after}: a run of amends {record['command']}. Give a folder of amends {COMMAND}.")
+    lines = read_jsonl(Path(after) / HISTORY)
     for name in FIXED:
         was, now = (_plain(config[name]) for config in (record["config"], options))
         if was != now:
-            raise InputError(f"--{name} {now}: {after} has {was}, so rounds cannot be compared. Give the same.")
+            raise InputError(f"--{name}: {now} here, {was} in {after}, so rounds cannot be compared. Give the same.")
     for name, option in (("validation", "--validation"), ("pool", "--pool")):
         if name in about and name in record["data"] and record["data"][name]["sha256"] != about[name]["sha256"]:
             raise InputError(f"{option}: other rows than in {after}, so rounds cannot be compared. Give the same file.")
@@ -39,7 +43,8 @@ def earlier_rounds(
 
 def _plain(value: Any) -> str:
     """Write a setting as text, however many values it has and whatever holds them."""
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    texts = [str(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
+    return ", ".join(texts) or "not given"
 
 
 def places_of(answered: Sequence[Row], history: list[dict[str, Any]]) -> list[int]:

@@ -20,7 +20,7 @@ from fairlearn.metrics import MetricFrame
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from amends.fair._fis_rounds import HISTORY, NUMBER, earlier_rounds, places_of
+from amends.fair._fis_rounds import COMMAND, HISTORY, NUMBER, earlier_rounds, places_of
 from amends.fair._gaps import rates
 from amends.fair._groups import Groups
 from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
@@ -167,7 +167,7 @@ def run(
         first,
         _rates(sampler, known.names, y_positive, people),
         describe(
-            command="fair fis",
+            command=COMMAND,
             config=options,
             seed=seed,
             data=about,
