@@ -23,7 +23,7 @@ from amends.fair._kept import Kept, columns_of, count, rates_of, widest
 from amends.fair._program import FloatArray, IntArray
 from amends.fair._rules import ABSTAINED
 from amends.fair._surrogates import with_columns
-from amends.fair._table import column, encoder, features, groups, numbers
+from amends.fair._table import binary, column, encoder, features, groups, numbers
 from amends.io.errors import InputError
 from amends.io.progress import track
 from amends.io.rows import Row
@@ -52,12 +52,67 @@ class Traded:
     """Gap if as many rows are abstained on, those with scores nearest to the threshold."""
 
 
+class Part(NamedTuple):
+    """Rows that the rule is made from, or measured on."""
+
+    rows: list[Row]
+    X: pd.DataFrame
+    label_n: IntArray
+    group_n: np.ndarray
+    """Names, as text."""
+
+
+class Given(NamedTuple):
+    """What is read."""
+
+    fit: Part
+    held: Part
+    new: list[Row]
+    X_new: pd.DataFrame
+    names: tuple[Any, Any]
+    """The negative and the positive label, as they stand in the data."""
+
+
 class Judged(NamedTuple):
     """What is said of rows."""
 
     score_N: FloatArray
     fate_N: IntArray
     added: list[dict[str, Any]]
+
+
+def read(
+    rows: Sequence[Row],
+    new: Sequence[Row],
+    label: str,
+    group: Sequence[str],
+    positive: str | None,
+    score: str | None,
+    feature: Sequence[str],
+    split: str | None,
+    holdout: float,
+    seed: int,
+) -> Given:
+    """Read a table, the rows of it that are held out, and new rows, as `amends.fair.fan.run` is told to.
+
+    Raises
+    ------
+    InputError : labels or groups of one kind, columns or values that do not fit, or no rows to hold out.
+    """
+    label_N, cells = binary(rows, label, "--label", positive), column(rows, label, "--label")
+    if len(set(label_N.tolist())) < 2:
+        raise InputError(f'column "{label}": all rows have the same label, and there is nothing to decide.')
+    held_N, people = held_out(rows, split, holdout, seed), groups(rows, group, "--group")
+    if len(people.names) < 2:
+        raise InputError(f"--group {', '.join(group)}: all rows are of one group ({people.names[0]}): no gap to close.")
+    group_N, without = names_of(people), [label, *group, *([split] if split else [])]
+    check_added([*rows[:1], *new[:1]])
+    check_kinds(rows, new, feature, without, score)
+    X = table([*rows, *new], score, feature, without)
+    parts = (np.flatnonzero(~held_N), np.flatnonzero(held_N))
+    fit, held = (Part([rows[i] for i in n.tolist()], X.iloc[n], label_N[n], group_N[n]) for n in parts)
+    names = (cells[int((label_N == 0).argmax())], cells[int(label_N.argmax())])
+    return Given(fit, held, list(new), X.iloc[len(rows) :], names)
 
 
 def held_out(rows: Sequence[Row], split: str | None, holdout: float, seed: int) -> np.ndarray:
@@ -67,6 +122,8 @@ def held_out(rows: Sequence[Row], split: str | None, holdout: float, seed: int) 
     ------
     InputError : none, or all.
     """
+    if not 0 < holdout < 1:
+        raise InputError(f"--holdout {holdout:g}: expected a share of the rows between 0 and 1.")
     if split is None:
         held_N = np.zeros(len(rows), dtype=bool)
         held_N[np.random.default_rng(seed).permutation(len(rows))[: round(holdout * len(rows))]] = True
@@ -166,6 +223,30 @@ def caps_of(given: float | Mapping[Any, float] | Sequence[str]) -> float | dict[
     return found.get("", found)
 
 
+def fitted(model: AbstainingFairClassifier, part: Part) -> list[str]:
+    """Fit the model, and return what it warns of.
+
+    Raises
+    ------
+    InputError
+    """
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            model.fit(part.X, part.label_n, sensitive_features=part.group_n)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    return list(dict.fromkeys(str(warning.message) for warning in heard))
+
+
+def codes(model: AbstainingFairClassifier, part: Part) -> IntArray:
+    """Return the number of each row's group, as in `groups_`."""
+    place = {name: number for number, name in enumerate(model.groups_)}
+    return np.array([place[name] for name in part.group_n], dtype=np.int64)
+
+
 def judge(
     model: AbstainingFairClassifier,
     X: pd.DataFrame,
@@ -189,21 +270,30 @@ def judge(
     return Judged(score_N, fate_N, [{**row.data, **more} for row, more in zip(rows, added, strict=True)])
 
 
-def new_groups(model: AbstainingFairClassifier, new: Sequence[Row], columns: Sequence[str]) -> np.ndarray | None:
-    """Read the groups of new rows, which need none if the rule does not look at them."""
-    return names_of(groups(new, columns, "--group", model.groups_)) if model.use_groups else None
+def judge_new(model: AbstainingFairClassifier, given: Given, group: Sequence[str]) -> list[dict[str, Any]]:
+    """Decide new rows, which need no group if the rule does not look at groups.
+
+    Raises
+    ------
+    InputError : a row without a group where the rule needs one, or of a group that it does not know.
+    """
+    try:
+        group_n = names_of(groups(given.new, group, "--group", model.groups_)) if model.use_groups else None
+        return judge(model, given.X_new, given.new, group_n, given.names).added
+    except ValueError as error:
+        raise InputError(f"--apply: {error}") from error
 
 
-def measured(model: AbstainingFairClassifier, X: pd.DataFrame, label_N: IntArray, group_N: np.ndarray) -> Kept:
+def measured(model: AbstainingFairClassifier, held: Part) -> Kept:
     """Measure every promise on rows that were held out.
 
     Raises
     ------
     InputError : a group that has held-out rows alone, or no two groups of which the rows tell the notion's rates.
     """
-    if odd := sorted(set(group_N) - set(model.groups_)):
+    if odd := sorted(set(held.group_n) - set(model.groups_)):
         raise InputError(f"the group {odd[0]} has held-out rows alone. Hold out others, or join it with another group.")
-    kept = model.report(X, label_N, sensitive_features=group_N)
+    kept = model.report(held.X, held.label_n, sensitive_features=held.group_n)
     if np.isnan(kept.gaps[model.notion]["before"]):
         raise InputError(
             f"{model.notion}: fewer than two groups have held-out rows of the label that it is about. Hold out others "
@@ -212,19 +302,19 @@ def measured(model: AbstainingFairClassifier, X: pd.DataFrame, label_N: IntArray
     return kept
 
 
-def doubts(model: AbstainingFairClassifier, label_n: IntArray, code_n: IntArray, held_code_n: IntArray) -> list[str]:
+def doubts(model: AbstainingFairClassifier, fit: Part, held: Part) -> list[str]:
     """Say what makes the rule, or the measure of it, worth less than it looks."""
     found = []
     score_n = model.held_out_score_
-    if (auc := roc_auc_score(label_n, score_n)) < 0.5:
+    if (auc := roc_auc_score(fit.label_n, score_n)) < 0.5:
         found.append(
             f"the score falls with the label (AUC {auc:.2f}): is --positive the value that it is the chance of?"
         )
     if len(set((score_n >= model.threshold).tolist())) < 2:
         found.append(f"the base decides all rows alike at a threshold of {model.threshold:g}: set --threshold.")
-    for part, codes in (("made from", code_n), ("measured on", held_code_n)):
+    for part, code_n in (("made from", codes(model, fit)), ("measured on", codes(model, held))):
         for group, name in enumerate(model.groups_):
-            if (size := int((codes == group).sum())) < FEW:
+            if (size := int((code_n == group).sum())) < FEW:
                 found.append(f"the rule is {part} {size} rows of {name}: of so few little can be said.")
     return found
 
@@ -240,20 +330,11 @@ def gap_by_confidence(
     return widest(rates, columns_of(model.notion))
 
 
-def trade(
-    model: AbstainingFairClassifier,
-    X_fit: pd.DataFrame,
-    label_fit: IntArray,
-    group_fit: np.ndarray,
-    X_held: pd.DataFrame,
-    label_n: IntArray,
-    group_n: np.ndarray,
-) -> Traded:
+def trade(model: AbstainingFairClassifier, fit: Part, held: Part) -> Traded:
     """Make a rule by score bins for each gap, with the least abstention, and measure it on the held-out rows."""
-    score_n = model.base_score(X_held)
-    code_n = np.array([model.groups_.index(name) for name in group_n], dtype=np.int64)
-    fit_table = pd.DataFrame({SCORE: model.held_out_score_, CELLS: X_fit[CELLS].to_numpy()})
-    held_table = pd.DataFrame({SCORE: score_n, CELLS: X_held[CELLS].to_numpy()})
+    score_n, code_n, label_n = model.base_score(held.X), codes(model, held), held.label_n
+    fit_table = pd.DataFrame({SCORE: model.held_out_score_, CELLS: fit.X[CELLS].to_numpy()})
+    held_table = pd.DataFrame({SCORE: score_n, CELLS: held.X[CELLS].to_numpy()})
     most = gap_by_confidence(model, code_n, label_n, score_n, 0)
     points: list[tuple[float, float, float, float]] = []
     for eps in track(np.linspace(0, most, NUM_GAPS), "trade-offs"):
@@ -261,9 +342,9 @@ def trade(
         rule = clone(model).set_params(**how, eps=float(eps))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="rows that are alike")  # said of the rule itself
-            rule.fit(fit_table, label_fit, sensitive_features=group_fit)
-        kept = rule.report(held_table, label_n, sensitive_features=group_n)
-        num = int((rule.predict(held_table, sensitive_features=group_n) == rule.abstain_).sum())
+            rule.fit(fit_table, fit.label_n, sensitive_features=fit.group_n)
+        kept = rule.report(held_table, label_n, sensitive_features=held.group_n)
+        num = int((rule.predict(held_table, sensitive_features=held.group_n) == rule.abstain_).sum())
         plain = gap_by_confidence(model, code_n, label_n, score_n, num)
         points.append((float(eps), num / len(label_n), kept.gaps[model.notion]["after"], plain))
     return Traded(*(list(values) for values in zip(*points, strict=True)))

@@ -103,7 +103,7 @@ def test_a_run_of_another_method_is_no_round_to_go_on_from(first, tmp_path):
     tables, _, out = first
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     (tmp_path / "run.json").write_text(json.dumps(record | {"command": "unlearn ga", "config": {}}), encoding="utf-8")
-    with pytest.raises(InputError, match="a run of amends unlearn ga. Give a folder of amends fair fis"):
+    with pytest.raises(InputError, match=r"a run of amends unlearn ga\. Give a folder of amends fair fis"):
         fis.run(tables["labelled"], validation=tables["validation"], pool=tables["pool"], after=tmp_path, **FIS)
 
 
