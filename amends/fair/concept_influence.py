@@ -29,8 +29,8 @@ from amends.io.write import kind_of, write_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amends.fair._concept_estimator import ConceptInfluence
-    from amends.fair._concept_repair import Repair
+    from amends.fair._concept_influence.estimator import ConceptInfluence
+    from amends.fair._concept_influence.repair import Repair
 
 Metric = Literal["demographic_parity", "equal_opportunity", "equalized_odds"]
 Transport = Literal["nearest", "ot", "column"]
@@ -117,9 +117,9 @@ def run(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from amends.fair._concept_estimator import ConceptInfluence
-    from amends.fair._gaps import rates
-    from amends.fair._table import binary, check_features, check_seed, classes, encoder, features, groups
+    from amends.fair._concept_influence.estimator import ConceptInfluence
+    from amends.fair._tables.gaps import rates
+    from amends.fair._tables.table import binary, check_features, check_seed, classes, encoder, features, groups
 
     if out is not None:
         check_new(out)
@@ -213,7 +213,7 @@ def run(
 
 def _split(rows: list[Row], column: str, read: Mapping[str, list[Row]]) -> tuple[list[Row], dict[str, list[Row]]]:
     """Part rows by what a column says they are for."""
-    from amends.fair._table import column as values_of
+    from amends.fair._tables.table import column as values_of
 
     parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     for row, value in zip(rows, values_of(rows, column, "--split"), strict=True):
@@ -268,7 +268,7 @@ def _concepts(
     seed: int,
 ) -> dict[str, Any]:
     """Make the concepts that were asked for."""
-    from amends.fair._concepts import group_transport, set_column
+    from amends.fair._concept_influence.concepts import group_transport, set_column
 
     if "group" in names and transport == "column" and not said_in:
         raise InputError("--transport column: the group is no feature here. Name its column with --feature too.")
@@ -312,7 +312,7 @@ def _doubts(found: "ConceptInfluence", repairs: Mapping[str, "Repair"]) -> list[
 
 def write(found: Findings, out: Path, kind: str, edited: bool, label: str, positive: str | None) -> None:
     """Write the run folder in one move."""
-    from amends.fair._concept_influence_page import edited_rows, edits_of, page, scored_rows, summary
+    from amends.fair._concept_influence.page import edited_rows, edits_of, page, scored_rows, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"rows{kind}", scored_rows(found))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.fair._program import IntArray, Mode, Objective, SlackForm
+from amends.fair._fan.program import IntArray, Mode, Objective, SlackForm
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import check_installed
@@ -33,7 +33,7 @@ class Fan:
     model: Any
     """The `AbstainingFairClassifier`, fitted; labels are 0 and 1, groups by their names as text."""
     kept: Any
-    """Every promise, measured on the held-out rows: `amends.fair._kept.Kept`."""
+    """Every promise, measured on the held-out rows: `amends.fair._fan.kept.Kept`."""
     code_n: IntArray
     label_n: IntArray
     base_n: IntArray
@@ -46,9 +46,9 @@ class Fan:
     gap_by_confidence: float
     """Gap of the notion if as many held-out rows are abstained on, those with scores nearest to the threshold."""
     curve: Any
-    """Smallest gap by cap of abstention, on the rows that the rule was made from: `amends.fair._attainable.Curve`."""
+    """Smallest gap by cap of abstention, on the rows of the rule: `amends.fair._fan.attainable.Curve`."""
     traded: Any
-    """Abstention against the gap on the held-out rows: `amends.fair._fan_table.Traded`."""
+    """Abstention against the gap on the held-out rows: `amends.fair._fan.table.Traded`."""
     names: tuple[Any, Any]
     """The negative and the positive label, as they stand in the data."""
     record: dict[str, Any]
@@ -100,9 +100,9 @@ def run(
     """
     options = {name: value for name, value in locals().items() if name not in ("data", "apply", "out")}
     check_installed("sklearn", "scikit-learn", "fair")
-    from amends.fair import _fan_table as tables
-    from amends.fair._abstaining import AbstainingFairClassifier
-    from amends.fair._table import check_features, check_seed
+    from amends.fair._fan import table as tables
+    from amends.fair._fan.abstaining import AbstainingFairClassifier
+    from amends.fair._tables.table import check_features, check_seed
 
     if out is not None:
         check_new(out)
@@ -173,7 +173,7 @@ def run(
 
 def write(found: Fan, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.fair._fan_page import page, rule, summary
+    from amends.fair._fan.page import page, rule, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"decisions{kind}", found.decisions)

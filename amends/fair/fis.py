@@ -20,12 +20,12 @@ from fairlearn.metrics import MetricFrame
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from amends.fair._fis_rounds import COMMAND, HISTORY, NUMBER, earlier_rounds, places_of
-from amends.fair._gaps import rates
-from amends.fair._groups import Groups
-from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
-from amends.fair._table import check_features, check_seed, classes, encoder, features, groups, is_missing
-from amends.fair._validation import Round
+from amends.fair._fis.rounds import COMMAND, HISTORY, NUMBER, earlier_rounds, places_of
+from amends.fair._fis.sampler import FairInfluenceSampler, Strategy, Update
+from amends.fair._fis.validation import Round
+from amends.fair._tables.gaps import rates
+from amends.fair._tables.groups import Groups
+from amends.fair._tables.table import check_features, check_seed, classes, encoder, features, groups, is_missing
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
@@ -220,7 +220,7 @@ def _texts(people: Groups) -> np.ndarray:
 def _estimator(model: Model, frame: pd.DataFrame, seed: int) -> Any:
     if model == "logistic":
         return make_pipeline(encoder(frame), LogisticRegression(max_iter=1000))
-    from amends.fair._network import NetworkClassifier
+    from amends.fair._fis.network import NetworkClassifier
 
     return make_pipeline(encoder(frame), NetworkClassifier(random_state=seed))
 
@@ -308,7 +308,7 @@ def _rates(
 
 def write(found: Asked, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.fair._fis_page import page, summary
+    from amends.fair._fis.page import page, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         for name in ("query", "judged", "labelled"):

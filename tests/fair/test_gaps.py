@@ -6,10 +6,10 @@ import pytest
 from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
 
 from amends.fair import AbstainingFairClassifier, fan
-from amends.fair._drops_page import lead, worst_with_band
-from amends.fair._fan_page import page
-from amends.fair._gaps import gaps, rates
-from amends.fair._kept import count, measure, spread
+from amends.fair._drops.page import lead, worst_with_band
+from amends.fair._fan.kept import count, measure, spread
+from amends.fair._fan.page import page
+from amends.fair._tables.gaps import gaps, rates
 from amends.fair.drops import run as run_drops
 from amends.io.errors import InputError
 
@@ -56,7 +56,7 @@ def test_a_gap_that_one_group_alone_tells_of_is_not_called_kept():
 
 @pytest.mark.parametrize("G", [3, 8])
 def test_equal_groups_are_seldom_called_unequal_however_many_there_are(G, monkeypatch):
-    monkeypatch.setattr("amends.fair._kept.NUM_DRAWS", 300)
+    monkeypatch.setattr("amends.fair._fan.kept.NUM_DRAWS", 300)
     rng, code, promises = np.random.default_rng(0), np.repeat(np.arange(G), 200), []
     for seed in range(40):
         y, fate = rng.integers(0, 2, len(code)), (rng.random(len(code)) < 0.5).astype(int)

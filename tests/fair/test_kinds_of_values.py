@@ -24,11 +24,11 @@ from amends.fair import (
     proxy_fairness,
     set_column,
 )
-from amends.fair._concept_influence_page import edited_rows, edits_of, page, scored_rows
-from amends.fair._fis_page import page as fis_page
-from amends.fair._groups import read_groups
-from amends.fair._program import Infeasible, allowed_errors
-from amends.fair._proxies_page import _errors
+from amends.fair._concept_influence.page import edited_rows, edits_of, page, scored_rows
+from amends.fair._fan.program import Infeasible, allowed_errors
+from amends.fair._fis.page import page as fis_page
+from amends.fair._proxies.page import _errors
+from amends.fair._tables.groups import read_groups
 from amends.io.errors import InputError
 
 # FIS ----------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from scipy.optimize import minimize
 
 from amends.cli import main
 from amends.fair import calibrated_gap, proxies, proxy_fairness
-from amends.fair._latent import fit, fit_shared
-from amends.fair._proxy_fit import signal
-from amends.fair._proxy_rates import calibrated, interval, misfit, naive
-from amends.fair._proxy_table import count_proxies
+from amends.fair._proxies.fit import signal
+from amends.fair._proxies.latent import fit, fit_shared
+from amends.fair._proxies.rates import calibrated, interval, misfit, naive
+from amends.fair._proxies.table import count_proxies
 from amends.io.errors import InputError
 from amends.maths.transition import MISSING, fit_raters, patterns
 

@@ -21,9 +21,9 @@ from sklearn.utils import _safe_indexing, assert_all_finite, check_consistent_le
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from amends.fair._groups import read_groups
-from amends.fair._heads import Head, head_of
-from amends.fair._validation import Round, read_validation
+from amends.fair._fis.heads import Head, head_of
+from amends.fair._fis.validation import Round, read_validation
+from amends.fair._tables.groups import read_groups
 from amends.io.console import console
 from amends.io.progress import track
 from amends.maths.disparity import NOTIONS, Notion
@@ -318,7 +318,7 @@ class FairInfluenceSampler(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """Train the estimator, and what influence is told by: its surrogate, or itself."""
         estimator = LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
         if _is_module(estimator):
-            from amends.fair._network import NetworkClassifier
+            from amends.fair._fis.network import NetworkClassifier
 
             estimator = NetworkClassifier(estimator, random_state=self._seed)
         weight_N = None

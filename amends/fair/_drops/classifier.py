@@ -1,6 +1,6 @@
 """The estimator of `amends fair drops`: any classifier, and the weights that make it robust to a shift of the prior.
 
-Shapes: N rows, K classes, C cells (see `amends.fair._prior_robust`), D deltas.
+Shapes: N rows, K classes, C cells (see `amends.fair._drops.prior_robust`), D deltas.
 """
 
 import warnings
@@ -23,10 +23,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from amends.fair._ambiguity import NAMES, Name
-from amends.fair._folds import check_folds, splits_of
-from amends.fair._groups import Groups, read_groups
-from amends.fair._prior_robust import (
+from amends.fair._drops.ambiguity import NAMES, Name
+from amends.fair._drops.prior_robust import (
     FLOOR,
     SMOOTH,
     Average,
@@ -47,6 +45,8 @@ from amends.fair._prior_robust import (
     warn_of,
     worst_accuracy,
 )
+from amends.fair._tables.folds import check_folds, splits_of
+from amends.fair._tables.groups import Groups, read_groups
 
 PRECOMPUTED = "precomputed"
 DELTAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._prior_robust import SUM, Cells, FloatArray
-from amends.fair._table import numbers
+from amends.fair._drops.prior_robust import SUM, Cells, FloatArray
+from amends.fair._tables.table import numbers
 from amends.io.errors import InputError
 from amends.io.rows import Row
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
-from amends.fair._rules import ABSTAINED
+from amends.fair._fan.rules import ABSTAINED
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -17,13 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-from amends.fair._abstaining import GROUP, SCORE, AbstainingFairClassifier
-from amends.fair._groups import Groups
-from amends.fair._kept import Kept, columns_of, count, rates_of, widest
-from amends.fair._program import FloatArray, IntArray
-from amends.fair._rules import ABSTAINED
-from amends.fair._surrogates import with_columns
-from amends.fair._table import binary, column, encoder, features, groups, numbers
+from amends.fair._fan.abstaining import GROUP, SCORE, AbstainingFairClassifier
+from amends.fair._fan.kept import Kept, columns_of, count, rates_of, widest
+from amends.fair._fan.program import FloatArray, IntArray
+from amends.fair._fan.rules import ABSTAINED
+from amends.fair._fan.surrogates import with_columns
+from amends.fair._tables.groups import Groups
+from amends.fair._tables.table import binary, column, encoder, features, groups, numbers
 from amends.io.errors import InputError
 from amends.io.progress import track
 from amends.io.rows import Row

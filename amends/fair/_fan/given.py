@@ -13,9 +13,9 @@ from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_y, _num_samples
 
-from amends.fair._folds import check_folds
-from amends.fair._groups import read_groups
-from amends.fair._program import OBJECTIVES, Mode, SlackForm, SurrogateCut
+from amends.fair._fan.program import OBJECTIVES, Mode, SlackForm, SurrogateCut
+from amends.fair._tables.folds import check_folds
+from amends.fair._tables.groups import read_groups
 from amends.maths.disparity import NOTIONS
 
 FloatArray = NDArray[np.float64]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.isotonic import isotonic_regression
 
-from amends.fair._program import Cells
+from amends.fair._fan.program import Cells
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

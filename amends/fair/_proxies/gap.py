@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amends.fair._proxy_table import codes, columns_of
+from amends.fair._proxies.table import codes, columns_of
 from amends.fair.proxies import ProxyFairness
 from amends.maths.disparity import Form
 from amends.maths.transition import MISSING

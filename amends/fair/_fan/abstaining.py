@@ -16,9 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Tags, _safe_indexing, check_random_state, get_tags, indexable
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from amends.fair._attainable import Curve, abstention_needed, gap_reached, infeasible
-from amends.fair._folds import num_folds, splits_of
-from amends.fair._given import (
+from amends.fair._fan.attainable import Curve, abstention_needed, gap_reached, infeasible
+from amends.fair._fan.given import (
     abstain_of,
     by_group,
     check_groups,
@@ -30,9 +29,8 @@ from amends.fair._given import (
     precomputed,
     table_of,
 )
-from amends.fair._groups import read_groups
-from amends.fair._kept import Kept, count, measure
-from amends.fair._program import (
+from amends.fair._fan.kept import Kept, count, measure
+from amends.fair._fan.program import (
     Fates,
     FloatArray,
     IntArray,
@@ -44,8 +42,10 @@ from amends.fair._program import (
     allowed_errors,
     solve,
 )
-from amends.fair._rules import ABSTAINED, MISSED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
-from amends.fair._surrogates import held_out_chances, learnt, matched_cuts, rows_of, said_one, with_columns
+from amends.fair._fan.rules import ABSTAINED, MISSED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
+from amends.fair._fan.surrogates import held_out_chances, learnt, matched_cuts, rows_of, said_one, with_columns
+from amends.fair._tables.folds import num_folds, splits_of
+from amends.fair._tables.groups import read_groups
 from amends.maths.disparity import Notion
 
 SCORE, GROUP = "score of the base", "number of the group"
@@ -103,7 +103,7 @@ class AbstainingFairClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimato
     base_error_ : dict, error rate of the base by group.
     estimator_ : the base, fitted to all rows.
     held_out_score_ : float (N,), scores of the rows of `fit` by a base that did not see them.
-    rule_ : Rule (`amends.fair._rules`), of mode "scorebins".
+    rule_ : Rule (`amends.fair._fan.rules`), of mode "scorebins".
     abstain_model_, label_model_ : of mode "surrogate"; None where all rows have the same.
     assignment_ : int (N,), of mode "surrogate": what the program gives each row of `fit`; 0, 1, or 2: abstained.
     fates_ : Fates; rows of each cell by fate. `cells_` are the cells.

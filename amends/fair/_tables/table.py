@@ -11,7 +11,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from amends.fair._groups import Groups, read_groups
+from amends.fair._tables.groups import Groups, read_groups
 from amends.io.errors import InputError
 from amends.io.rows import Row
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amends.fair._concepts import Rows
+from amends.fair._concept_influence.concepts import Rows
 from amends.maths.disparity import Disparity
 from amends.maths.influence import Fitted, LinearModel, Move, newton
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amends.fair._groups import Groups
+from amends.fair._tables.groups import Groups
 from amends.maths.disparity import Disparity, Notion, disparity
 
 FloatArray = NDArray[np.float64]

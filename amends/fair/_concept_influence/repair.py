@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from amends.fair._concepts import Rows
+from amends.fair._concept_influence.concepts import Rows
 from amends.maths.influence import settle
 
 if TYPE_CHECKING:
-    from amends.fair._concept_estimator import ConceptInfluence
+    from amends.fair._concept_influence.estimator import ConceptInfluence
 
 SMALLEST, PATIENCE = 8, 10
 """A batch that fails is tried again with half of its rows, until it is this many times smaller; then its rows are set

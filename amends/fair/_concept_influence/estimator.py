@@ -20,14 +20,14 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from amends.fair._concept_scores import MOST_NEWTON, FloatArray, Gap, Scorer, Surrogate, by_cell
-from amends.fair._concepts import Concept, Rows, counterparts, named, quality
-from amends.fair._groups import Groups, read_groups
+from amends.fair._concept_influence.concepts import Concept, Rows, counterparts, named, quality
+from amends.fair._concept_influence.scores import MOST_NEWTON, FloatArray, Gap, Scorer, Surrogate, by_cell
+from amends.fair._tables.groups import Groups, read_groups
 from amends.maths.disparity import Disparity, Notion, disparity
 from amends.maths.influence import Fitted, Solver, from_sklearn
 
 if TYPE_CHECKING:
-    from amends.fair._concept_repair import Repair
+    from amends.fair._concept_influence.repair import Repair
 
 UNSETTLED = 1e-3
 """Change of the gap, were the training finished, above which it is warned of."""
@@ -328,7 +328,7 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         ------
         ValueError : a concept that was not explained, or scores that no curvature went into.
         """
-        from amends.fair._concept_repair import verify
+        from amends.fair._concept_influence.repair import verify
 
         self._check_explained(concept)
         return verify(self, concept, num)
@@ -342,8 +342,8 @@ class ConceptInfluence(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         accuracy_tol: float = 0.005,
         told: Callable[[float], None] | None = None,
     ) -> "Repair":
-        """Change the rows that are most helpful to change, a few at a time; see `_concept_repair.repair`."""
-        from amends.fair._concept_repair import repair
+        """Change the rows that are most helpful to change, a few at a time; see `_concept_influence.repair`."""
+        from amends.fair._concept_influence.repair import repair
 
         self._check_explained(concept)
         return repair(self, concept, max_rows=max_rows, step=step, accuracy_tol=accuracy_tol, told=told)

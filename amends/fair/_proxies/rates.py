@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amends.fair import _latent
-from amends.fair._latent import Latent
-from amends.fair._proxy_table import ProxyTable
+from amends.fair._proxies import latent
+from amends.fair._proxies.latent import Latent
+from amends.fair._proxies.table import ProxyTable
 from amends.maths.transition import MISSING, Transition
 
 FloatArray = NDArray[np.float64]
@@ -69,27 +69,27 @@ def estimate(
         if C > 1 and shared:  # as the paper's code, whose rates need not sum to 1 then
             prior_BCG = estimate(table, count_BCKU, "local", shared=True).prior_BCG
         elif C > 1:
-            prior_BCG = _latent.fit(labels_UM, count_BCKU.sum(axis=2), G, matrices_BMGG=T, known=True).prior_BCG
+            prior_BCG = latent.fit(labels_UM, count_BCKU.sum(axis=2), G, matrices_BMGG=T, known=True).prior_BCG
         return Estimate(calibrated(table.said_MCKG(count_BCKU), T, prior_BCG), prior_BCG, T[:, None])
     if variant == "joint":
         first = known_MGG if start_LMGG is None else start_LMGG[0]
         first_BMGG = None if first is None else np.broadcast_to(first, (B, M, G, G))
         cells = count_BCKU.reshape(B, C * K, U)
-        found = _latent.fit(labels_UM, cells, G, matrices_BMGG=first_BMGG, known=known_MGG is not None)
+        found = latent.fit(labels_UM, cells, G, matrices_BMGG=first_BMGG, known=known_MGG is not None)
         matrices_BLMGG = found.matrices_BMGG[:, None]
     else:
         cells = count_BCKU.reshape(B, C * K, U)
         if shared:
-            found = _latent.fit_shared(labels_UM, cells.reshape(B * C * K, U), G)
+            found = latent.fit_shared(labels_UM, cells.reshape(B * C * K, U), G)
         else:
-            found = _latent.fit_apart(labels_UM, cells, G, start_LMGG)
+            found = latent.fit_apart(labels_UM, cells, G, start_LMGG)
         matrices_BLMGG = found.matrices_BMGG.reshape(B, C * K, M, G, G)
     # P(a | c, k) P(k | c) = P(a, k | c).
     size_BCK = count_BCKU.sum(axis=3)
     share_BCK1 = (size_BCK / np.maximum(size_BCK.sum(axis=2, keepdims=True), 1))[..., None]
     joint_BCKG = found.prior_BCG.reshape(B, C, K, G) * share_BCK1
     prior_BCG = joint_BCKG.sum(axis=2)
-    rates = joint_BCKG / np.maximum(prior_BCG, _latent.TINY)[:, :, None]
+    rates = joint_BCKG / np.maximum(prior_BCG, latent.TINY)[:, :, None]
     return Estimate(rates.transpose(0, 1, 3, 2), prior_BCG, matrices_BLMGG)
 
 
@@ -104,11 +104,11 @@ def _matrices(
     if shared and known_MGG is None:
         uniform_G = np.full(num_groups, 1 / num_groups)
         start = None if start_LMGG is None else Transition(start_LMGG[0, 0], uniform_G, 0.0)
-        return _latent.fit_shared(labels_UM, count_BU, num_groups, start)
+        return latent.fit_shared(labels_UM, count_BU, num_groups, start)
     first = known_MGG if start_LMGG is None else start_LMGG[0]
     first_BMGG = None if first is None else np.broadcast_to(first, (len(count_BU), *first.shape))
     known = known_MGG is not None
-    return _latent.fit(labels_UM, count_BU[:, None], num_groups, matrices_BMGG=first_BMGG, known=known)
+    return latent.fit(labels_UM, count_BU[:, None], num_groups, matrices_BMGG=first_BMGG, known=known)
 
 
 def calibrated(said_MBCKG: FloatArray, matrices_BMGG: FloatArray, prior_BCG: FloatArray) -> FloatArray:
@@ -222,13 +222,13 @@ def misfit(
     def distances(count_BLU: FloatArray, start: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
         B = len(count_BLU)
         if apart:
-            found = _latent.fit_apart(all_UM, count_BLU, G, start)
-            chance = _latent.chances(found, all_UM).reshape(count_BLU.shape)
+            found = latent.fit_apart(all_UM, count_BLU, G, start)
+            chance = latent.chances(found, all_UM).reshape(count_BLU.shape)
         else:
             first = known_MGG if known_MGG is not None else None if start is None else start[0]
             first_BMGG = None if first is None else np.broadcast_to(first, (B, M, G, G))
-            found = _latent.fit(all_UM, count_BLU, G, matrices_BMGG=first_BMGG, known=known_MGG is not None)
-            chance = _latent.chances(found, all_UM)
+            found = latent.fit(all_UM, count_BLU, G, matrices_BMGG=first_BMGG, known=known_MGG is not None)
+            chance = latent.chances(found, all_UM)
         size_BL1 = count_BLU.sum(axis=2, keepdims=True)
         gap_BL = np.maximum(count_BLU / size_BL1 - chance, 0).sum(axis=2)
         matrices = found.matrices_BMGG.reshape(B, -1, M, G, G)[0]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._gaps import gap_table, rate_table, rates
-from amends.fair._gaps import gaps as gaps_by_fairlearn
-from amends.fair._rules import ABSTAINED
+from amends.fair._fan.rules import ABSTAINED
+from amends.fair._tables.gaps import gap_table, rate_table, rates
+from amends.fair._tables.gaps import gaps as gaps_by_fairlearn
 from amends.fair.fan import Fan
 from amends.report._text import percent
 from amends.report.curves import curves

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from amends.fair._proxy_rates import MOST_PATTERNS, Estimate, Fitted, Misfit, estimate, misfit, naive, parts
-from amends.fair._proxy_table import ProxyTable
+from amends.fair._proxies.rates import MOST_PATTERNS, Estimate, Fitted, Misfit, estimate, misfit, naive, parts
+from amends.fair._proxies.table import ProxyTable
 from amends.io.progress import track
 
 FloatArray = NDArray[np.float64]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amends.fair._gaps import gap_table, gaps, rate_table
+from amends.fair._tables.gaps import gap_table, gaps, rate_table
 from amends.fair.concept_influence import Findings
 from amends.report._text import percent
 from amends.report.curves import curves, pairs

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amends.fair._table import numbers
+from amends.fair._tables.table import numbers
 from amends.io.errors import InputError
 from amends.io.rows import Row
 from amends.io.run import read_jsonl, read_run

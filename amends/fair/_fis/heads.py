@@ -1,8 +1,8 @@
 """What influence needs of a fitted classifier: the weights that training moves, and the features they stand on.
 
 Logistic and softmax regression are read as they are, at the end of a pipeline too; a network is asked through
-`influence_model` (`amends.fair._network`). The gradient of a row's loss with label k by its scores is p - e_k, so its
-product with any direction of the weights follows from how the scores move along that direction.
+`influence_model` (`amends.fair._fis.network`). The gradient of a row's loss with label k by its scores is p - e_k, so
+its product with any direction of the weights follows from how the scores move along that direction.
 
 Shapes: N rows, E features with the intercept, K classes.
 """

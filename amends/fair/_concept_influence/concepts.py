@@ -22,8 +22,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import check_random_state
 
-from amends.fair._columns import columns_of, is_number, table_like
-from amends.fair._table import encoder
+from amends.fair._concept_influence.columns import columns_of, is_number, table_like
+from amends.fair._tables.table import encoder
 
 FloatArray = NDArray[np.float64]
 Transport = Literal["nearest", "ot", "column"]

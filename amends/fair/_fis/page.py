@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._gaps import gap_table, gaps, rate_table
+from amends.fair._tables.gaps import gap_table, gaps, rate_table
 from amends.fair.fis import Asked
 from amends.report._text import percent
 from amends.report.findings import Cell, Chart, Section, Table, render_findings

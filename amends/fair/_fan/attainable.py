@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._program import (
+from amends.fair._fan.program import (
     Cells,
     FloatArray,
     Infeasible,

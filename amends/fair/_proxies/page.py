@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._gaps import gap_table, gaps, rate_table, rates
-from amends.fair._groups import Groups
-from amends.fair._proxy_fit import signal
+from amends.fair._proxies.fit import signal
+from amends.fair._tables.gaps import gap_table, gaps, rate_table, rates
+from amends.fair._tables.groups import Groups
 from amends.fair.proxies import ProxyAudit, ProxyFairness
 from amends.report.findings import Cell, Chart, Section, Table, render_findings
 from amends.report.grids import matrix

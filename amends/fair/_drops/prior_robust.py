@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from amends.fair._ambiguity import Name, damped_step, distance, worst_prior
-from amends.fair._groups import Groups, read_groups
+from amends.fair._drops.ambiguity import Name, damped_step, distance, worst_prior
+from amends.fair._tables.groups import Groups, read_groups
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
