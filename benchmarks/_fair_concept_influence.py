@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from amends.fair import ConceptInfluence, group_transport, label_flip, removal
-from amends.fair._concepts import counterparts
+from amends.fair._concept_influence.concepts import counterparts
 
 TRAIN, FLIPS = 6000, 150
 GAPS = {"demographic_parity": demographic_parity_difference, "equal_opportunity": equal_opportunity_difference}

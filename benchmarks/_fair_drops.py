@@ -20,8 +20,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV, train_test_split
 
-from amends.fair._ambiguity import distance
-from amends.fair._prior_robust import SMOOTH, cells_of, losses, rescaled, tune, worst_accuracy
+from amends.fair._drops.ambiguity import distance
+from amends.fair._drops.prior_robust import SMOOTH, cells_of, losses, rescaled, tune, worst_accuracy
 from amends.fair.drops import PriorRobustClassifier
 
 CENTRES = np.array([(0, 0), (1.6, 0), (0, 1.6), (1.6, 1.6), (2.6, 0.6), (0.6, 2.6)])

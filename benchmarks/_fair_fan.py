@@ -21,9 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from amends.fair import AbstainingFairClassifier
-from amends.fair._kept import count, rates_of
-from amends.fair._program import Promises, solve
-from amends.fair._rules import ABSTAINED, cells_by_label
+from amends.fair._fan.kept import count, rates_of
+from amends.fair._fan.program import Promises, solve
+from amends.fair._fan.rules import ABSTAINED, cells_by_label
 
 NUM_BASE = 16_000  # rows that the base learns from
 NUM_AIF360 = 4000  # rows that AIF360 searches on, which takes long

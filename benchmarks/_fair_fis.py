@@ -18,8 +18,8 @@ from _measure import Claim
 from sklearn.linear_model import LogisticRegression
 
 from amends.fair import FairInfluenceSampler
-from amends.fair._network import NetworkClassifier
-from amends.fair._table import encoder
+from amends.fair._fis.network import NetworkClassifier
+from amends.fair._tables.table import encoder
 
 HARM = 0.01
 """Test accuracy whose loss counts as harm."""

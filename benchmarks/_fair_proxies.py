@@ -18,7 +18,7 @@ from _measure import Claim
 from scipy.optimize import minimize
 
 from amends.fair import calibrated_gap, proxy_fairness
-from amends.fair._latent import chances, fit
+from amends.fair._proxies.latent import chances, fit
 from amends.maths.transition import fit_raters, patterns
 
 GUESSES = ["proxy_census", "proxy_florida", "proxy_northcarolina"]

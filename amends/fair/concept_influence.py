@@ -29,8 +29,9 @@ from amends.io.write import kind_of, write_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amends.fair._concept_estimator import ConceptInfluence
-    from amends.fair._concept_repair import Repair
+    from amends.fair._concept_influence.estimator import ConceptInfluence
+    from amends.fair._concept_influence.repair import Repair
+    from amends.fair._tables.groups import Groups
 
 Metric = Literal["demographic_parity", "equal_opportunity", "equalized_odds"]
 Transport = Literal["nearest", "ot", "column"]
@@ -117,9 +118,10 @@ def run(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from amends.fair._concept_estimator import ConceptInfluence
-    from amends.fair._gaps import rates
-    from amends.fair._table import binary, check_features, check_seed, classes, encoder, features, groups
+    from amends.fair._concept_influence import table
+    from amends.fair._concept_influence.estimator import ConceptInfluence
+    from amends.fair._tables.gaps import rates
+    from amends.fair._tables.table import binary, check_features, check_seed, classes, encoder, features, groups
 
     if out is not None:
         check_new(out)
@@ -132,52 +134,30 @@ def run(
     given = {"validation": validation, "test": test}
     read = {name: rows_from(of) for name, of in given.items() if of is not None}
     if split is not None:
-        rows, read = _split(rows, split, read)
+        rows, read = table.parts_of(rows, split, read)
     X = features(rows, feature, [label, *groups_in, *([split] if split else [])])
     y, of = binary(rows, label, "--label", positive), groups(rows, groups_in, "--group")
     known = classes(rows, label, "--label").names
     if len(set(y.tolist())) < 2:
         raise InputError(f'column "{label}": all rows to train on have the same label, and nothing can be learnt.')
-    asked = _concepts(concepts, transport, set_to, dependent, [n for n in groups_in if n in X], X, seed)
+    asked = table.concepts_of(concepts, transport, set_to, dependent, [n for n in groups_in if n in X], X, seed)
     others: dict[str, Any] = {}
     for name, of_these in read.items():
-        frame = features(of_these, list(X), [])
-        if strange := [column for column in X if X[column].dtype != frame[column].dtype]:
-            raise InputError(f'{name} rows: the column "{strange[0]}" holds words here, and numbers there. Mend it.')
         y_these = binary(of_these, label, "--label", positive, known)
-        others[name] = frame, y_these, groups(of_these, groups_in, "--group")
+        others[name] = table.like(of_these, X, name), y_these, groups(of_these, groups_in, "--group")
     val = others.get("validation", (X, y, of))
     if "validation" not in read:
         warned.append("no --validation: the gap is that of the training rows, which the model knows. Give other rows.")
     model = make_pipeline(encoder(X), LogisticRegression(C=c, max_iter=10_000, tol=1e-7))
     found = ConceptInfluence(model, metric=metric, num_bootstrap=bootstrap, random_state=seed)
     say(f"training on {len(rows)} rows of {len(X.columns)} columns")
-    with warnings.catch_warnings(record=True) as heard, Progress(console=console, transient=True) as bar:
-        warnings.simplefilter("always")
-        try:
-            names = [of.names[code] for code in of.code_N]
-            names_val = [val[2].names[code] for code in val[2].code_N]
-            found.fit(X, y, sensitive_features=names, X_val=val[0], y_val=val[1], sensitive_features_val=names_val)
-            done = bar.add_task("scoring rows", total=1.0)
-            found.explain(asked, told=partial(_tell, bar, done, 0))
-            verified, repairs = {}, {}
-            for name in asked:
-                done = bar.add_task(f"refits: {name}", total=2.0)
-                verified[name] = found.verify(name, MOST_VERIFIED)
-                bar.update(done, completed=1.0)
-                if max_rows:
-                    repairs[name] = found.repair(
-                        name,
-                        max_rows=max_rows,
-                        step=min(step, max_rows),
-                        accuracy_tol=accuracy_tol,
-                        told=partial(_tell, bar, done, 1),
-                    )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"--label {label}, --group {', '.join(groups_in)}: {error}") from error
-    warned += list(dict.fromkeys(str(warning.message) for warning in heard))
+    try:
+        verified, repairs, heard = _explained(found, asked, (X, y, of), val, max_rows, step, accuracy_tol)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"--label {label}, --group {', '.join(groups_in)}: {error}") from error
+    warned += heard
     warned += _doubts(found, repairs)
     for warning in warned:
         say(f"warning: {warning}")
@@ -211,20 +191,32 @@ def run(
     return result
 
 
-def _split(rows: list[Row], column: str, read: Mapping[str, list[Row]]) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Part rows by what a column says they are for."""
-    from amends.fair._table import column as values_of
-
-    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for row, value in zip(rows, values_of(rows, column, "--split"), strict=True):
-        if value not in parts:
-            raise InputError(f'{row.where}, column "{column}": {value!r}, expected train, validation or test.')
-        parts[value].append(row)
-    if not parts["train"]:
-        raise InputError(f'{rows[0].where}: no row is for training (column "{column}"). Some must say train.')
-    if twice := [name for name in read if parts[name]]:
-        raise InputError(f"--{twice[0]}: --split {column} says such rows too. Give one of the two.")
-    return parts["train"], {**read, **{name: parts[name] for name in ("validation", "test") if parts[name]}}
+def _explained(
+    found: "ConceptInfluence",
+    asked: Mapping[str, Any],
+    train: tuple[Any, Any, "Groups"],
+    val: tuple[Any, Any, "Groups"],
+    max_rows: float,
+    step: float,
+    accuracy_tol: float,
+) -> tuple[dict[str, Any], dict[str, "Repair"], list[str]]:
+    """Fit, score the rows, and by each concept check scores by refits and try a repair; with what was warned of."""
+    named, named_val = ([of.names[code] for code in of.code_N] for of in (train[2], val[2]))
+    verified: dict[str, Any] = {}
+    repairs: dict[str, Repair] = {}
+    with warnings.catch_warnings(record=True) as heard, Progress(console=console, transient=True) as bar:
+        warnings.simplefilter("always")
+        found.fit(*train[:2], sensitive_features=named, X_val=val[0], y_val=val[1], sensitive_features_val=named_val)
+        done = bar.add_task("scoring rows", total=1.0)
+        found.explain(asked, told=partial(_tell, bar, done, 0))
+        for name in asked:
+            done = bar.add_task(f"refits: {name}", total=2.0)
+            verified[name] = found.verify(name, MOST_VERIFIED)
+            bar.update(done, completed=1.0)
+            if max_rows:
+                told, step = partial(_tell, bar, done, 1), min(step, max_rows)
+                repairs[name] = found.repair(name, max_rows=max_rows, step=step, accuracy_tol=accuracy_tol, told=told)
+    return verified, repairs, list(dict.fromkeys(str(warning.message) for warning in heard))
 
 
 def _tell(bar: Progress, task: Any, before: float, share: float) -> None:
@@ -258,40 +250,6 @@ def _check_options(
         raise InputError(f"--step {step}, --accuracy-tol {tol}: expected a share above 0, and a number of 0 or more.")
 
 
-def _concepts(
-    names: Sequence[str],
-    transport: Transport,
-    set_to: Sequence[str],
-    dependent: Sequence[str],
-    said_in: list[str],
-    X: "pd.DataFrame",
-    seed: int,
-) -> dict[str, Any]:
-    """Make the concepts that were asked for."""
-    from amends.fair._concepts import group_transport, set_column
-
-    if "group" in names and transport == "column" and not said_in:
-        raise InputError("--transport column: the group is no feature here. Name its column with --feature too.")
-    found: dict[str, Any] = {name: name for name in names if name != "group"}
-    if "group" in names:
-        found["group"] = group_transport(transport, columns=said_in, random_state=seed)
-    for text in set_to:
-        column, _, value = text.partition("=")
-        if strange := [name for name in (column, *dependent) if name not in X]:
-            raise InputError(f'--set {text}: the column "{strange[0]}" is no feature. There are: {", ".join(X)[:200]}.')
-        is_number = X[column].dtype.kind == "f"
-        try:
-            set_value = float(value) if is_number else value
-        except ValueError:
-            raise InputError(f'--set {text}: the column "{column}" holds numbers. Give one.') from None
-        if not is_number and value not in set(X[column]):
-            raise InputError(
-                f"--set {text}: no row has this value. There are: {', '.join(sorted(set(X[column])))[:200]}."
-            )
-        found[text] = set_column(column, set_value, dependents=[d for d in dependent if d != column], random_state=seed)
-    return found
-
-
 def _doubts(found: "ConceptInfluence", repairs: Mapping[str, "Repair"]) -> list[str]:
     """Say where the numbers are less than they seem."""
     warned = []
@@ -312,7 +270,7 @@ def _doubts(found: "ConceptInfluence", repairs: Mapping[str, "Repair"]) -> list[
 
 def write(found: Findings, out: Path, kind: str, edited: bool, label: str, positive: str | None) -> None:
     """Write the run folder in one move."""
-    from amends.fair._concept_influence_page import edited_rows, edits_of, page, scored_rows, summary
+    from amends.fair._concept_influence.page import edited_rows, edits_of, page, scored_rows, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"rows{kind}", scored_rows(found))

@@ -17,10 +17,9 @@ import numpy as np
 import typer
 from sklearn.model_selection import StratifiedKFold
 
-from amends.fair._ambiguity import Name
-from amends.fair._drops_table import columns_of, read_probabilities, read_shares, text_of
-from amends.fair._groups import Groups
-from amends.fair._prior_robust import (
+from amends.fair._drops.ambiguity import Name
+from amends.fair._drops.classifier import PRECOMPUTED, PriorRobustClassifier
+from amends.fair._drops.prior_robust import (
     SMOOTH,
     Average,
     Cells,
@@ -34,10 +33,11 @@ from amends.fair._prior_robust import (
     rescaled,
     warn_of,
 )
-from amends.fair._prior_robust_classifier import PRECOMPUTED, PriorRobustClassifier
-from amends.fair._table import check_seed
-from amends.fair._table import classes as read_classes
-from amends.fair._table import groups as read_group_columns
+from amends.fair._drops.table import columns_of, read_probabilities, read_shares, text_of
+from amends.fair._tables.groups import Groups
+from amends.fair._tables.table import check_seed
+from amends.fair._tables.table import classes as read_classes
+from amends.fair._tables.table import groups as read_group_columns
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError
@@ -280,7 +280,7 @@ def rule(found: PriorRobust) -> dict[str, Any]:
 
 def write(found: PriorRobust, out: Path, kind: str, kind_applied: str) -> None:
     """Write the run folder in one move."""
-    from amends.fair._drops_page import curve_rows, page, recall_rows, summary
+    from amends.fair._drops.page import curve_rows, page, recall_rows, summary
 
     curve = curve_rows(found)
     with run_folder(out, found.record, summary(found), page(found, curve)) as folder:
@@ -346,7 +346,7 @@ def command(
         out=out,
         seed=seed,
     )
-    from amends.fair._drops_page import lead
+    from amends.fair._drops.page import lead
 
     say(lead(found))
     say(f"done: {out / 'report.html'}")

@@ -8,7 +8,6 @@ Source: FAN, "Fair Classifiers that Abstain without Harm" (arXiv 2310.06205, ICL
 """
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.fair._program import IntArray, Mode, Objective, SlackForm
+from amends.fair._fan.program import IntArray, Mode, Objective, SlackForm
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
-from amends.io.errors import InputError, check_installed
+from amends.io.errors import check_installed
 from amends.io.frames import about_rows, rows_from
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
@@ -34,7 +33,7 @@ class Fan:
     model: Any
     """The `AbstainingFairClassifier`, fitted; labels are 0 and 1, groups by their names as text."""
     kept: Any
-    """Every promise, measured on the held-out rows: `amends.fair._kept.Kept`."""
+    """Every promise, measured on the held-out rows: `amends.fair._fan.kept.Kept`."""
     code_n: IntArray
     label_n: IntArray
     base_n: IntArray
@@ -47,9 +46,9 @@ class Fan:
     gap_by_confidence: float
     """Gap of the notion if as many held-out rows are abstained on, those with scores nearest to the threshold."""
     curve: Any
-    """Smallest gap by cap of abstention, on the rows that the rule was made from: `amends.fair._attainable.Curve`."""
+    """Smallest gap by cap of abstention, on the rows of the rule: `amends.fair._fan.attainable.Curve`."""
     traded: Any
-    """Abstention against the gap on the held-out rows: `amends.fair._fan_table.Traded`."""
+    """Abstention against the gap on the held-out rows: `amends.fair._fan.table.Traded`."""
     names: tuple[Any, Any]
     """The negative and the positive label, as they stand in the data."""
     record: dict[str, Any]
@@ -101,40 +100,22 @@ def run(
     """
     options = {name: value for name, value in locals().items() if name not in ("data", "apply", "out")}
     check_installed("sklearn", "scikit-learn", "fair")
-    from amends.fair import _fan_table as tables
-    from amends.fair._abstaining import AbstainingFairClassifier
-    from amends.fair._table import binary, check_features, check_seed, column, groups
+    from amends.fair._fan import table as tables
+    from amends.fair._fan.abstaining import AbstainingFairClassifier
+    from amends.fair._tables.table import check_features, check_seed
 
     if out is not None:
         check_new(out)
     check_seed(seed)
     check_features(feature, label)
-    if not 0 < holdout < 1:
-        raise InputError(f"--holdout {holdout:g}: expected a share of the rows between 0 and 1.")
-    caps = tables.caps_of(max_abstain)
     started = time.time()
-    columns = [group] if isinstance(group, str) else list(group)
+    caps, columns = tables.caps_of(max_abstain), [group] if isinstance(group, str) else list(group)
     rows = rows_from(data)
     new = rows_from(apply) if apply is not None else []
-    label_N = binary(rows, label, "--label", positive)
-    if len(set(label_N.tolist())) < 2:
-        raise InputError(f'column "{label}": all rows have the same label, and there is nothing to decide.')
-    cells = column(rows, label, "--label")
-    names = (cells[int((label_N == 0).argmax())], cells[int(label_N.argmax())])
-    held_N = tables.held_out(rows, split, holdout, seed)
-    fit_n, held_n = np.flatnonzero(~held_N), np.flatnonzero(held_N)
-    people = groups(rows, columns, "--group")
-    if len(people.names) < 2:
-        raise InputError(
-            f"--group {', '.join(columns)}: all rows are of one group ({people.names[0]}): no gap to close."
-        )
-    group_N = tables.names_of(people)
-    tables.check_added([*rows[:1], *new[:1]])
-    tables.check_kinds(rows, new, feature, [label, *columns, *([split] if split else [])], score)
-    X = tables.table([*rows, *new], score, feature, [label, *columns, *([split] if split else [])])
-    X_fit, X_held, X_new = X.iloc[fit_n], X.iloc[held_n], X.iloc[len(rows) :]
+    given = tables.read(rows, new, label, columns, positive, score, feature, split, holdout, seed)
+    fit, held = given.fit, given.held
     model = AbstainingFairClassifier(
-        "precomputed" if score else tables.base_of(X),
+        "precomputed" if score else tables.base_of(fit.X),
         notion=notion,
         eps=eps,
         max_abstain=caps,
@@ -148,46 +129,31 @@ def run(
         use_groups=use_groups,
         bins=bins,
         threshold=threshold,
-        surrogate=tables.surrogate_of(X, use_groups, seed) if mode == "surrogate" else None,
+        surrogate=tables.surrogate_of(fit.X, use_groups, seed) if mode == "surrogate" else None,
         random_state=seed,
     )
-    say(f"finding a rule on {len(fit_n)} rows, to be measured on {len(held_n)} others")
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        try:
-            model.fit(X_fit, label_N[fit_n], sensitive_features=group_N[fit_n])
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    kept = tables.measured(model, X_held, label_N[held_n], group_N[held_n])
-    of_group = {name: number for number, name in enumerate(model.groups_)}
-    code_N = np.array([of_group[name] for name in group_N], dtype=np.int64)
-    warned = list(dict.fromkeys(str(warning.message) for warning in heard))
-    warned += tables.doubts(model, label_N[fit_n], code_N[fit_n], code_N[held_n])
+    say(f"finding a rule on {len(fit.rows)} rows, to be measured on {len(held.rows)} others")
+    warned = tables.fitted(model, fit)
+    kept = tables.measured(model, held)
+    warned += tables.doubts(model, fit, held)
     for warning in warned:
         say(f"warning: {warning}")
-    judged = tables.judge(model, X_held, [rows[n] for n in held_n.tolist()], group_N[held_n], names)
-    applied = []
-    if new:
-        try:
-            applied = tables.judge(model, X_new, new, tables.new_groups(model, new, columns), names).added
-        except ValueError as error:
-            raise InputError(f"--apply: {error}") from error
-    num_abstained = int((judged.fate_N == tables.ABSTAINED).sum())
+    judged = tables.judge(model, held.X, held.rows, held.group_n, given.names)
+    applied = tables.judge_new(model, given, columns) if new else []
+    code_n, num_abstained = tables.codes(model, held), int((judged.fate_N == tables.ABSTAINED).sum())
     found = Fan(
         model,
         kept,
-        code_N[held_n],
-        label_N[held_n],
+        code_n,
+        held.label_n,
         (judged.score_N >= threshold).astype(np.int64),
         judged.fate_N,
         judged.added,
         applied,
-        tables.gap_by_confidence(model, code_N[held_n], label_N[held_n], judged.score_N, num_abstained),
+        tables.gap_by_confidence(model, code_n, held.label_n, judged.score_N, num_abstained),
         model.disparity_curve(tables.CAPS),
-        tables.trade(model, X_fit, label_N[fit_n], group_N[fit_n], X_held, label_N[held_n], group_N[held_n]),
-        names,
+        tables.trade(model, fit, held),
+        given.names,
         describe(
             command="fair fan",
             config=options,
@@ -207,7 +173,7 @@ def run(
 
 def write(found: Fan, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.fair._fan_page import page, rule, summary
+    from amends.fair._fan.page import page, rule, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         write_rows(folder / f"decisions{kind}", found.decisions)

@@ -20,12 +20,12 @@ from fairlearn.metrics import MetricFrame
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from amends.fair._fis_rounds import HISTORY, NUMBER, earlier_rounds, places_of
-from amends.fair._gaps import rates
-from amends.fair._groups import Groups
-from amends.fair._sampler import FairInfluenceSampler, Strategy, Update
-from amends.fair._table import check_features, check_seed, classes, encoder, features, groups, is_missing
-from amends.fair._validation import Round
+from amends.fair._fis.rounds import COMMAND, HISTORY, NUMBER, earlier_rounds, places_of
+from amends.fair._fis.sampler import FairInfluenceSampler, Strategy, Update
+from amends.fair._fis.validation import Round
+from amends.fair._tables.gaps import rates
+from amends.fair._tables.groups import Groups
+from amends.fair._tables.table import check_features, check_seed, classes, encoder, features, groups, is_missing
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
@@ -167,7 +167,7 @@ def run(
         first,
         _rates(sampler, known.names, y_positive, people),
         describe(
-            command="fair fis",
+            command=COMMAND,
             config=options,
             seed=seed,
             data=about,
@@ -220,7 +220,7 @@ def _texts(people: Groups) -> np.ndarray:
 def _estimator(model: Model, frame: pd.DataFrame, seed: int) -> Any:
     if model == "logistic":
         return make_pipeline(encoder(frame), LogisticRegression(max_iter=1000))
-    from amends.fair._network import NetworkClassifier
+    from amends.fair._fis.network import NetworkClassifier
 
     return make_pipeline(encoder(frame), NetworkClassifier(random_state=seed))
 
@@ -282,20 +282,18 @@ def _judge(
     update = sampler.update(_like(answered, frame, "bought"), code_N)
     fates = np.full(len(answered), "rejected", dtype=object)
     fates[update.kept] = "kept"
-    taken = [] if update.rolled_back else [row for row, f in zip(answered, fates, strict=True) if f == "kept"]
-    if sampler.keep_rejected and not update.rolled_back:
-        taken = answered
+    # Labels as LABELLED writes them: a file may have come back with 1.0 for 1.
+    back = [{**row.data, label: names[code]} for row, code in zip(answered, code_N.tolist(), strict=True)]
+    taken = back if sampler.keep_rejected else [row for row, f in zip(back, fates, strict=True) if f == "kept"]
     if update.rolled_back:
-        fates[update.kept] = "rolled back"
+        fates[update.kept], taken = "rolled back", []
     values = zip(fates, update.acc_influence.tolist(), update.fair_influence.tolist(), strict=True)
     told = [dict(zip(JUDGED, of, strict=True)) for of in values]
     judged = [dict(row.data) | of for row, of in zip(answered, told, strict=True)]
     last, round_ = history[-1], asdict(sampler.history_[-1])
     spent = {"number": last["number"] + 1, "labels": last["labels"] + len(answered)}
     history.append(round_ | spent | {"pool_rows": places})
-    # As LABELLED writes it: a file may have come back with 1.0 for 1.
-    label_of = dict(zip(map(id, answered), code_N.tolist(), strict=True))
-    return update, judged, [{**row.data, label: names[label_of[id(row)]]} for row in taken]
+    return update, judged, taken
 
 
 def _rates(
@@ -310,7 +308,7 @@ def _rates(
 
 def write(found: Asked, out: Path, kind: str) -> None:
     """Write the run folder in one move."""
-    from amends.fair._fis_page import page, summary
+    from amends.fair._fis.page import page, summary
 
     with run_folder(out, found.record, summary(found), page(found)) as folder:
         for name in ("query", "judged", "labelled"):

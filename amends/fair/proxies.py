@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.fair._proxy_fit import Metric, Summary, Variant, check_options, choose, drawn, known_matrices
-from amends.fair._proxy_rates import Misfit, clipped, gaps, interval, naive
-from amends.fair._proxy_table import check_prior, count_proxies, measured, shares, smallest_cell
-from amends.fair._table import check_seed, check_single, column
-from amends.fair._table import classes as classes_of
+from amends.fair._proxies.fit import Metric, Summary, Variant, check_options, choose, drawn, known_matrices
+from amends.fair._proxies.rates import Misfit, clipped, gaps, interval, naive
+from amends.fair._proxies.table import check_prior, count_proxies, measured, shares, smallest_cell
+from amends.fair._tables.table import check_seed, check_single, column
+from amends.fair._tables.table import classes as classes_of
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
@@ -320,7 +320,7 @@ def run(
     except InputError:
         raise
     except ValueError as error:
-        told = str(error).replace("y_true", f"--label {label}").replace("y_pred", f"--pred {pred}")
+        told = str(error).replace("y_true", f"--label {label or ''}".rstrip()).replace("y_pred", f"--pred {pred}")
         raise InputError(told) from error
     for warning in found.warnings:
         say(f"warning: {warning}")
@@ -335,7 +335,7 @@ def run(
         warnings=found.warnings,
         method={"title": "proxies", "summary": (__doc__ or "").split("\n\n")[1].replace("\n", " ")},
     )
-    from amends.fair._proxies_page import by_fairlearn, page, rate_rows, summary_of
+    from amends.fair._proxies.page import by_fairlearn, page, rate_rows, summary_of
 
     audit = ProxyAudit(found, by_fairlearn(preds, truths, said, positive), record)
     if out is not None:

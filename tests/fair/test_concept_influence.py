@@ -19,8 +19,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.cli import main
 from amends.fair import ConceptInfluence, group_transport, label_flip, removal, set_column
-from amends.fair._concepts import Rows, counterparts, quality
-from amends.fair._table import encoder
+from amends.fair._concept_influence.concepts import Rows, counterparts, quality
+from amends.fair._tables.table import encoder
 from amends.fair.concept_influence import run
 from amends.io.errors import InputError
 
@@ -248,9 +248,7 @@ def test_optimal_transport_is_the_barycentric_map_of_pot():
 
 
 def test_large_cells_are_coupled_by_a_sample(monkeypatch):
-    from amends.fair import _concepts
-
-    monkeypatch.setattr(_concepts, "MOST_COUPLED", 40)
+    monkeypatch.setattr("amends.fair._concept_influence.concepts.MOST_COUPLED", 40)
     x, y, group = people(900, gap=3.0)
     (put,) = counterparts(group_transport("ot", random_state=0), Rows(x, y, group))
     for label in (0, 1):

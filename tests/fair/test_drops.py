@@ -22,8 +22,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends import cli
 from amends.fair import PriorRobustClassifier, delta_worst_accuracy
-from amends.fair._ambiguity import NAMES, damped_step, distance, worst_prior
-from amends.fair._prior_robust import (
+from amends.fair._drops.ambiguity import NAMES, damped_step, distance, worst_prior
+from amends.fair._drops.prior_robust import (
     cells_of,
     fit_temperature,
     losses,

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.cli import main
 from amends.fair import AbstainingFairClassifier, Infeasible, fan
-from amends.fair._rules import coins
+from amends.fair._fan.rules import coins
 from amends.io.errors import InputError
 
 ADULT = Path(__file__).parents[2] / "examples" / "fair" / "data" / "adult.csv"

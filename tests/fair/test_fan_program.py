@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from amends.fair._program import (
+from amends.fair._fan.program import (
     MOST_INTEGERS,
     Cells,
     Promises,
@@ -15,7 +15,7 @@ from amends.fair._program import (
     least_gap,
     solve,
 )
-from amends.fair._rules import assigned, cells_by_label
+from amends.fair._fan.rules import assigned, cells_by_label
 from amends.maths.disparity import NOTIONS
 
 PARITY = "demographic_parity"

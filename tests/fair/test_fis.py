@@ -18,8 +18,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from amends.cli import main
 from amends.fair import FairInfluenceSampler
-from amends.fair._heads import head_of
-from amends.fair._network import NetworkClassifier
+from amends.fair._fis.heads import head_of
+from amends.fair._fis.network import NetworkClassifier
 from amends.fair.fis import run
 from amends.io.errors import InputError
 
@@ -560,7 +560,7 @@ def test_run_takes_rows_of_several_classes_and_groups():
     assert set(found.after) == {"c0", "c1", "c2"}
     with pytest.raises(InputError, match="give --positive"):
         run(rows[:200], validation=rows[200:600], pool=rows[600:], label="y", group="z", metric="equal_opportunity")
-    from amends.fair._fis_page import page, summary
+    from amends.fair._fis.page import page, summary
 
     assert "positive: c2" in page(found)
     assert len(summary(found)["by_label"]) == 3

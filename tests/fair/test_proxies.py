@@ -10,10 +10,10 @@ from scipy.optimize import minimize
 
 from amends.cli import main
 from amends.fair import calibrated_gap, proxies, proxy_fairness
-from amends.fair._latent import fit, fit_shared
-from amends.fair._proxy_fit import signal
-from amends.fair._proxy_rates import calibrated, interval, misfit, naive
-from amends.fair._proxy_table import count_proxies
+from amends.fair._proxies.fit import signal
+from amends.fair._proxies.latent import fit, fit_shared
+from amends.fair._proxies.rates import calibrated, interval, misfit, naive
+from amends.fair._proxies.table import count_proxies
 from amends.io.errors import InputError
 from amends.maths.transition import MISSING, fit_raters, patterns
 
@@ -547,7 +547,7 @@ def test_the_command_writes_report_numbers_and_matrices_that_can_be_given_again(
         (["--pred", "y_hat", "--proxy", "p9"], 'the column "p9" is missing'),
         (["--pred", "y_hat", "--proxy", "p0", "--proxy", "p0"], "named twice"),
         (["--pred", "y_hat", "--proxy", "p0", "--proxy", "p2"], "fewer than three"),
-        ([*ASKED, "--metric", "equal_opportunity"], "needs the true classes"),
+        ([*ASKED, "--metric", "equal_opportunity"], "needs the true classes: give --label, or"),
     ],
 )
 def test_the_command_says_what_is_wrong_and_writes_nothing(table, tmp_path, asked, told):

@@ -1,0 +1,1 @@
+"""What `amends fair concept_influence` is made of: concepts, scores, repairs, estimator and report."""

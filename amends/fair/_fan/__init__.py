@@ -1,0 +1,1 @@
+"""What `amends fair fan` is made of: program, rule, estimator, tables and report."""
