@@ -30,8 +30,8 @@ from .writers import Broken, Template, entp_run, facts, planted, unit_rows
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of which there are several in a test."""
-    for module in ("_scale", "_lists"):
-        monkeypatch.setattr(f"amends.curate.{module}.TILE", 40)
+    for module in ("scale", "lists"):
+        monkeypatch.setattr(f"amends.curate._pools.{module}.TILE", 40)
     monkeypatch.setattr("amends.curate._entp.representatives.TILE", 2000)
 
 

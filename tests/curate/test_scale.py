@@ -20,8 +20,8 @@ FEW = {"rounds": 10, "draws": 11, "bootstrap": 4}
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of which there are several in a test."""
-    for module in ("_scale", "_lists"):
-        monkeypatch.setattr(f"amends.curate.{module}.TILE", 250)
+    for module in ("scale", "lists"):
+        monkeypatch.setattr(f"amends.curate._pools.{module}.TILE", 250)
 
 
 @pytest.mark.parametrize(("num_rows", "num_parts"), [(1, 1), (TILE, 3), (TILE + 1, 2), (10 * TILE - 1, 3)])
