@@ -12,7 +12,7 @@ from math import comb
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from amends.evaluation.intervals import (
     LEAST_ROWS,
@@ -27,8 +27,8 @@ from amends.evaluation.intervals import (
 )
 from amends.io.errors import InputError
 from amends.io.options import check_names
+from amends.maths.arrays import FloatArray
 
-FloatArray = NDArray[np.float64]
 AXES = (
     "elicitation", "sampling", "likeness", "utility", "neighbours", "quality", "quantisation", "relearning",
     "relearning_elsewhere", "inside", "locality", "membership",

@@ -12,7 +12,6 @@ from amends.assessment.attacks import EASY
 from amends.assessment.axes import (
     SMALLEST_SPAN,
     Estimate,
-    FloatArray,
     Measure,
     area,
     estimate,
@@ -36,6 +35,7 @@ from amends.assessment.plan import (
 from amends.assessment.readings import inside, known, likeness, locality, membership, sampling
 from amends.assessment.table import Table, apart, combined, difference, mean_of, rng_of
 from amends.evaluation.metrics import LARGEST_LOG, deviation_score
+from amends.maths.arrays import FloatArray
 
 NOTHING_FORGOTTEN = (
     f"What was to come back is less than {SMALLEST_SPAN:g} of ROUGE-L: the model before knows little more than the "

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.assessment.attacks import EASY, NUM_SHOTS, RELEARN_ITEMS, Ask, Wordings, variants, wordings
 from amends.evaluation.evaluate import BUILT_IN, room_for, spread
-from amends.evaluation.intervals import FloatArray
 from amends.io.errors import InputError
 from amends.io.tables import read_rows, rows_of
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
+from amends.maths.arrays import FloatArray
 from amends.unlearn._read import check_lengths, check_unseen, columns_of
 from amends.unlearn._request import Data, Request
 

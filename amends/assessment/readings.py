@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from amends.assessment.ask import SAMPLES
-from amends.assessment.axes import ROLES, Estimate, FloatArray, Measure, leak_at, measure
+from amends.assessment.axes import ROLES, Estimate, Measure, leak_at, measure
 from amends.assessment.plan import NO_HOLDOUT, NO_REFERENCE
 from amends.assessment.table import ONE_ROW, Table, combined, mean_of, rng_of
 from amends.evaluation.intervals import NOWHERE, RESAMPLES, Direction, Interval
@@ -28,6 +28,7 @@ from amends.evaluation.memorised import (
     found_of,
 )
 from amends.evaluation.metrics import forget_quality, truth_scores
+from amends.maths.arrays import FloatArray
 from amends.maths.memorisation import extraction_probability
 
 QUERIES = 1000

@@ -10,18 +10,10 @@ import numpy as np
 
 from amends.assessment.ask import BITS, Findings
 from amends.assessment.attacks import EASY
-from amends.assessment.axes import (
-    ROLES,
-    Estimate,
-    FloatArray,
-    Measure,
-    distinct_words,
-    estimate,
-    is_degenerate,
-    measure,
-)
+from amends.assessment.axes import ROLES, Estimate, Measure, distinct_words, estimate, is_degenerate, measure
 from amends.assessment.plan import Plan
 from amends.evaluation.intervals import RESAMPLES, Direction
+from amends.maths.arrays import FloatArray
 
 FORGET_SETS = ("forget", "forget_sampled", *(f"forget_int{bits}" for bits in BITS))
 OF_TEXT: Mapping[str, Callable[[str], float]] = {"degenerate": is_degenerate, "distinct_words": distinct_words}

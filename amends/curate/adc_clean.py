@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from amends.curate._adc.cleaning import ADDED, FEATURELESS, NO_VECTOR, FloatArray, How, check_how, clean
+from amends.curate._adc.cleaning import ADDED, FEATURELESS, NO_VECTOR, How, check_how, clean
 from amends.curate._adc.copies import Copies
 from amends.curate._adc.images import folder_names, sha256_of
 from amends.curate._adc.review import queue_of, read_votes, write_queue
@@ -28,6 +28,7 @@ from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of
+from amends.maths.arrays import Float32Array
 
 __all__ = ["ADDED", "Cleaned", "How", "command", "run"]
 
@@ -115,7 +116,7 @@ def run(
     vectors = vectors_in(samples, embedding) if embedding else {}
     refused = {i: NO_VECTOR for i in samples.used if embedding and i not in vectors}
 
-    def points_of(used: Sequence[int]) -> FloatArray:
+    def points_of(used: Sequence[int]) -> Float32Array:
         if embedder is not None:
             return embedded(samples, used, embedder, digests)
         return np.stack([vectors[i] for i in used])

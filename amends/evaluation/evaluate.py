@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from amends.evaluation.intervals import FloatArray
 from amends.evaluation.memorised import answer_scores
 from amends.evaluation.metrics import normalised_probability, rouge_l_recall, truth_ratio
 from amends.evaluation.refusals import is_refusal
@@ -37,6 +36,7 @@ from amends.lm.memorisation import record_row
 from amends.lm.pairs import Encoded, Pair, encode, read_pairs
 from amends.lm.rows import context_limit, context_of
 from amends.lm.templates import next_ids, plain_ids, turn_end
+from amends.maths.arrays import FloatArray
 
 HOLDOUT = "holdout"
 # Sets of whose right answers every token is looked at.

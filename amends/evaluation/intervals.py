@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from amends.maths.arrays import FloatArray
+
 Items = Sequence[Mapping[str, Any]]
 Sets = Mapping[str, Items]
 Direction = Literal["higher", "lower", "half", "zero"]

@@ -21,7 +21,6 @@ from amends.evaluation.intervals import (
     NOWHERE,
     RESAMPLES,
     Direction,
-    FloatArray,
     Interval,
     Items,
     Sets,
@@ -31,6 +30,7 @@ from amends.evaluation.intervals import (
     interval_of,
     saturated,
 )
+from amends.maths.arrays import FloatArray
 from amends.maths.memorisation import exact_memorisation, extraction_strength, min_k, standardised, zlib_ratio
 
 FALSE_ALARMS = 0.01

@@ -16,15 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from scipy.stats import ks_2samp
 
-from amends.evaluation.intervals import (
-    CHUNK,
-    LEVEL,
-    RESAMPLES,
-    FloatArray,
-    counts,
-    mean_of,
-    numbers,
-)
+from amends.evaluation.intervals import CHUNK, LEVEL, RESAMPLES, counts, mean_of, numbers
+from amends.maths.arrays import FloatArray
 from amends.maths.rouge import rouge_l
 
 LARGEST_LOG = 700.0  # a ratio stays within exp(+-700), so that it is a finite number in JSON too

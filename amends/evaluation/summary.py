@@ -11,7 +11,6 @@ from amends.evaluation.intervals import (
     NOWHERE,
     RESAMPLES,
     Direction,
-    FloatArray,
     Interval,
     Items,
     Mean,
@@ -43,6 +42,7 @@ from amends.evaluation.said import (
     name_thresholds,
     said_means,
 )
+from amends.maths.arrays import FloatArray
 
 
 def _truth_of(kind: Literal["forget", "keep"], name: str = "truth_ratio") -> Callable[[Items], FloatArray]:

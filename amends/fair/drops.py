@@ -23,8 +23,6 @@ from amends.fair._drops.prior_robust import (
     SMOOTH,
     Average,
     Cells,
-    FloatArray,
-    IntArray,
     Loss,
     cells_of,
     check_delta,
@@ -46,6 +44,7 @@ from amends.io.progress import track
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
+from amends.maths.arrays import FloatArray, IntArray
 
 __all__ = ["PriorRobustClassifier", "delta_worst_accuracy"]
 

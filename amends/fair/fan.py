@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from amends.fair._fan.program import IntArray, Mode, Objective, SlackForm
+from amends.fair._fan.program import Mode, Objective, SlackForm
 from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import check_installed
 from amends.io.frames import about_rows, rows_from
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
+from amends.maths.arrays import IntArray
 from amends.maths.disparity import Notion
 
 

@@ -29,14 +29,8 @@ from amends.lm.logprobs import (
 )
 from amends.lm.pairs import Message, Pair, encode
 from amends.lm.templates import turn_end
-from amends.maths.memorisation import (
-    FloatArray,
-    Forgetting,
-    forgetting,
-    padded,
-    token_mean,
-    tracin,
-)
+from amends.maths.arrays import FloatArray
+from amends.maths.memorisation import Forgetting, forgetting, padded, token_mean, tracin
 
 # Records ----------------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ from itertools import combinations
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from amends.maths.arrays import FloatArray, IntArray
+
 Notion = Literal["demographic_parity", "equal_opportunity", "equalized_odds"]
 NOTIONS: tuple[Notion, ...] = get_args(Notion)
 Form = Literal["squared", "absolute"]

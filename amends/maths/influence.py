@@ -25,7 +25,8 @@ from scipy.linalg import lstsq, pinvh
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import expit, softmax
 
-FloatArray = NDArray[np.float64]
+from amends.maths.arrays import FloatArray
+
 Loss = Literal["logistic", "softmax", "squared"]
 Solver = Literal["exact", "cg", "identity"]
 MOST_EXACT = 5000

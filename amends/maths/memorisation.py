@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from scipy.stats import rankdata, skewnorm
 
-FloatArray = NDArray[np.float64]
+from amends.maths.arrays import FloatArray
+
 LOG_2 = float(np.log(2))
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FloatArray = NDArray[np.float32]
+from amends.maths.arrays import Float32Array
+
 LINKS, SEARCHED = 32, 128  # of the graph: links a point, candidates a query; recall is measured, not assumed
 RECALL_QUERIES = 1000
 TILE = 16_384
@@ -22,13 +23,13 @@ class Neighbours(NamedTuple):
     """The k nearest points of each query, nearest first."""
 
     index_Qk: NDArray[np.int64]
-    similarity_Qk: FloatArray
+    similarity_Qk: Float32Array
     """Cosine, -1 to 1."""
     recall: float
     """Share of the true neighbours that was found: 1 of an exact search, else measured on `RECALL_QUERIES` queries."""
 
 
-def unit(points_ND: ArrayLike) -> FloatArray:
+def unit(points_ND: ArrayLike) -> Float32Array:
     """Points at length 1 in float32, (N, D).
 
     Raises
@@ -87,7 +88,7 @@ def nearest(
     return _without_self(similarity_Qk, index_Qk, np.arange(len(queries)) if own else None, float(recall))
 
 
-def search(points_ND: FloatArray, queries_QD: FloatArray, k: int, first: int | None = None) -> Neighbours:
+def search(points_ND: Float32Array, queries_QD: Float32Array, k: int, first: int | None = None) -> Neighbours:
     """Find the k points nearest to each query, exactly; all have length 1 (`unit`).
 
     Parameters

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp
 from torch.nn.functional import cross_entropy, softplus
 
-from amends.maths.influence import FloatArray, LinearModel, NotSolved, with_intercept
+from amends.maths.arrays import FloatArray
+from amends.maths.influence import LinearModel, NotSolved, with_intercept
 
 Curvature = Literal["hessian", "gauss-newton", "identity"]
 MOST_ROUNDS = 1000

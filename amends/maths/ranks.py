@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from amends.maths.arrays import BoolArray, Float32Array, IntArray
+
 ROUNDS = 2
 """Rounds of counting after which a cut is known."""
 HALF = 16  # bits
@@ -23,7 +22,7 @@ NONE = 2**32 - 1  # above the bits of every number
 class Valued(NamedTuple):
     """Values of a part, and the group of each."""
 
-    value_M: FloatArray
+    value_M: Float32Array
     """Any numbers but NaN; compared as float32."""
     group_M: NDArray[np.integer[Any]]
     """0 to G - 1."""
@@ -120,7 +119,7 @@ def taken(part: Valued, earlier_G: IntArray, cuts: Cuts) -> BoolArray:
     return np.asarray(mask)
 
 
-def _ordered(value_M: FloatArray) -> IntArray:
+def _ordered(value_M: Float32Array) -> IntArray:
     """Bits of each value, as a number that is larger where the value is."""
     bits_M = (np.asarray(value_M, dtype=np.float32) + np.float32(0)).view(np.uint32)  # + 0: no negative zero
     return np.where(bits_M >> 31, ~bits_M, bits_M | np.uint32(2**31)).astype(np.int64)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-FloatArray = NDArray[np.float64]
+from amends.maths.arrays import FloatArray
+
 POOL_BELOW = 8
 """With fewer shadow models on a side a variance of one record alone is too rough (Carlini et al. 2022: 16, half in)."""
 

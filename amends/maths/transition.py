@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares, linear_sum_assignment, minimize
 from scipy.special import logsumexp, softmax
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from amends.maths.arrays import FloatArray, IntArray
+
 MISSING = -1
 """A label that a rater did not give."""
 DIAGONAL = 5.0

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from amends.evaluation.intervals import NOWHERE, Z, saturated
-from amends.maths.memorisation import FloatArray, advantage, auc, auc_standard_error, tpr_at_fpr
+from amends.maths.arrays import FloatArray
+from amends.maths.memorisation import advantage, auc, auc_standard_error, tpr_at_fpr
 
 WORDS = "words"
 FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)

@@ -9,7 +9,7 @@ import numpy as np
 from amends.io.errors import InputError
 from amends.lm.memorisation import AnswerScores
 from amends.maths import memorisation as maths
-from amends.maths.memorisation import FloatArray
+from amends.maths.arrays import FloatArray
 
 
 class Numbers(NamedTuple):

@@ -23,7 +23,8 @@ from amends.lm.memorisation import answer_scores, record_row
 from amends.lm.pairs import Pair
 from amends.lm.rows import context_limit, context_of
 from amends.lm.turns import model_for
-from amends.maths.memorisation import FloatArray, mean_rank, num_tokens
+from amends.maths.arrays import FloatArray
+from amends.maths.memorisation import mean_rank, num_tokens
 from amends.maths.words import word_scores
 from amends.report.audit import render_audit
 from amends.unlearn._request import Data

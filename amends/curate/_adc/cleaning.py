@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amends.curate._adc.copies import Copies, Sample, equal, near_copies, nearly_equal
 from amends.curate._adc.images import HASH_BITS, hex_of
@@ -24,9 +23,9 @@ from amends.curate._pools.pool import Outcome, Verdict
 from amends.curate._pools.scale import Workers
 from amends.io.errors import InputError
 from amends.io.rows import Row
+from amends.maths.arrays import Float32Array
 from amends.maths.neighbors import unit
 
-FloatArray = NDArray[np.float32]
 ADDED = (
     "found_as",
     "split",
@@ -92,7 +91,7 @@ class Found:
 def clean(
     samples: Samples,
     refused: Mapping[int, str],
-    points_of: Callable[[Sequence[int]], FloatArray],
+    points_of: Callable[[Sequence[int]], Float32Array],
     said: Mapping[int, str],
     label: str,
     how: How,

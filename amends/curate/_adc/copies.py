@@ -23,8 +23,8 @@ from amends.curate._adc.images import HASH_BITS
 from amends.curate._adc.samples import Samples
 from amends.curate._pools.scale import Here, Workers
 from amends.io.errors import InputError
+from amends.maths.arrays import IntArray
 
-IntArray = NDArray[np.int64]
 AT_ONCE = 512
 """Samples whose copies are looked for together: nearly equal features would fill memory with more."""
 MOST_PAIRS, MOST_SHARE = 200, 0.5

@@ -13,9 +13,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from amends.curate._labels.votes import Draws, count_in_draws, drawn_share, length_of_list, row_keys, tally
-from amends.curate._pools.lists import MANY_SHORT, FloatArray, IntArray, list_in_parts, long_tail
+from amends.curate._pools.lists import MANY_SHORT, list_in_parts, long_tail
 from amends.curate._pools.scale import Here, Workers, merged
 from amends.io.progress import track
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.transition import Transition, agreement, bootstrap, fit_transition, posterior
 
 MOST_LEVELS = 20

@@ -14,11 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from amends.io.errors import InputError, NoResult
 from amends.io.rows import Row
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.transition import (
     MISSING,
     Agreement,
-    FloatArray,
-    IntArray,
     RaterTransitions,
     agreement,
     fit_raters,

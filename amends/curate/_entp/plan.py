@@ -12,10 +12,11 @@ import numpy as np
 
 from amends.curate._entp.drafts import Control, Draft, Mixing, drafts_of
 from amends.curate._entp.purge import Purged, Purging, Sample, can_mix, never_mixed
-from amends.curate._entp.representatives import FloatArray, Grouped, Grouping, group, nearest_pairs
+from amends.curate._entp.representatives import Grouped, Grouping, group, nearest_pairs
 from amends.curate._entp.terms import Frequencies, Weights, frequencies
 from amends.curate._pools.scale import Workers, merged
 from amends.io.errors import NoResult
+from amends.maths.arrays import Float32Array
 
 ALONE: tuple[Control, ...] = ("one2one", "evolve")
 """Controls that take the first sample of each pair alone."""
@@ -27,7 +28,7 @@ class Plan:
 
     low: list[int]
     """Numbers of the low rows that have an embedding."""
-    unit_ND: FloatArray
+    unit_ND: Float32Array
     """Their embeddings at length 1."""
     grouped: Grouped
     drafts: list[Draft]
@@ -68,7 +69,7 @@ def plan(
     workers: Workers,
     purged: Sequence[Any],
     low: list[int],
-    unit_ND: FloatArray,
+    unit_ND: Float32Array,
     how: tuple[Purging, Grouping, Mixing],
     rng: np.random.Generator,
 ) -> Plan:

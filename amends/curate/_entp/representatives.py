@@ -19,13 +19,12 @@ from scipy.sparse import csr_array
 
 from amends.curate._pools.scale import Here, Workers, nearest_in_parts, shares_of
 from amends.io.errors import InputError
+from amends.maths.arrays import Float32Array, IntArray
 from amends.maths.neighbors import Neighbours
 
 THETAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 SILHOUETTE_ROWS = 5000
 TILE = 2**24  # entries of the table of a tile
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 Pairs = list[tuple[int, int]]
 
 
@@ -96,7 +95,7 @@ def one_hop_clusters(near: Neighbours, theta: float) -> Clusters:
     return Clusters(label_N, np.array(hubs, dtype=np.int64))
 
 
-def cluster_means(unit_ND: FloatArray, label_N: IntArray) -> NDArray[np.float64]:
+def cluster_means(unit_ND: Float32Array, label_N: IntArray) -> NDArray[np.float64]:
     """Merge: the mean of each cluster, (C, D)."""
     size_C = np.bincount(label_N)
     member_CN = csr_array((np.ones(len(label_N)), (label_N, np.arange(len(label_N)))))
@@ -105,8 +104,8 @@ def cluster_means(unit_ND: FloatArray, label_N: IntArray) -> NDArray[np.float64]
 
 
 def silhouettes(
-    unit_ND: FloatArray, label_N: IntArray, rows_M: IntArray, workers: Workers | None = None, points: Any = None
-) -> FloatArray:
+    unit_ND: Float32Array, label_N: IntArray, rows_M: IntArray, workers: Workers | None = None, points: Any = None
+) -> Float32Array:
     """Silhouettes by cosine distance of some rows, among all clusters of all rows.
 
     s = (b - a) / max(a, b), a the mean distance to the others of the own cluster, b to the nearest other cluster; 0 in
@@ -133,8 +132,8 @@ def silhouettes(
 
 
 def _silhouettes(
-    tiles: Sequence[IntArray], unit_ND: FloatArray, label_N: IntArray, mean_CD: NDArray[np.float64]
-) -> FloatArray:
+    tiles: Sequence[IntArray], unit_ND: Float32Array, label_N: IntArray, mean_CD: NDArray[np.float64]
+) -> Float32Array:
     """Local: the silhouettes of the rows of some tiles."""
     found, size_C = [], np.bincount(label_N)
     for rows_B in tiles:
@@ -150,7 +149,7 @@ def _silhouettes(
 
 
 def choose_theta(
-    unit_ND: FloatArray,
+    unit_ND: Float32Array,
     near: Neighbours,
     rng: np.random.Generator,
     thetas: Sequence[float] = THETAS,
@@ -172,7 +171,7 @@ def choose_theta(
     return best, {f"{theta:g}": value for theta, value in found.items()}
 
 
-def mmr(unit_MD: FloatArray, count: int, balance: float) -> list[int]:
+def mmr(unit_MD: Float32Array, count: int, balance: float) -> list[int]:
     """Choose rows of a cluster by maximal marginal relevance (Carbonell and Goldstein 1998).
 
     The first is the nearest to the mean; each next one has the largest balance cos(x, mean) - (1 - balance) max cos(x,
@@ -194,13 +193,15 @@ def mmr(unit_MD: FloatArray, count: int, balance: float) -> list[int]:
     return chosen
 
 
-def _representatives(clusters: Sequence[IntArray], unit_ND: FloatArray, count: int, balance: float) -> list[list[int]]:
+def _representatives(
+    clusters: Sequence[IntArray], unit_ND: Float32Array, count: int, balance: float
+) -> list[list[int]]:
     """Local: the rows that stand for each of some clusters."""
     return [rows[mmr(unit_ND[rows], count, balance)].tolist() for rows in clusters]
 
 
 def nearest_pairs(
-    unit_MD: FloatArray,
+    unit_MD: Float32Array,
     label_M: Sequence[int],
     k: int,
     allowed: Callable[[int, int], bool] = lambda i, j: True,
@@ -228,7 +229,7 @@ def shuffled(pairs: Pairs, rng: np.random.Generator) -> Pairs:
 
 
 def group(
-    unit_ND: FloatArray,
+    unit_ND: Float32Array,
     how: Grouping,
     rng: np.random.Generator,
     *,

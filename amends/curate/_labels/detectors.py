@@ -29,9 +29,10 @@ from amends.curate._labels.votes import (
     row_keys,
     tally,
 )
-from amends.curate._pools.lists import BoolArray, FloatArray, IntArray, Lists, list_in_parts
+from amends.curate._pools.lists import Lists, list_in_parts
 from amends.curate._pools.scale import Here, Workers, merged, parts_of
 from amends.io.errors import check_installed
+from amends.maths.arrays import BoolArray, FloatArray, IntArray
 from amends.maths.transition import Agreement, Transition, agreement, fit_transition
 
 FEW = 100

@@ -17,9 +17,9 @@ from sklearn.utils import check_random_state
 
 from amends.curate._pools.features import numbers_of
 from amends.curate._pools.flagged import key_of
-from amends.curate._pools.lists import BoolArray, FloatArray, IntArray
 from amends.io.errors import InputError
 from amends.io.rows import Row
+from amends.maths.arrays import BoolArray, FloatArray, IntArray
 
 SUM = 1e-3
 """Distance of a row's probabilities from a sum of 1 that is taken for rounding."""

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
-from amends.curate._pools.lists import BoolArray, FloatArray, IntArray, Lists
+from amends.curate._pools.lists import Lists
 from amends.curate._pools.scale import Workers, cut, merged
+from amends.maths.arrays import BoolArray, FloatArray, IntArray
 from amends.maths.neighbors import TILE
 from amends.maths.ranks import Cuts, Valued, above
 from amends.maths.transition import triple_counts

@@ -14,11 +14,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from amends.curate._pools.scale import Here, Workers, merged, parts_of
+from amends.maths.arrays import BoolArray, FloatArray, IntArray
 from amends.maths.neighbors import TILE, search, unit
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 SPARE = 8  # places in the list for twins and siblings, which are no neighbours
 MANY_SHORT = 0.01
 LONGEST = 512

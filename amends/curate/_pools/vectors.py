@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 
 from amends.curate._entp.purge import Sample
-from amends.curate._entp.representatives import FloatArray
 from amends.curate._pools.features import numbers_of
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.rows import Row
 from amends.lm.encoders import embed, load_encoder
+from amends.maths.arrays import Float32Array
 from amends.maths.neighbors import unit
 
 
 def vectors_of(
     samples: Sequence[Sample], rows: Sequence[Row], embedder: str | None, embedding: Any
-) -> tuple[list[Sample], FloatArray, dict[int, str]]:
+) -> tuple[list[Sample], Float32Array, dict[int, str]]:
     """Embed samples: instruction and response as one text, or what one of the others gives.
 
     Parameters
@@ -48,7 +48,7 @@ def vectors_of(
         order = sorted(range(len(samples)), key=lambda i: len(samples[i].instruction) + len(samples[i].response))
         found_ND = embed(encoder, [f"{samples[i].instruction}\n{samples[i].response}" for i in order]).numpy()
         return list(samples), unit(found_ND[np.argsort(order)]), {}
-    kept, vectors, faulty = list[Sample](), list[FloatArray](), dict[int, str]()
+    kept, vectors, faulty = list[Sample](), list[Float32Array](), dict[int, str]()
     for sample in samples:
         vector = vector_of(rows[sample.row].data.get(str(column)) if given is None else given[sample.row])
         if vector is None:
@@ -67,7 +67,7 @@ def vectors_of(
     return kept, unit(np.stack(vectors)), faulty
 
 
-def vector_of(value: Any) -> FloatArray | None:
+def vector_of(value: Any) -> Float32Array | None:
     """Read a list of numbers, or its JSON; None unless it has a direction."""
-    found: FloatArray | None = numbers_of(value)
+    found: Float32Array | None = numbers_of(value)
     return found if found is not None and np.isfinite(found).all() and found.any() else None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from amends.curate._adc.cleaning import ADDED, NO_VECTOR, FloatArray, How, check_how, clean
+from amends.curate._adc.cleaning import ADDED, NO_VECTOR, How, check_how, clean
 from amends.curate._adc.images import sha256_of
 from amends.curate._adc.review import read_votes
 from amends.curate._adc.samples import Reading, Samples, read_in_parts
@@ -21,6 +21,7 @@ from amends.curate._ray.blocks import TOLD, OnRay, blocks_of, joined, points_in,
 from amends.curate.adc_clean import warnings_of
 from amends.io.errors import InputError
 from amends.io.rows import Row
+from amends.maths.arrays import Float32Array
 
 USED = ("kind", "sha256", "subclass", "rank")
 """Columns that are used where they are there, beside those that are named."""
@@ -101,8 +102,8 @@ def adc_clean_on_ray(
         if not points_ND[i].any()
     }
 
-    def points_of(used: Any) -> FloatArray:
-        chosen: FloatArray = points_ND[used]
+    def points_of(used: Any) -> Float32Array:
+        chosen: Float32Array = points_ND[used]
         return chosen
 
     cleaned = clean(samples, refused, points_of, said, label, how, seed, workers)
@@ -126,7 +127,7 @@ def _light(samples: Samples, label: str) -> Samples:
     return replace(samples, rows=rows, keys=keys, texts=[""] * len(rows), files=[None] * len(rows))
 
 
-def _points(block: pa.Table, embedding: str, width: int) -> tuple[FloatArray, np.ndarray]:
+def _points(block: pa.Table, embedding: str, width: int) -> tuple[Float32Array, np.ndarray]:
     """Local: the embeddings of a block, zeros where there is none, and how many numbers each row has."""
     points_MD, num_M = points_in(block, embedding, width)
     return points_MD.astype(np.float32), num_M

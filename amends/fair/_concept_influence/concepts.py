@@ -24,8 +24,8 @@ from sklearn.utils import check_random_state
 
 from amends.fair._concept_influence.columns import columns_of, is_number, table_like
 from amends.fair._tables.table import encoder
+from amends.maths.arrays import FloatArray
 
-FloatArray = NDArray[np.float64]
 Transport = Literal["nearest", "ot", "column"]
 MOST_CANDIDATES, MOST_COUPLED, MOST_FITTED = 5000, 1000, 50_000
 """Rows of a cell that others are mapped to; that optimal transport couples; that a model of a column is fitted to."""

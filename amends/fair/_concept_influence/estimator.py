@@ -21,8 +21,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from amends.fair._concept_influence.concepts import Concept, Rows, counterparts, named, quality
-from amends.fair._concept_influence.scores import MOST_NEWTON, FloatArray, Gap, Scorer, Surrogate, by_cell
+from amends.fair._concept_influence.scores import MOST_NEWTON, Gap, Scorer, Surrogate, by_cell
 from amends.fair._tables.groups import Groups, read_groups
+from amends.maths.arrays import FloatArray
 from amends.maths.disparity import Disparity, Notion, disparity
 from amends.maths.influence import Fitted, Solver, from_sklearn
 

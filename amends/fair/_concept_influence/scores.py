@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from amends.fair._concept_influence.concepts import Rows
+from amends.maths.arrays import FloatArray
 from amends.maths.disparity import Disparity
 from amends.maths.influence import Fitted, LinearModel, Move, newton
 
-FloatArray = NDArray[np.float64]
 Surrogate = Literal["probability", "logit"]
 BLOCK = 20_000
 """Rows scored at once."""

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import rel_entr, wrightomega
 
-FloatArray = NDArray[np.float64]
+from amends.maths.arrays import FloatArray
+
 Name = Literal["kl", "reverse-kl", "l1", "l2"]
 TIED = 1e-12
 """Losses this near to the largest one, by their range, count as equal to it: which of them is worst is rounding."""

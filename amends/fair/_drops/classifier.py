@@ -29,8 +29,6 @@ from amends.fair._drops.prior_robust import (
     SMOOTH,
     Average,
     Cells,
-    FloatArray,
-    IntArray,
     Loss,
     cells_of,
     check_delta,
@@ -47,6 +45,7 @@ from amends.fair._drops.prior_robust import (
 )
 from amends.fair._tables.folds import check_folds, splits_of
 from amends.fair._tables.groups import Groups, read_groups
+from amends.maths.arrays import FloatArray, IntArray
 
 PRECOMPUTED = "precomputed"
 DELTAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)

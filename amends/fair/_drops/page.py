@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from amends.fair._drops.ambiguity import distance, worst_prior
-from amends.fair._drops.prior_robust import FloatArray, IntArray, worst_accuracy
+from amends.fair._drops.prior_robust import worst_accuracy
 from amends.fair._drops.table import text_of
 from amends.fair._tables.gaps import gap_table, gaps, rate_table, rates
 from amends.fair.drops import ADJUSTED, PLAIN, PriorRobust, rule_of
+from amends.maths.arrays import FloatArray, IntArray
 from amends.report.curves import curves
 from amends.report.findings import Cell, Chart, Section, Table, render_findings
 from amends.report.grids import shares

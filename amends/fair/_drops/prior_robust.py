@@ -16,14 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from amends.fair._drops.ambiguity import Name, damped_step, distance, worst_prior
 from amends.fair._tables.groups import Groups, read_groups
+from amends.maths.arrays import FloatArray, IntArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Loss = Literal["zero-one", "cross-entropy"]
 Average = Literal["last-half", "best"]
 FEW = 20

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._drops.prior_robust import SUM, Cells, FloatArray
+from amends.fair._drops.prior_robust import SUM, Cells
 from amends.fair._tables.table import numbers
 from amends.io.errors import InputError
 from amends.io.rows import Row
+from amends.maths.arrays import FloatArray
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,12 @@ from amends.fair._fan.given import (
     table_of,
 )
 from amends.fair._fan.kept import Kept, count, measure
-from amends.fair._fan.program import (
-    Fates,
-    FloatArray,
-    IntArray,
-    Mode,
-    Objective,
-    Promises,
-    SlackForm,
-    SurrogateCut,
-    allowed_errors,
-    solve,
-)
+from amends.fair._fan.program import Fates, Mode, Objective, Promises, SlackForm, SurrogateCut, allowed_errors, solve
 from amends.fair._fan.rules import ABSTAINED, MISSED, assigned, cells_by_label, cells_by_score, coins, edges, rule_of
 from amends.fair._fan.surrogates import held_out_chances, learnt, matched_cuts, rows_of, said_one, with_columns
 from amends.fair._tables.folds import num_folds, splits_of
 from amends.fair._tables.groups import read_groups
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.disparity import Notion
 
 SCORE, GROUP = "score of the base", "number of the group"

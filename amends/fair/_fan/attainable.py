@@ -9,16 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from amends.fair._fan.program import (
-    Cells,
-    FloatArray,
-    Infeasible,
-    Promises,
-    least_abstention,
-    least_caps,
-    least_eps,
-    least_gap,
-)
+from amends.fair._fan.program import Cells, Infeasible, Promises, least_abstention, least_caps, least_eps, least_gap
+from amends.maths.arrays import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

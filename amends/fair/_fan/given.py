@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_y, _num_samples
@@ -16,10 +15,9 @@ from sklearn.utils.validation import _check_y, _num_samples
 from amends.fair._fan.program import OBJECTIVES, Mode, SlackForm, SurrogateCut
 from amends.fair._tables.folds import check_folds
 from amends.fair._tables.groups import read_groups
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.disparity import NOTIONS
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 ABSTAIN = -1
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.disparity import NOTIONS
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 NUM_DRAWS = 2000
 LEVEL = 0.95
 TINY = 1e-12

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, eye_array
 
 from amends.io.errors import InputError
+from amends.maths.arrays import FloatArray
 from amends.maths.disparity import Notion
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Mode = Literal["scorebins", "surrogate"]
 SlackForm = Literal["relative", "toward_one"]
 SurrogateCut = Literal["matched", "half"]

@@ -13,9 +13,8 @@ from scipy.sparse import issparse
 from sklearn.isotonic import isotonic_regression
 
 from amends.fair._fan.program import Cells
+from amends.maths.arrays import FloatArray, IntArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 ABSTAINED = 2
 MISSED = 0.01
 """Share of a group by which fates may miss a rule's chances before it is told."""

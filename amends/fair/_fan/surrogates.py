@@ -13,9 +13,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from amends.fair._fan.rules import ABSTAINED
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from amends.maths.arrays import FloatArray, IntArray
 
 
 def learnt(surrogate: Any, seen: Any, one_N: IntArray, seed: int) -> Any:

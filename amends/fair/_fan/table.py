@@ -19,7 +19,6 @@ from sklearn.pipeline import make_pipeline
 
 from amends.fair._fan.abstaining import GROUP, SCORE, AbstainingFairClassifier
 from amends.fair._fan.kept import Kept, columns_of, count, rates_of, widest
-from amends.fair._fan.program import FloatArray, IntArray
 from amends.fair._fan.rules import ABSTAINED
 from amends.fair._fan.surrogates import with_columns
 from amends.fair._tables.groups import Groups
@@ -27,6 +26,7 @@ from amends.fair._tables.table import binary, column, encoder, features, groups,
 from amends.io.errors import InputError
 from amends.io.progress import track
 from amends.io.rows import Row
+from amends.maths.arrays import FloatArray, IntArray
 
 TEST = "test"
 CAPS = tuple(np.round(np.arange(0, 0.4001, 0.025), 3).tolist())

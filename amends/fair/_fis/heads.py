@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from amends.maths.arrays import FloatArray
 from amends.maths.influence import LinearModel, with_intercept
 
-FloatArray = NDArray[np.float64]
 CLOSE = 1e-6
 """Distance between what a classifier says and what its weights say that is taken for rounding."""
 LOOKED_AT = 100

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -25,8 +25,8 @@ from torch.func import functional_call, jvp
 
 from amends.io.console import console
 from amends.io.progress import track
+from amends.maths.arrays import FloatArray
 
-FloatArray = NDArray[np.float64]
 Direction = dict[str, Tensor]
 BATCH = 1024
 """Rows of a batch where nothing is trained."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import _safe_indexing, assert_all_finite, check_consistent_length, check_random_state, column_or_1d
@@ -26,11 +25,9 @@ from amends.fair._fis.validation import Round, read_validation
 from amends.fair._tables.groups import read_groups
 from amends.io.console import console
 from amends.io.progress import track
+from amends.maths.arrays import BoolArray, FloatArray, IntArray
 from amends.maths.disparity import NOTIONS, Notion
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Strategy = Literal["predicted", "least_change", "most_helpful"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BATCH = 2**16

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amends.fair._tables.groups import Groups
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.disparity import Disparity, Notion, disparity
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 FEW = 100
 """Rows of a group that count, below which the direction to a smaller gap is not well known."""
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from amends.fair._proxies.rates import MOST_PATTERNS, Estimate, Fitted, Misfit, estimate, misfit, naive, parts
 from amends.fair._proxies.table import ProxyTable
 from amends.io.progress import track
+from amends.maths.arrays import FloatArray
 
-FloatArray = NDArray[np.float64]
 Metric = Literal["demographic_parity", "equalized_odds", "equal_opportunity"]
 Summary = Literal["mean", "largest"]
 Variant = Literal["auto", "global", "local", "joint", "naive", "majority"]

@@ -13,15 +13,13 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from amends.fair._proxies.table import codes, columns_of
 from amends.fair.proxies import ProxyFairness
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.disparity import Form
 from amends.maths.transition import MISSING
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.transition import MISSING, Patterns, Transition, fit_transition
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 TINY = 1e-300
 SMALLEST = 1e-9
 """Chance that a leap leaves at least; the round after it may go lower."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from amends.fair._proxies import latent
 from amends.fair._proxies.latent import Latent
 from amends.fair._proxies.table import ProxyTable
+from amends.maths.arrays import FloatArray
 from amends.maths.transition import MISSING, Transition
 
-FloatArray = NDArray[np.float64]
 Fitted = Literal["global", "local", "joint"]
 NULL_DRAWS, CLEARLY = (199, 800), 0.05
 """Draws at first, and more if the first give a p of no more than that."""

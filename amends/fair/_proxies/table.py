@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from amends.maths.arrays import FloatArray, IntArray
 from amends.maths.transition import MISSING
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 MOST_GROUPS, MOST_CLASSES = 20, 50
 """More values than that are scores or names rather than groups or classes."""
 

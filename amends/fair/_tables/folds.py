@@ -4,10 +4,9 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, check_cv
 
-IntArray = NDArray[np.int64]
+from amends.maths.arrays import IntArray
 
 
 def check_folds(cv: Any, beside: str = "") -> None:

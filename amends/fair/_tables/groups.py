@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from amends.maths.arrays import IntArray
 
 
 class Groups(NamedTuple):
