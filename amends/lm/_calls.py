@@ -34,6 +34,9 @@ REFUSED = (400, 413, 422)  # something is wrong with this one conversation, most
 AGAIN = (408, 425, 429)  # and all from 500
 LIMITS = ("max_tokens", "max_completion_tokens")  # what most servers call it, and what some take in its place alone
 
+PROBE: list[Message] = [{"role": "user", "content": "Rate 10 of 27 <samples>:\n{} (Zoë, 3.5)"}]
+"""A conversation by whose tokens ways to ask a local model are told apart."""
+
 
 class Answer(NamedTuple):
     """What a model said to one conversation."""
@@ -81,8 +84,10 @@ class LocalModel:
 
     def __init__(self, loaded: Loaded, batch_size: int = 32) -> None:
         self.loaded, self.batch_size, self.name = loaded, batch_size, loaded.name
-        template = f"{weights_sha256(loaded.model)} {loaded.tokenizer.chat_template}"
-        self.identity = hashlib.sha256(template.encode()).hexdigest()
+        # What stands around a text is the template's, the tokenizer's and our own doing, and tokens tell all of them.
+        asked = encode(loaded.tokenizer, PROBE, ["a"])[0].prompt, turn_end(loaded.tokenizer)
+        known = f"{weights_sha256(loaded.model)} {loaded.tokenizer.chat_template} {asked}"
+        self.identity = hashlib.sha256(known.encode()).hexdigest()
 
     def answers(
         self, conversations: Sequence[list[Message]], seeds: Sequence[int], max_new_tokens: int, temperature: float

@@ -333,3 +333,12 @@ def test_other_weights_or_another_template_make_another_identity(local, tiny_mod
     assert LocalModel(changed).identity == identity != LocalModel(load(other_model)).identity
     changed.tokenizer.chat_template += " "
     assert LocalModel(changed).identity != identity
+
+
+def test_a_prompt_that_its_template_writes_otherwise_is_not_answered_from_the_cache(local, tiny_model, tmp_path):
+    changed = load(tiny_model)
+    changed.tokenizer.chat_template = f"{{{{ bos_token }}}}{changed.tokenizer.chat_template}"
+    for calls, token in ((1, "<one>"), (0, "<one>"), (1, "<other>")):
+        changed.tokenizer.bos_token = token
+        chat = Chat(LocalModel(changed), tmp_path / "answers.sqlite")
+        assert ask(chat, talks(1), str, version="1", max_new_tokens=2).counts.calls == calls
