@@ -52,6 +52,17 @@ def test_what_passes_is_tried_again(kind):
     assert replies.counts == Counts(asked=3, calls=3, retried=6, tokens=21)
 
 
+def test_a_call_ends_in_time_however_its_answer_halts(monkeypatch):
+    monkeypatch.setattr(_calls.httpx2, "Timeout", lambda *_, **__: None)  # so that nothing else ends it
+
+    def halt_once(body, before):
+        return digest(body)._replace(halts_s=0 if before or number_of(body) == 0 else 20)
+
+    with serving(halt_once) as server:
+        chat = open_chat(server.name, timeout_s=0.5, pause_s=0, concurrency=1)
+        assert ask(chat, talks(3), some_text, version="1").counts == Counts(asked=3, calls=3, retried=2, tokens=21)
+
+
 def test_pauses_double_and_are_as_long_as_the_server_asks_for(monkeypatch):
     paused = []
     monkeypatch.setattr(_calls, "_pause", lambda stop, seconds: bool(paused.append(seconds)))
