@@ -301,8 +301,9 @@ class ConfidentLearning(_ByProbability):
     """A label is called wrong if a model is confident, by each class's own standard, of another one.
 
     t_j is the mean probability of j over the rows with label j; a row counts for the likeliest class among those with
-    p_j >= t_j, and is flagged if that is not its label. The same as `cleanlab`'s filter "confident_learning", except that
-    no row counts for a class with t_j = 0, of which nothing is known. Source: Northcutt, Jiang, Chuang 2021, eq. 1 and 2.
+    p_j >= t_j, and is flagged if that is not its label. The same as `cleanlab`'s filter "confident_learning", except
+    that no row counts for a class with t_j = 0, of which nothing is known. Source: Northcutt, Jiang, Chuang 2021, eq. 1
+    and 2.
 
     Parameters
     ----------
