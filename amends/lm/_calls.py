@@ -9,7 +9,6 @@ import ipaddress
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx2
 
+from amends.io.deadline import Deadline
 from amends.io.errors import InputError
 from amends.io.retry import retry_after_s
 from amends.lm.generate import generate
@@ -33,6 +33,9 @@ CONNECT_S = 10.0  # to reach a server at all
 REFUSED = (400, 413, 422)  # something is wrong with this one conversation, mostly its length
 AGAIN = (408, 425, 429)  # and all from 500
 LIMITS = ("max_tokens", "max_completion_tokens")  # what most servers call it, and what some take in its place alone
+
+PROBE: list[Message] = [{"role": "user", "content": "Rate 10 of 27 <samples>:\n{} (Zoë, 3.5)"}]
+"""A conversation by whose tokens ways to ask a local model are told apart."""
 
 
 class Answer(NamedTuple):
@@ -81,8 +84,10 @@ class LocalModel:
 
     def __init__(self, loaded: Loaded, batch_size: int = 32) -> None:
         self.loaded, self.batch_size, self.name = loaded, batch_size, loaded.name
-        template = f"{weights_sha256(loaded.model)} {loaded.tokenizer.chat_template}"
-        self.identity = hashlib.sha256(template.encode()).hexdigest()
+        # What stands around a text is the template's, the tokenizer's and our own doing, and tokens tell all of them.
+        asked = encode(loaded.tokenizer, PROBE, ["a"])[0].prompt, turn_end(loaded.tokenizer)
+        known = f"{weights_sha256(loaded.model)} {loaded.tokenizer.chat_template} {asked}"
+        self.identity = hashlib.sha256(known.encode()).hexdigest()
 
     def answers(
         self, conversations: Sequence[list[Message]], seeds: Sequence[int], max_new_tokens: int, temperature: float
@@ -128,8 +133,7 @@ class Server:
     concurrency : int, default 8
         Calls under way at the same time, at most.
     timeout_s : float, default 120
-        Seconds that the server may be silent. A call that takes longer is given up at the next piece of its answer, so
-        that none takes more than twice as long.
+        Seconds that one call may take, from its connection to the end of its answer.
     retries : int, default 5
         Further tries after a failed connection, a time-out, the states 408, 425, 429 and 500 to 599, or a reply without
         an answer in it.
@@ -266,14 +270,24 @@ class Server:
         return Answer(None, problem, retried=retried, fault=True)
 
     def _post(self, client: httpx2.Client, body: dict[str, Any]) -> _Reply:
-        deadline, data = time.monotonic() + self.timeout_s, bytearray()
-        with client.stream("POST", f"{self.base}/chat/completions", json=body) as response:
+        with Deadline(self.timeout_s) as deadline:
+            try:
+                reply = self._reply(client, body, deadline)
+            except httpx2.RequestError:
+                if not deadline.passed:
+                    raise
+            if deadline.passed:
+                raise httpx2.ReadTimeout(f"no whole answer in {self.timeout_s:g} s")
+            return reply
+
+    def _reply(self, client: httpx2.Client, body: dict[str, Any], deadline: Deadline) -> _Reply:
+        address, data = f"{self.base}/chat/completions", bytearray()
+        with client.stream("POST", address, json=body, extensions={"trace": deadline.trace}) as response:
+            deadline.watch(response.extensions["network_stream"])  # of a connection that served an earlier call
             for piece in response.iter_bytes():
                 data += piece
                 if len(data) > MOST_BYTES:
                     raise InputError(f"{self.name}: sends more than {MOST_BYTES:,} bytes, which is no chat's answer.")
-                if time.monotonic() > deadline:  # the time-out of the client is for each piece
-                    raise httpx2.ReadTimeout(f"no whole answer in {self.timeout_s:g} s")
             return _Reply(response.status_code, response.headers.get("Retry-After", ""), bytes(data))
 
     def _read(self, reply: _Reply, retried: int) -> Answer | None:

@@ -307,11 +307,6 @@ class RaterTransitions:
         """Whether every rater mostly says the class that is true."""
         return bool((self.matrices_MKK.argmax(axis=2) == np.arange(len(self.prior_K))).all())
 
-    @property
-    def determinants_M(self) -> FloatArray:
-        """Of each rater's matrix: near 0, nothing can be learnt from what the rater says."""
-        return np.asarray(np.linalg.det(self.matrices_MKK))
-
 
 def fit_raters(
     data: Patterns, num_classes: int, *, right: float = 0.75, tolerance: float = 1e-10, most_rounds: int = 20_000

@@ -195,9 +195,11 @@ def test_what_cannot_be_mended_is_refused(ratings, settings, message):
         ScoreCurator(**settings).fit(planted(0.0, num_rows=200).points, ratings)
 
 
-@pytest.mark.parametrize("groups", [np.zeros(10, int), np.repeat(["a", "b"], 100)])
+@pytest.mark.parametrize(
+    "groups", [np.zeros(10, int), np.repeat(["a", "b"], 100), np.repeat([1.2, 1.7], 100), np.repeat([1, np.inf], 100)]
+)
 def test_groups_that_are_no_whole_number_for_each_row_are_refused(groups):
-    with pytest.raises(ValueError, match="expected a whole number for each of the 200 rows"):
+    with pytest.raises(ValueError, match=r"groups: .* whole number"):
         ScoreCurator().fit(planted(0.0, num_rows=200).points, np.repeat([0, 1], 100), groups)
 
 

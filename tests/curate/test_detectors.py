@@ -169,6 +169,15 @@ def test_a_row_with_many_copies_is_judged_as_if_it_had_none():
     assert (found.noise_score_[300:] == alone[20]).all()
 
 
+def test_no_row_counts_for_a_class_of_which_nothing_is_known():
+    p = [[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.1, 0.9, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0]]
+    with pytest.warns(UserWarning, match="1 rows are not judged"):
+        found = ConfidentLearning("precomputed").fit(p, [0, 0, 1, 1, 2])
+    assert found.thresholds_.tolist() == pytest.approx([0.7, 0.85, 0])
+    assert not found.flag_.any()  # the second row is sure of no class
+    assert found.confident_joint_.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
 def test_folds_may_be_a_splitter_that_tests_each_row_once():
     x, _, y = planted(num=300)
     own = ConfidentLearning(cv=StratifiedKFold(5, shuffle=True, random_state=3)).fit(x, y)

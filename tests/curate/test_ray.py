@@ -105,6 +105,13 @@ def test_labels_judged_on_ray_are_those_judged_in_one_process(ray, rows, made):
     assert found["label"].to_pylist() != labels
 
 
+def test_probabilities_of_labels_whose_order_cannot_be_told_are_refused_on_ray_too(ray):
+    table = pa.table({"p": [[0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], "label": ["10", "9", "9"]})
+    how = {"label": "label", "embedding": "p"}
+    with pytest.raises(InputError, match=r'texts they are 10, 9, as numbers 9, 10.* Make "label" a column of numbers'):
+        label_errors_on_ray(ray.data.from_arrow(table), ConfidentLearning("precomputed"), **how)
+
+
 @pytest.mark.parametrize(
     "how", [{}, {"level": "sample"}, {"source": "source"}, {"level": "threshold", "threshold": 0.5}]
 )

@@ -18,6 +18,7 @@ class Say(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012 - a default that nobody changes
     raw: bytes | None = None
     drips: bool = False  # comes whole, but takes seconds
+    halts_s: float = 0  # in the middle
 
 
 def digest(body: dict[str, Any]) -> Say:
@@ -85,7 +86,11 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(data), 8) if say.drips else ():
             self.wfile.write(data[start : start + 8])
             threading.Event().wait(0.1)
-        if not say.drips:
+        if say.halts_s:
+            self.wfile.write(data[:8])
+            threading.Event().wait(say.halts_s)
+            self.wfile.write(data[8:])
+        elif not say.drips:
             self.wfile.write(data)
 
 

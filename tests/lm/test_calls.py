@@ -52,6 +52,17 @@ def test_what_passes_is_tried_again(kind):
     assert replies.counts == Counts(asked=3, calls=3, retried=6, tokens=21)
 
 
+def test_a_call_ends_in_time_however_its_answer_halts(monkeypatch):
+    monkeypatch.setattr(_calls.httpx2, "Timeout", lambda *_, **__: None)  # so that nothing else ends it
+
+    def halt_once(body, before):
+        return digest(body)._replace(halts_s=0 if before or number_of(body) == 0 else 20)
+
+    with serving(halt_once) as server:
+        chat = open_chat(server.name, timeout_s=0.5, pause_s=0, concurrency=1)
+        assert ask(chat, talks(3), some_text, version="1").counts == Counts(asked=3, calls=3, retried=2, tokens=21)
+
+
 def test_pauses_double_and_are_as_long_as_the_server_asks_for(monkeypatch):
     paused = []
     monkeypatch.setattr(_calls, "_pause", lambda stop, seconds: bool(paused.append(seconds)))
@@ -333,3 +344,12 @@ def test_other_weights_or_another_template_make_another_identity(local, tiny_mod
     assert LocalModel(changed).identity == identity != LocalModel(load(other_model)).identity
     changed.tokenizer.chat_template += " "
     assert LocalModel(changed).identity != identity
+
+
+def test_a_prompt_that_its_template_writes_otherwise_is_not_answered_from_the_cache(local, tiny_model, tmp_path):
+    changed = load(tiny_model)
+    changed.tokenizer.chat_template = f"{{{{ bos_token }}}}{changed.tokenizer.chat_template}"
+    for calls, token in ((1, "<one>"), (0, "<one>"), (1, "<other>")):
+        changed.tokenizer.bos_token = token
+        chat = Chat(LocalModel(changed), tmp_path / "answers.sqlite")
+        assert ask(chat, talks(1), str, version="1", max_new_tokens=2).counts.calls == calls

@@ -1,20 +1,19 @@
 """Fetch files from the web politely: what robots.txt allows, slowly, within limits, from public machines alone."""
 
-import socket
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import httpx2
 from protego import Protego
 
 from amends import __version__
 from amends.curate._adc.addresses import Missing, Refused, checked, machines
+from amends.io.deadline import Deadline
 from amends.io.errors import InputError
 from amends.io.retry import retry_after_s
 
@@ -84,36 +83,6 @@ class _Call(NamedTuple):
     check: Callable[[httpx2.Headers], None] = lambda headers: None
     """Refuses a reply by its head, before its body is read."""
     private: bool = False
-
-
-class _Deadline:
-    """Ends a request that takes too long in all; the time-outs of the client are for each piece that comes."""
-
-    def __init__(self, seconds: float) -> None:
-        self.passed = False
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Hear of each connection, as the client's extension `trace` tells it."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.append(info["return_value"].get_extra_info("socket"))
-            if self.passed:
-                self._end()
-
-    def _end(self) -> None:
-        self.passed = True
-        for one in self._sockets:
-            with suppress(OSError):  # closed meanwhile
-                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of TLS too: the reader finds the end, and no lock
 
 
 class Web:
@@ -276,7 +245,7 @@ class Web:
             raise Missing("stopped")
 
     def _once(self, call: _Call) -> Reply:
-        with _Deadline(self.manners.timeout_s) as deadline:
+        with Deadline(self.manners.timeout_s) as deadline:
             try:
                 reply = self._reply(call, deadline)
             except httpx2.RequestError:
@@ -286,7 +255,7 @@ class Web:
                 raise httpx2.ReadTimeout(f"not whole after {self.manners.timeout_s:g} s")
             return reply
 
-    def _reply(self, call: _Call, deadline: _Deadline) -> Reply:
+    def _reply(self, call: _Call, deadline: Deadline) -> Reply:
         url = call.url
         numbers = machines(url, call.private)
         for last, number in enumerate(numbers, 1 - len(numbers)):

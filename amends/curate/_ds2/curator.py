@@ -305,4 +305,7 @@ def _checked_groups(groups: ArrayLike, num: int) -> IntArray:
     found = np.asarray(groups)
     if found.shape != (num,) or found.dtype.kind not in "iuf":
         raise ValueError(f"groups: {found.dtype} {found.shape}, expected a whole number for each of the {num} rows.")
-    return np.where(np.isnan(found), -1, found).astype(np.int64)
+    whole = np.where(np.isnan(found), -1, found)
+    if (off := np.flatnonzero(~np.isfinite(whole) | (whole != np.floor(whole)))).size:
+        raise ValueError(f"groups: {whole[off[0]]} of row {off[0]} is no whole number. Number the groups, -1 for none.")
+    return whole.astype(np.int64)

@@ -302,8 +302,9 @@ class ConfidentLearning(_ByProbability):
     """A label is called wrong if a model is confident, by each class's own standard, of another one.
 
     t_j is the mean probability of j over the rows with label j; a row counts for the likeliest class among those with
-    p_j >= t_j, and is flagged if that is not its label. The same as `cleanlab`'s filter "confident_learning". Source:
-    Northcutt, Jiang, Chuang 2021, eq. 1 and 2.
+    p_j >= t_j, and is flagged if that is not its label. The same as `cleanlab`'s filter "confident_learning", except
+    that no row counts for a class with t_j = 0, of which nothing is known. Source: Northcutt, Jiang, Chuang 2021, eq. 1
+    and 2.
 
     Parameters
     ----------
@@ -318,7 +319,7 @@ class ConfidentLearning(_ByProbability):
     Attributes
     ----------
     thresholds_ : float array (K,)
-        t_j.
+        t_j; 0 of a class of a single row, as no model that was trained on others knows it.
     confident_joint_ : int array (K, K)
         How many rows with each label count for each class.
     """

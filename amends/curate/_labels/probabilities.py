@@ -42,13 +42,24 @@ def probabilities_in(rows: Sequence[Row], column: str, names: Mapping[str, Any])
     InputError : a list, and labels are texts whose order as numbers is another one.
     """
     values = [_read(row.data.get(column)) for row in rows]
-    if doubtful(names) and any(isinstance(value, list) for value in values):
-        raise InputError(
-            f'{rows[0].where}: the labels are texts that are numbers, and "{column}" is a list. Sorted as texts they '
-            f"are {', '.join(sorted(names))[:60]}, as numbers {', '.join(sorted(names, key=float))[:60]}: which of "
-            "these it follows cannot be told. Give an object by label."
-        )
+    if any(isinstance(value, list) for value in values):
+        check_order(names, column, rows[0].where, "Give an object by label")
     return [_of_labels(value, column, [*names]) for value in values]
+
+
+def check_order(names: Mapping[str, Any], column: str, where: str, advice: str) -> None:
+    """Refuse a column with lists of probabilities where the order of the labels cannot be told.
+
+    Raises
+    ------
+    InputError : labels are texts whose order as numbers is another one.
+    """
+    if doubtful(names):
+        raise InputError(
+            f'{where}: the labels are texts that are numbers, and "{column}" is a list. Sorted as texts they are '
+            f"{', '.join(sorted(names))[:60]}, as numbers {', '.join(sorted(names, key=float))[:60]}: which of these "
+            f"it follows cannot be told. {advice}."
+        )
 
 
 def doubtful(names: Mapping[str, Any]) -> bool:
@@ -148,10 +159,13 @@ def confidence_of(rows: slice, p_NK: FloatArray, labels_N: IntArray) -> Confiden
 
 
 def confident(rows: slice, p_NK: FloatArray, labels_N: IntArray, thresholds_K: FloatArray) -> Confident:
-    """Apply: the class that each row counts for, and whether it is not that of its label."""
+    """Apply: the class that each row counts for, and whether it is not that of its label.
+
+    None counts for a class with threshold 0, such as one of a single row, which no model that judged its rows knew.
+    """
     p_MK, labels_M = p_NK[rows], labels_N[rows]
     K = len(thresholds_K)
-    confident_MK = np.where(p_MK >= thresholds_K - 1e-12, p_MK, -1.0)
+    confident_MK = np.where((p_MK >= thresholds_K - 1e-12) & (thresholds_K > 0), p_MK, -1.0)
     best_M, is_any_M = confident_MK.argmax(axis=1), confident_MK.max(axis=1) >= 0
     joint = np.bincount(labels_M[is_any_M] * K + best_M[is_any_M], minlength=K * K).reshape(K, K)
     flag_M = is_any_M & (best_M != labels_M)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from amends.curate import ds2, label_errors
 from amends.curate._ds2.raters import rating_of
+from amends.curate._labels.probabilities import check_order
 from amends.curate._pools.features import codes_of
 from amends.curate._pools.flagged import Flagged, is_label, key_of, names_of
 from amends.curate._pools.pool import Verdict
@@ -120,6 +121,8 @@ def label_errors_on_ray(
     blocks = blocks_of(dataset, [label, embedding], {**JUDGED, **TOLD})
     there = read(workers, blocks, embedding, label, None, _label)
     names = names_of(there.targets)
+    if isinstance(kind := getattr(detector, "estimator", None), str) and kind == "precomputed":
+        check_order(names, embedding, "the data set", f'Make "{label}" a column of numbers')
     number = {key: code for code, key in enumerate(names)}
     labels_n = np.array([number[key_of(value)] for value in there.targets])
     detector.fit(there.points_nD, labels_n, workers)
