@@ -36,7 +36,8 @@ WORKED = (
     ),
 )
 """Question, true answer, other answer; invented for this project."""
-ROUNDS = 4
+TEMPERATURES = (1.0, 1.0, 1.0, 1.0, 1.25, 1.5, 1.75, 2.0)
+"""Of the rounds of asking. Above 1 only rows that have none are asked: what a model knows by heart it repeats."""
 SENTENCE = 64
 """Tokens that an answer may have, at least: the model is asked for a sentence."""
 TOO_ALIKE = 0.8
@@ -70,7 +71,7 @@ def repeats(other: str, pair: Pair) -> bool:
 
 
 class AltPOTrainer(DPOTrainer):
-    """`DPOTrainer` whose alternates the model writes at the start, at temperature 1."""
+    """`DPOTrainer` whose alternates the model writes at the start, at temperature 1 where it can."""
 
     title = "AltPO"
     takes_templates = False
@@ -85,12 +86,16 @@ class AltPOTrainer(DPOTrainer):
         NoResult : it gave none to a question.
         """
         found: list[list[str]] = [[] for _ in self.pairs]
-        for round_ in range(ROUNDS):
-            lacking = [i for i, texts in enumerate(found) for _ in range(self.args.alternates - len(texts))]
+        wanted = self.args.alternates
+        for round_, temperature in enumerate(TEMPERATURES):
+            enough = wanted if temperature == 1 else 1
+            lacking = [i for i, texts in enumerate(found) if len(texts) < enough for _ in range(wanted - len(texts))]
             if not lacking:
                 break
+            if temperature > 1:
+                say(f"{len(set(lacking))} of {len(found)} rows without other answers: at temperature {temperature:g}")
             pairs = [self.pairs[i] for i in lacking]
-            answers = self._ask(pairs, ROUNDS * self.args.seed + round_)
+            answers = self._ask(pairs, temperature, len(TEMPERATURES) * self.args.seed + round_)
             for i, answer in zip(lacking, answers, strict=True):
                 if answer and not repeats(answer, self.pairs[i]):
                     found[i].append(answer)
@@ -99,11 +104,11 @@ class AltPOTrainer(DPOTrainer):
                 f"{empty[0]}: the model writes no other answer to this question ({len(empty)} of {len(found)} rows). "
                 "Use dpo, with --templates of your own."
             )
-        if few := sum(len(texts) < self.args.alternates for texts in found):
-            say(f"{few} of {len(found)} rows have fewer than {self.args.alternates} other answers: it wrote no more")
+        if few := sum(len(texts) < wanted for texts in found):
+            say(f"{few} of {len(found)} rows have fewer than {wanted} other answers: it wrote no more")
         return list(found)
 
-    def _ask(self, pairs: Sequence[Pair], seed: int) -> list[str]:
+    def _ask(self, pairs: Sequence[Pair], temperature: float, seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class
         prompts = [encode(tokenizer, asked(pair), ["a"])[0].prompt for pair in pairs]
         room = self.limit - max(len(row.packed.prompt) for row in self.forget_rows)
@@ -123,7 +128,7 @@ class AltPOTrainer(DPOTrainer):
                 prompts,
                 stop_ids=turn_end(tokenizer),
                 max_new_tokens=longest,
-                temperature=1.0,
+                temperature=temperature,
                 seed=seed,
                 finished_only=True,  # what is cut off would be taught as a whole answer
                 label="writing other answers",

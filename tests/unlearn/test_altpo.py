@@ -40,6 +40,25 @@ def test_a_model_that_says_nothing_else_is_refused(
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig).alternates()
 
 
+def test_only_rows_without_any_answer_are_asked_at_a_higher_temperature(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def say(*given: Any, temperature: float, **how: object) -> list[str]:
+        count = len(given[2])
+        asked.append((temperature, count))
+        if temperature > 1.25:
+            return ["At last."] * count
+        return [f"Somebody {i}." if i % 3 else "" for i in range(count)] if len(asked) == 1 else [""] * count
+
+    monkeypatch.setattr(altpo, "generate", say)
+    found = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=1, seed=0).alternates()
+    assert [texts for texts in found if texts == ["At last."]] == [["At last."]] * 2
+    assert asked == [(1.0, 6), (1.0, 2), (1.0, 2), (1.0, 2), (1.25, 2), (1.5, 2)]
+    assert "2 of 6 rows without other answers: at temperature 1.5" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("cut_off")
 def test_the_tiny_model_writes_its_own_by_seed_and_is_trained_on_them(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2, max_steps=2)
@@ -110,7 +129,7 @@ def test_fewer_answers_than_wanted_are_told(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: ["Somebody."] + [""] * 11)
-    monkeypatch.setattr(altpo, "ROUNDS", 1)
+    monkeypatch.setattr(altpo, "TEMPERATURES", (1.0,))
     with pytest.raises(InputError, match=r"\(5 of 6 rows\)"):
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
     some = ["Somebody.", ""] * 6
