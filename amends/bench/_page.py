@@ -108,7 +108,8 @@ READING = """## How to read it
 - Retain ROUGE-L is the same on questions to keep, of the same kind; refused is the share of them that get a
   refusal. Model utility is TOFU's harmonic mean of nine numbers (geometric truth ratio). Perplexity is of plain
   text.
-- In brackets: 95 % interval, over the questions (bootstrap) and, with more than one seed, over the seeds.
+- In brackets: 95 % interval, over the questions (bootstrap) and, with more than one seed, over the seeds (Student's t:
+  wide where two seeds differ).
 - Searched settings: each method is given the same passes over the forget data and the same learning rates; the rate
   is the one with the least distance from a retrained model on another request of the same size, which forgets rows
   that the table's questions do not touch. Published settings: all weights, 32 rows a step, rate 1e-5 and 10 epochs,
