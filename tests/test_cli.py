@@ -295,3 +295,10 @@ def test_methods_and_verbs_of_amends_are_the_files_that_are_there():
     assert set(root.commands) == {*verbs, *cli.JOBS}
     for job in cli.JOBS:
         assert set(root.commands[job].commands) == {file.stem for file in (home / job).glob("[a-z]*.py")}
+
+
+@pytest.mark.parametrize("name", ["adc_clean", "adc_design", "ds2", "entp", "label_errors", "token_cleaning"])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["curate", name, "x", "--seed", "-1", "--out", "y"])
+    assert "'--seed': Input should be greater than or equal to 0" in capsys.readouterr().err

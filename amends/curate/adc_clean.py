@@ -230,7 +230,9 @@ def command(
     export: Annotated[
         Literal["imagefolder"] | None, typer.Option(help="Copy the pictures that are kept to OUT/pictures/SPLIT/LABEL.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws in which neighbours vote, of folds and of splits.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the draws in which neighbours vote, of folds and of splits.", min=0, max=2**32 - 1)
+    ] = 0,
 ) -> None:
     """Clean the samples in RAW."""
     found = run(

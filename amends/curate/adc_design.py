@@ -254,7 +254,10 @@ def command(
         bool, typer.Option("--dry-run", help="Ask and write nothing; say what calls and tokens it would take.")
     ] = False,
     seed: Annotated[
-        int, typer.Option(help="Of the subclasses that are drawn, and of answers above temperature 0.")
+        int,
+        typer.Option(
+            help="Of the subclasses that are drawn, and of answers above temperature 0.", min=0, max=2**32 - 1
+        ),
     ] = 0,
 ) -> None:
     """Design a data set for DOMAIN."""

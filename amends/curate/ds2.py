@@ -22,6 +22,7 @@ from amends.curate._pools.pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, check_installed
+from amends.io.options import SeedOption
 from amends.io.rows import Row
 from amends.io.run import RUN, describe
 from amends.io.write import kind_of
@@ -352,7 +353,7 @@ def command(
         Path | None, typer.Option(help="File of the answers of --rater; default OUT.answers.sqlite.")
     ] = None,
     most_calls: Annotated[int | None, typer.Option(help="New answers of each --rater, at most.", min=0)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Mend the ratings in DATA, and select the best and most diverse rows."""
     found = run(

@@ -30,6 +30,7 @@ from amends.curate._pools.vectors import vectors_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.options import SeedOption
 from amends.io.run import describe, write_jsonl
 from amends.io.write import kind_of
 from amends.lm.chat import Chat, open_chat
@@ -301,7 +302,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Ask and write nothing; say what calls and tokens it would take.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Split POOL by score, and fuse the low rows two by two."""
     mixed = run(

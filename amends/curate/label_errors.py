@@ -23,6 +23,7 @@ from amends.curate._pools.pool import Outcome, Verdict, read_pool, texts_of
 from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
+from amends.io.options import SeedOption
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of
@@ -296,7 +297,7 @@ def command(
     k: Annotated[int, typer.Option(help="Neighbours; of SimiFeat with the row itself.", min=3)] = K,
     draws: Annotated[int, typer.Option(help="Draws in which neighbours vote (SimiFeat).", min=1)] = DRAWS,
     folds: Annotated[int, typer.Option(help="Folds of the model (confident, cleanlab, cores).", min=2)] = FOLDS,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Find labels in DATA that look wrong, and keep, drop or replace them."""
     found = run(

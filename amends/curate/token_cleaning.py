@@ -51,7 +51,7 @@ from amends.curate._token_cleaning.stages import (
 from amends.io.atomic import check_new, lock, new_file, new_folder, sha256_json, write_json, write_manifest, write_text
 from amends.io.console import say
 from amends.io.errors import InputError
-from amends.io.options import ModelOption
+from amends.io.options import ModelOption, SeedOption
 from amends.io.run import describe
 from amends.io.write import kind_of
 from amends.lm.load import Loaded, load, save_model, shares_base, weights_sha256
@@ -366,7 +366,7 @@ def command(
     epochs: Annotated[float, typer.Option(help="Passes over each part that is learned.", min=0)] = 1,
     batch_size: Annotated[int, typer.Option(help="Rows that go through the model together.", min=1)] = 8,
     accumulation: Annotated[int, typer.Option(help="Batches summed up before each step.", min=1)] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Choose the answer tokens of DATA that are worth learning, and write rows that a trainer takes."""
     sources = {name: str(ctx.get_parameter_source(name)) for name in TRAINED}
