@@ -114,7 +114,11 @@ def copying(folder: Path, texts: Sequence[str]) -> Loaded:
     tokenizer: Any = loaded.tokenizer
 
     def generate(
-        input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: Any, logits_processor: list[Any]
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        generation_config: Any,
+        logits_processor: list[Any],
+        past_key_values: Any,
     ) -> torch.Tensor:
         assert not generation_config.do_sample and len(logits_processor) == 1  # that which looks for NaN: none draws
         most = generation_config.max_new_tokens
