@@ -149,6 +149,23 @@ def counting(model):
         hook.remove()
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+@pytest.mark.parametrize(
+    "window", [10, 11, 12, 16]
+)  # the beginning fits into it, and some of what follows, or all of it
+def test_a_window_that_holds_the_beginning_moves_on_behind_it(tokenizer, family, window, monkeypatch):
+    made = FAMILIES[f"{family}, window of 4"]()
+    made.sliding_window = window
+    monkeypatch.setitem(FAMILIES, family, lambda: made)
+    model = tiny(family)
+    prompts = [[*BEGINNING, *range(10, 10 + rest)] for rest in (1, 3, 12)]
+    with counting(model) as seen:
+        texts = generate(model, tokenizer, prompts, stop_ids=[], max_new_tokens=COUNT, strip=False)
+    ends = end_of_text(tokenizer)
+    assert texts == [tokenizer.decode(one_by_one(model, prompt, ends), skip_special_tokens=True) for prompt in prompts]
+    assert seen[:2] == [len(BEGINNING), len(prompts) * 12]
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, "llama with an adapter", "mamba"])
 @pytest.mark.parametrize("rests", [[1, 2, 4], [1, 1, 12], [12, 15]])
 def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(tokenizer, family, rests):
