@@ -15,6 +15,7 @@ import typer
 from amends import cli
 
 DOCS = Path(__file__).resolve().parent
+FLAGSHIP = "unlearn flat"
 TABLE = re.compile(r"(<!-- (options|commands)(?:: ([a-z0-9_ ]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -43,19 +44,36 @@ def command_table() -> str:
 
 
 def option_table(name: str) -> str:
-    """Return a row for each argument and option of a command, read off the function that runs."""
+    """Return a row for each argument and option of a command.
+
+    What a method of forgetting shares with FLAT, down to the default, stands on FLAT's page and is only named.
+    """
+    rows = _option_rows(name)
+    same = []
+    if name.startswith("unlearn ") and name != FLAGSHIP:
+        flagship = _option_rows(FLAGSHIP)
+        same = [words for words, row in rows.items() if flagship.get(words) == row and "required" not in row]
+    head = ["| option | value | default | meaning |", "| --- | --- | --- | --- |"]
+    table = "\n".join([*head, *(row for words, row in rows.items() if words not in same)])
+    if not same:
+        return table
+    return f"{table}\n\nAs for [FLAT](flat.md#options), defaults included: {', '.join(same)}."
+
+
+def _option_rows(name: str) -> dict[str, str]:
+    """Return the row of each argument and option of a command, read off the function that runs."""
     *job, last = name.split()
     root: Any = cli.root()
     command = (root.commands[job[0]] if job else root).load(last)
     ctx = typer.Context(command, info_name=last)
-    rows = ["| option | value | default | meaning |", "| --- | --- | --- | --- |"]
+    rows = {}
     for param in command.params:
         argument = param.param_type_name == "argument"
         words = param.display_name_raw.upper() if argument else ", ".join([*param.opts, *param.secondary_opts])
         value = "" if getattr(param, "is_flag", False) else param.display_type_rich(ctx).strip("<>")
         value = value.removesuffix(" range") + _bounds(getattr(param, "min", None), getattr(param, "max", None))
-        rows.append(f"| `{words}` | {_cell(value)} | {_cell(_default(param))} | {_cell(param.help)} |")
-    return "\n".join(rows)
+        rows[f"`{words}`"] = f"| `{words}` | {_cell(value)} | {_cell(_default(param))} | {_cell(param.help)} |"
+    return rows
 
 
 def _bounds(low: float | None, high: float | None) -> str:

@@ -1,6 +1,7 @@
 """The documentation is in step with the code: one file = one command = one page = one test."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_an_old_table_is_noticed_and_mended():
     assert new.endswith("|\n\n<!-- end -->\nBelow.\n")
     assert "| `--config` | path |" in new
     assert generate.updated(new) == new
+
+
+def test_the_page_of_a_rival_has_each_of_its_options_and_tells_of_those_that_differ_from_flats():
+    rows, text = generate._option_rows("unlearn simnpo"), generate.option_table("unlearn simnpo")
+    table, _, shared = text.partition("defaults included: ")
+    assert set(re.findall("`--[^`]*`", table + shared)) == set(rows)
+    assert "| `--model` |" in table  # what has to be given stands on each page
+    assert "| `--delta` |" in table  # what FLAT has not
+    assert "| `--forget-weight` | float, at least 0 | 0.125 |" in table  # FLAT's is 1
+    assert "`--epochs`" in shared
+    assert "--config" in generate.option_table("unlearn flat").splitlines()[-1]  # FLAT's page has them all
 
 
 def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_path):
