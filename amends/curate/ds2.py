@@ -123,17 +123,10 @@ def run(
         pool = _rated(read_pool(data, written), columns, embedding, raters_asked, cache, most_calls, seed)
     else:
         pool = _read(read_pool(data, written), columns, embedding, sources, scale, compress)
-    rows, verdicts = pool.rows, dict(pool.verdicts)
-    used = [i for i in range(len(rows)) if i not in verdicts]
-    if budget is not None and budget > len(used):
-        raise InputError(f"--budget {budget}: only {len(used)} of {len(rows)} rows can be judged. Lower it.")
-    if len(used) < 3:
-        why = "".join(f"; {rows[i].where}: {verdict.reason}" for i, verdict in list(verdicts.items())[:1])
-        raise InputError(f"{len(used)} of {len(rows)} rows can be judged, and three are the least{why}.")
+    used, rows = _judged(pool, budget), pool.rows
     sorted_into = levels_of(pool.ratings_NM[used], levels)
-    warnings = _refusals(verdicts, len(rows))
-    raters = None
-    labels_n = sorted_into.labels_NM[:, 0]
+    warnings = _refusals(pool.verdicts, len(rows))
+    labels_n, raters = sorted_into.labels_NM[:, 0], None
     if len(pool.sources) > 1:
         raters = aggregate(sorted_into.labels_NM, len(sorted_into.names), exchangeable=exchangeable)
         labels_n = raters.labels_N
@@ -144,23 +137,15 @@ def run(
         points_nD = embeddings(rows, pool.texts, used, embedder, embedding, digests)
         groups_n = groups(rows, used, group)
         if curate:
-            say(f"comparing {len(used)} rows with their neighbours")
-            curator = ScoreCurator(
-                k=k, rounds=rounds, draws=draws, confidence=confidence, near=near, random_state=seed
-            ).fit(points_nD, level_n, groups_n)
-            if curator.refusal_:
-                raise NoResult(
-                    f"the ratings were not mended: {curator.refusal_}. Rate anew or embed otherwise; --no-curate "
-                    "selects by the ratings as they are."
-                )
-            curated_n, tail_n = curator.curated_, curator.long_tail_
+            curator = ScoreCurator(k=k, rounds=rounds, draws=draws, confidence=confidence, near=near, random_state=seed)
+            curated_n, tail_n = _mended(curator, points_nD, level_n, groups_n)
             warnings += curator.warnings_
         else:
             tail_n = long_tail(list_neighbours(points_nD, k, near=near, groups_N=groups_n), k)
     second_n = raters.certainty_N if raters and not (embedder or embedding) else tail_n
     chosen_n = select(curated_n, second_n, len(used) if budget is None else budget)
     added = pool.added | columns_of(len(rows), used, level_n, curated_n, tail_n, curator, raters)
-    verdicts |= fates(used, set(chosen_n.tolist()), level_n, curated_n, added, budget)
+    verdicts = pool.verdicts | fates(used, set(chosen_n.tolist()), level_n, curated_n, added, budget)
     outcome = Outcome(rows, [verdicts[i] for i in range(len(rows))], added)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -235,6 +220,29 @@ def _rated(
         for name, of in zip(rating_columns(raters), ratings_NM.T.tolist(), strict=True)
     }
     return _Pool(rows, texts, compressed(ratings_NM), verdicts, found.names, found.asked, added)
+
+
+def _judged(pool: _Pool, budget: int | None) -> list[int]:
+    """Return the numbers of the rows that can be judged."""
+    used = [i for i in range(len(pool.rows)) if i not in pool.verdicts]
+    if budget is not None and budget > len(used):
+        raise InputError(f"--budget {budget}: only {len(used)} of {len(pool.rows)} rows can be judged. Lower it.")
+    if len(used) < 3:
+        why = "".join(f"; {pool.rows[i].where}: {verdict.reason}" for i, verdict in list(pool.verdicts.items())[:1])
+        raise InputError(f"{len(used)} of {len(pool.rows)} rows can be judged, and three are the least{why}.")
+    return used
+
+
+def _mended(curator: Any, points_nD: Any, level_n: Any, groups_n: Any) -> tuple[Any, Any]:
+    """Compare the rows with their neighbours: their levels as mended, and how far each lies from others."""
+    say(f"comparing {len(level_n)} rows with their neighbours")
+    curator.fit(points_nD, level_n, groups_n)
+    if curator.refusal_:
+        raise NoResult(
+            f"the ratings were not mended: {curator.refusal_}. Rate anew or embed otherwise; --no-curate selects by "
+            "the ratings as they are."
+        )
+    return curator.curated_, curator.long_tail_
 
 
 def rating_columns(raters: Sequence[Any]) -> list[str]:

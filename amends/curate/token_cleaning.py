@@ -195,12 +195,7 @@ def run(
         tokenizer, digests = loaded.tokenizer, {"base": weights_sha256(loaded.model)}
         limit = context_limit(loaded.model, max_length)
         pool = read_token_pool(data, tokenizer, limit, question_column, answer_column)
-        bounds = parts_of(
-            len(pool.pairs),
-            reference is not None,
-            warmup_rows,
-            (CHUNKS if chunks is None else chunks) if self_evolving else 0,
-        )
+        bounds = parts_of(len(pool.pairs), reference is not None, warmup_rows, num_chunks)
         first = bounds[0] if reference is not None else bounds[1]
         sources = [source_of(pool.rows[i], source_column) for i in pool.numbers] if source_column else None
         offsets = offsets_of(lengths(pool.packed))
