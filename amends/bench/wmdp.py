@@ -18,10 +18,11 @@ import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.bench._files import Split, find_split, read_split, taken, text_of, told
-from amends.bench._models import Answers, check_least, items_of, record_of, table, write
+from amends.bench._models import Answers, items_of, record_of, table, write
 from amends.evaluation.evaluate import mean_logprobs
 from amends.evaluation.intervals import Direction, Items, bootstrap_mean, entry, mean_of, numbers
 from amends.io.atomic import check_new
+from amends.io.bounds import check_options
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, check_names, listed
@@ -110,9 +111,9 @@ def run(
     ------
     InputError : what the user can mend; nothing is written then.
     """
+    check_options(command, locals())
     started = time.time()
     subjects, keep = listed(subjects), listed(keep)
-    check_least(rows=(rows, 0), max_length=(max_length, 2), seed=(seed, 0))
     models = {"model": model, "before": before}
     check_models(models, processing_class)
     if out is not None:
@@ -279,7 +280,7 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(help="Most questions of each subject, evenly spread; 0: all.", min=0)] = 0,
     max_length: Annotated[int, typer.Option(help="Most tokens of a question.", min=2)] = 2048,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Measure how many questions in DATA MODEL answers right."""
     result = run(

@@ -183,7 +183,7 @@ def test_a_context_without_room_is_named_with_its_model_before_any_is_asked(tmp_
         run(tiny_model, hub, reference=short)
 
 
-@pytest.mark.parametrize("how", [{"rows": 0}, {"rows": -1}, {"max_length": 1}, {"seed": -1}])
+@pytest.mark.parametrize("how", [{"rows": 0}, {"rows": -1}, {"max_length": 1}, {"seed": -1}, {"seed": 2**32}])
 def test_bounds_of_the_command_line_hold_in_python(hub, tiny_model, how):
     (name,) = how
     with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):

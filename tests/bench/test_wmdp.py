@@ -132,7 +132,7 @@ def test_what_should_stay_known_is_better_higher_and_no_part_of_all(place, tiny_
     assert (code, "higher is better" in out, "lower" in out) == (0, True, False)
 
 
-@pytest.mark.parametrize("how", [{"rows": -1}, {"max_length": 1}, {"seed": -1}])
+@pytest.mark.parametrize("how", [{"rows": -1}, {"max_length": 1}, {"seed": -1}, {"seed": 2**32}])
 def test_bounds_of_the_command_line_hold_in_python(place, tiny_model, how):
     (name,) = how
     with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
