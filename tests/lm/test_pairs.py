@@ -330,7 +330,7 @@ def test_a_text_shorter_than_its_prefix_is_refused(tokenizer: PreTrainedTokenize
 
 
 def test_plain_text_needs_a_tokenizer() -> None:
-    with pytest.raises(InputError, match="plain text, where a question and its answer are needed. Name .*tokenizer="):
+    with pytest.raises(InputError, match=r"plain text, where a question and its answer are needed\. Name .*tokenizer="):
         pairs_of({"text": "abc"})
 
 
