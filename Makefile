@@ -63,7 +63,11 @@ test: lint  ## What must pass before a change is taken: lint, then all tests
 	@echo "== pytest: all tests, in two processes of one thread each"
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: $(STAMP)  ## One benchmark: make bench NAME=...  (without NAME: their names)
+# Names are listed, and a wrong one is told, without an installation.
+ifneq ($(wildcard benchmarks/$(NAME).py),)
+bench: $(STAMP)
+endif
+bench:  ## One benchmark: make bench NAME=...  (without NAME: their names)
 	@if [ -z "$(NAME)" ]; then echo "make bench NAME=... with one of:"; \
 	  ls benchmarks 2>/dev/null | sed -n 's/^\([a-z].*\)\.py$$/  \1/p'; exit 0; fi; \
 	[ -f "benchmarks/$(NAME).py" ] || { echo "There is no benchmarks/$(NAME).py; 'make bench' lists the names."; exit 2; }; \

@@ -16,7 +16,7 @@ from unlearn_step import BASE
 
 from amends.io.tables import read_rows
 from amends.lm.generate import common_beginning, generate
-from amends.lm.load import Loaded, autocast, load, precision
+from amends.lm.load import Loaded, autocast, device, load, precision
 from amends.lm.pairs import encode, read_pairs
 from amends.lm.templates import turn_end
 from amends.unlearn.altpo import asked
@@ -36,8 +36,8 @@ def plainly(loaded: Loaded, prompts: Sequence[list[int]], new_tokens: int, batch
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         with torch.inference_mode(), autocast():
             said = loaded.model.generate(
-                input_ids=torch.tensor(rows),
-                attention_mask=torch.tensor(mask),
+                input_ids=torch.tensor(rows, device=device()),
+                attention_mask=torch.tensor(mask, device=device()),
                 max_new_tokens=new_tokens,
                 do_sample=False,
                 eos_token_id=sorted(turn_end(loaded.tokenizer)),
@@ -59,7 +59,8 @@ def main() -> None:
     loaded = load(BASE)
     pairs = read_pairs(read_rows(DATA / "forget.jsonl")).kept[: options.rows]
     tokenizer, size = loaded.tokenizer, (options.new_tokens, options.batch)
-    limit = matmul_flops(torch.float32, torch.device("cpu"))
+    dtype = torch.bfloat16 if precision() == "bfloat16" else torch.float32
+    limit = matmul_flops(dtype, device())
     weights = sum(weight.numel() for weight in loaded.model.parameters())
     sets = {
         "questions": [encode(tokenizer, pair.prompt, ["a"])[0].prompt for pair in pairs],

@@ -73,3 +73,19 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_p
         text = page.read_text(encoding="utf-8")
         for loads in ('src="http', 'src="//', 'rel="stylesheet" href="http', "@import url(http"):
             assert loads not in text, f"{page.name}: {loads}"
+
+
+def test_the_names_of_the_benchmarks_are_told_without_an_installation(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("one", "_shared"):
+        (tmp_path / "benchmarks" / f"{name}.py").touch()
+
+    def bench(*more):
+        words = ["make", "PYTHON=false", "bench", *more]  # no installation comes of that Python
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert bench().stdout == "make bench NAME=... with one of:\n  one\n"
+    assert bench("NAME=two").stdout == "There is no benchmarks/two.py; 'make bench' lists the names.\n"
+    assert "amends needs Python 3.11" in bench("NAME=one").stdout

@@ -4,6 +4,7 @@ A split is a file named after it, or after its shards (`forget_qa-00000-of-00002
 kind that `amends.io.tables` reads, or a folder of `datasets.save_to_disk`.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -105,12 +106,31 @@ def text_of(row: Row, column: str) -> str:
     ------
     InputError : no such column, no text, or nothing in it.
     """
-    if column not in row.data:
-        raise InputError(f'{row.where}: column "{column}" is missing (found: {", ".join(row.data)[:200] or "none"}).')
-    value = row.data[column]
+    value = cell_of(row, column)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f'{row.where}: column "{column}" must hold some text.')
+        raise InputError(f'{row.where}: column "{column}" holds {shown(value)}, expected some text. Mend the file.')
     return value
+
+
+def cell_of(row: Row, column: str) -> Any:
+    """Value of a column.
+
+    Raises
+    ------
+    InputError : no such column.
+    """
+    if column not in row.data:
+        found = ", ".join(row.data)[:200] or "none"
+        raise InputError(
+            f'{row.where}: column "{column}" is missing (found: {found}). Rename it, or give another file.'
+        )
+    return row.data[column]
+
+
+def shown(value: Any) -> str:
+    """Show a value that is none of those wanted, as JSON has it and not at length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def told(split: Split, items: Sequence[Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from amends.io.atomic import new_folder, write_json, write_manifest
-from amends.io.bounds import check_value
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.plain import plain
@@ -25,17 +24,6 @@ class Answers:
     items: dict[str, list[dict[str, Any]]]
     """By set of what was asked, in the order that it was asked."""
     warnings: list[str]
-
-
-def check_least(**bounds: tuple[Any, int]) -> None:
-    """Refuse numbers below the least that the command line takes: of each name its value and that.
-
-    Raises
-    ------
-    InputError
-    """
-    for name, (value, least) in bounds.items():
-        check_value(name, value, int, {"min": least})
 
 
 def check_room(models: Mapping[str, Any], max_length: int, needed: Mapping[str, int]) -> None:

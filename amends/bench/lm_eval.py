@@ -18,10 +18,11 @@ import typer
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import check_least, write
+from amends.bench._models import write
 from amends.bench._muse import NEW_TOKENS, read_muse
 from amends.bench.tasks.documents import ALL_ROWS
 from amends.io.atomic import check_new, sha256_json
+from amends.io.bounds import check_options
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.options import ModelOption, listed
@@ -94,8 +95,8 @@ def run(
     ------
     InputError : what the user can mend, the harness missing among it; nothing is written then.
     """
+    check_options(command, locals())
     started = time.time()
-    check_least(rows=(rows, 0), batch_size=(batch_size, 1), seed=(seed, 0))
     check_models({"model": model}, processing_class)
     if out is not None:
         check_new(out)
@@ -308,7 +309,7 @@ def command(
     tofu: Annotated[Path | None, typer.Option(help="TOFU's questions, for amends_tofu_...")] = None,
     rows: Annotated[int, typer.Option(help="Only the first so many rows of each task; 0: all.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows that go through the model at once.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Seed that the harness is given.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that the harness is given.", min=0, max=2**32 - 1)] = 0,
     tasks_path: Annotated[
         bool,
         typer.Option(

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._models import Answers, check_least, check_room, gaps, items_of, record_of, table, write
+from amends.bench._models import Answers, check_room, gaps, items_of, record_of, table, write
 from amends.bench._muse import (
     KNOWMEM_TOKENS,
     NEW_TOKENS,
@@ -36,6 +36,7 @@ from amends.evaluation.intervals import field
 from amends.evaluation.memorised import PRIVACY_NAMES, answer_scores, summarise_privacy
 from amends.evaluation.summary import Mean, summarise_mean
 from amends.io.atomic import check_new
+from amends.io.bounds import check_options
 from amends.io.console import say
 from amends.io.options import ModelOption, listed
 from amends.io.progress import progress
@@ -134,9 +135,9 @@ def run(
     ------
     InputError : what the user can mend; nothing is written then.
     """
+    check_options(command, locals())
     started = time.time()
     parts = listed(parts)
-    check_least(rows=(rows, 1), max_length=(max_length, 2), seed=(seed, 0))
     models = {"model": model, "before": before, "reference": reference}
     check_models(models, processing_class)
     if out is not None:
@@ -293,7 +294,7 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(help="Most rows of each split, evenly spread.", min=1)] = 100,
     max_length: Annotated[int, typer.Option(help="Most tokens that go through a model at once.", min=2)] = 2048,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Measure MODEL on the copy of MUSE in DATA."""
     names = listed(parts or PARTS)

@@ -17,11 +17,12 @@ import numpy as np
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from amends.bench._files import Split, find_split, read_split, taken, text_of, told
-from amends.bench._models import Answers, check_least, items_of, record_of, table, write
+from amends.bench._files import Split, cell_of, find_split, read_split, shown, taken, text_of, told
+from amends.bench._models import Answers, items_of, record_of, table, write
 from amends.evaluation.evaluate import mean_logprobs
 from amends.evaluation.intervals import Direction, Items, bootstrap_mean, entry, mean_of, numbers
 from amends.io.atomic import check_new
+from amends.io.bounds import check_options
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.options import ModelOption, check_names, listed
@@ -110,9 +111,9 @@ def run(
     ------
     InputError : what the user can mend; nothing is written then.
     """
+    check_options(command, locals())
     started = time.time()
     subjects, keep = listed(subjects), listed(keep)
-    check_least(rows=(rows, 0), max_length=(max_length, 2), seed=(seed, 0))
     models = {"model": model, "before": before}
     check_models(models, processing_class)
     if out is not None:
@@ -173,13 +174,20 @@ def question(row: Row, number: str, description: str) -> Question:
 
     Raises
     ------
-    InputError : choices that are no list of 2 to 26 texts, or an answer that is the number of none.
+    InputError : a column that is missing, choices that are no list of 2 to 26 texts, or an answer that is the number of
+        none.
     """
-    choices, answer = row.data.get("choices"), row.data.get("answer")
+    choices, answer = cell_of(row, "choices"), cell_of(row, "answer")
     if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices) or not 2 <= len(choices) <= 26:
-        raise InputError(f'{row.where}: column "choices" must be a list of 2 to 26 texts.')
+        raise InputError(
+            f'{row.where}: column "choices" holds {shown(choices)}, expected a list of 2 to 26 texts. Mend the file; '
+            ".csv holds no lists, .jsonl does."
+        )
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise InputError(f'{row.where}: column "answer" must be the number of a choice, from 0 to {len(choices) - 1}.')
+        raise InputError(
+            f'{row.where}: column "answer" holds {shown(answer)}, expected the number of a choice, from 0 to '
+            f"{len(choices) - 1}. Mend the file."
+        )
     lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
     end = "\n".join([*lines, "Answer:"])
     prompt = f"{description}{text_of(row, 'question').strip()}\n{end}"
@@ -279,7 +287,7 @@ def command(
     ] = None,
     rows: Annotated[int, typer.Option(help="Most questions of each subject, evenly spread; 0: all.", min=0)] = 0,
     max_length: Annotated[int, typer.Option(help="Most tokens of a question.", min=2)] = 2048,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Measure how many questions in DATA MODEL answers right."""
     result = run(

@@ -19,9 +19,10 @@ import typer
 from rich.progress import Progress
 
 from amends.io.atomic import check_new
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.frames import about_rows, rows_from
+from amends.io.progress import bars
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
@@ -204,7 +205,7 @@ def _explained(
     named, named_val = ([of.names[code] for code in of.code_N] for of in (train[2], val[2]))
     verified: dict[str, Any] = {}
     repairs: dict[str, Repair] = {}
-    with warnings.catch_warnings(record=True) as heard, Progress(console=console, transient=True) as bar:
+    with warnings.catch_warnings(record=True) as heard, bars() as bar:
         warnings.simplefilter("always")
         found.fit(*train[:2], sensitive_features=named, X_val=val[0], y_val=val[1], sensitive_features_val=named_val)
         done = bar.add_task("scoring rows", total=1.0)

@@ -196,7 +196,7 @@ def _positive(known: Groups, label: str, positive: str | None, metric: Notion) -
     if len(texts) == 2 and set(texts) <= BOOLEANS:
         return 1
     if len(texts) == 2 or metric == "equal_opportunity":
-        raise InputError(f'column "{label}": which value is the positive one? It holds {texts[0]}: give --positive.')
+        raise InputError(f'column "{label}": which of {", ".join(texts[:10])} is the positive value? Give --positive.')
     return None
 
 

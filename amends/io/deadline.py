@@ -5,42 +5,49 @@ import threading
 from contextlib import suppress
 from typing import Any, Self
 
+import httpx2
+
 
 class Deadline:
-    """Ends a request that takes too long in all; the time-outs of a client are for each piece that comes.
+    """Ends requests that take too long in all; the time-outs of a client are for each piece that comes.
 
-    Its connection is told by `trace`, where it is new, or else by `watch`. Where `passed` is true at the end, what was
-    read is not the whole.
+    It stands around a request whose extension `trace` is `trace`. Several may follow each other, also on the connection
+    of the one before, as long as nothing else uses that connection.
+
+    Raises
+    ------
+    httpx2.ReadTimeout : at the end of the block, where the time had passed before the request was done.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
+        self._seconds = seconds
+        self._socket: socket.socket | None = None
+        self._passed = threading.Event()
 
     def __enter__(self) -> Self:
         """Begin to count."""
+        self._passed = threading.Event()
+        self._timer = threading.Timer(self._seconds, self._end, [self._passed])
+        self._timer.daemon = True
         self._timer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Count no more."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Count no more; what was read when the time had passed is not the whole."""
         self._timer.cancel()
+        if self._passed.is_set() and (error is None or isinstance(error, httpx2.RequestError)):
+            raise httpx2.ReadTimeout(f"no whole answer in {self._seconds:g} s") from error
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Hear of each new connection, as the client's extension `trace` tells it."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self.watch(info["return_value"])
+        """Hear of each new connection, through a proxy or not, as the client's extension `trace` tells it."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._passed.is_set():
+                self._end(self._passed)
 
-    def watch(self, stream: Any) -> None:
-        """End the request on this connection, a stream of the client."""
-        self._sockets.append(stream.get_extra_info("socket"))
-        if self.passed:
-            self._end()
-
-    def _end(self) -> None:
-        self.passed = True
-        for one in self._sockets:
+    def _end(self, passed: threading.Event) -> None:
+        passed.set()
+        if self._socket:
             with suppress(OSError):  # closed meanwhile
-                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of TLS too: the reader finds the end, and no lock
+                # Of TLS too, below it: the reader finds the end, and no lock.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

@@ -35,4 +35,4 @@ def check_names(names: Iterable[str], known: Collection[str], option: str, what:
     """
     for name in names:
         if name not in known:
-            raise InputError(f"{option} {name}: there is no such {what}. Known: {', '.join(known)}.")
+            raise InputError(f"{option} {name or repr(name)}: there is no such {what}. Known: {', '.join(known)}.")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn
 
 from amends.io.console import console, say
 
@@ -14,11 +14,20 @@ EVERY_S = 60.0
 Item = TypeVar("Item")
 
 
+def bars(*columns: ProgressColumn | str) -> Progress:
+    """Make a display for progress bars; without a terminal it shows nothing, where rich would leave an empty line."""
+    return Progress(*columns, console=console, transient=True, disable=not _has_screen())
+
+
+def _has_screen() -> bool:
+    return console.is_terminal or console.is_jupyter
+
+
 @contextmanager
 def progress(label: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """Show how far a job is; what it gives is called with the amount that was done since."""
-    if console.is_terminal or console.is_jupyter:
-        with Progress(console=console, transient=True) as bar:
+    if _has_screen():
+        with bars() as bar:
             task = bar.add_task(escape(label), total=total)
             yield lambda amount: bar.advance(task, amount)
         return

@@ -139,6 +139,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     InputError : no run folder, or a record with a field that is missing or of another kind.
     """
     source = Path(folder) / RUN
+    if not Path(folder).exists():
+        raise InputError(f"{folder}: no such folder. Give one that amends wrote with --out.")
     if not source.is_file():
         raise InputError(f"{folder}: not a run folder (no {RUN}). Give a folder that amends wrote with --out.")
     record = read_json(source)

@@ -209,17 +209,16 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
         found = [{"text": value} for value in found]
     for number, value in enumerate(found, 1):
         where = f"{name}: row {number}"
-        row = Row(_object(value, where), where)
+        row = Row(_object(value, where, ""), where)
         checked(*row)
         yield row
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any, where: str, otherwise: str = "; name a file with one list in it .json") -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     raise InputError(
-        f'{where}: expected a JSON object, found {_kind(value)}. Write {{"column": value, ...}}; '
-        "name a file with one list in it .json."
+        f'{where}: expected a JSON object, found {_kind(value)}. Write {{"column": value, ...}}{otherwise}.'
     )
 
 

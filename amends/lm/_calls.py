@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -123,6 +123,13 @@ class _Reply(NamedTuple):
     data: bytes
 
 
+class _Line(NamedTuple):
+    """A client of one connection at a time, so that the deadline of a call knows the one that an earlier call made."""
+
+    client: httpx2.Client
+    deadline: Deadline
+
+
 class Server:
     """A server with the OpenAI interface for chats: vLLM, llama.cpp, `transformers serve`, a hosted one.
 
@@ -193,32 +200,27 @@ class Server:
             conversations in a row without an answer, where refusals count only as long as nothing was answered.
         """
         stop, waiting = threading.Event(), iter(range(len(conversations)))
-        running: dict[Future[Answer], int] = {}
+        running: dict[Future[Answer], tuple[int, _Line]] = {}
         error: BaseException | None = None
         failed, answered = 0, False
-        with (
-            httpx2.Client(
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                timeout=httpx2.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s)),
-                limits=httpx2.Limits(max_connections=self.concurrency),
-                trust_env=not self._is_here,  # no proxy between two processes of one machine
-            ) as client,
-            ThreadPoolExecutor(self.concurrency) as pool,
-        ):
+        with ExitStack() as clients, ThreadPoolExecutor(self.concurrency) as pool:
+            free = self._lines(clients, min(self.concurrency, len(conversations)))
 
             def begin(count: int) -> None:
                 for i in islice(waiting, count):
+                    line = free.pop()
                     body = {"model": self.model, "messages": conversations[i], self._limit: max_new_tokens}
                     body |= {"temperature": temperature} | ({"seed": seeds[i]} if temperature else {})
-                    running[pool.submit(self._ask, client, stop, body)] = i
+                    running[pool.submit(self._ask, line, stop, body)] = i, line
 
             try:
                 begin(self.concurrency)
                 while running:
                     try:
                         for future in wait(running, return_when=FIRST_COMPLETED).done:
-                            i, answer = running.pop(future), future.result()
-                            yield i, answer
+                            i, line = running.pop(future)
+                            free.append(line)
+                            yield i, (answer := future.result())
                             if answer.text is not None:
                                 failed, answered = 0, True
                             elif answer.fault or not answered:
@@ -234,16 +236,34 @@ class Server:
         if error:
             raise error
 
-    def _ask(self, client: httpx2.Client, stop: threading.Event, body: dict[str, Any]) -> Answer:
+    def _lines(self, clients: ExitStack, count: int) -> list[_Line]:
+        known = httpx2.create_ssl_context(trust_env=not self._is_here)
+        return [
+            _Line(
+                clients.enter_context(
+                    httpx2.Client(
+                        headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                        timeout=httpx2.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s)),
+                        limits=httpx2.Limits(max_connections=1),
+                        verify=known,
+                        trust_env=not self._is_here,  # no proxy between two processes of one machine
+                    )
+                ),
+                Deadline(self.timeout_s),
+            )
+            for _ in range(count)
+        ]
+
+    def _ask(self, line: _Line, stop: threading.Event, body: dict[str, Any]) -> Answer:
         """Ask until there is an answer, or a reason why there will be none."""
         for retried in range(self.retries + 1):
             asked_s, unreachable = 0.0, False
             try:
-                reply = self._post(client, body)
+                reply = self._post(line, body)
                 if reply.status == 400 and LIMITS[0] in body and LIMITS[1] in _message(reply.data):
                     self._limit = LIMITS[1]
                     body[self._limit] = body.pop(LIMITS[0])
-                    reply = self._post(client, body)
+                    reply = self._post(line, body)
             except httpx2.RequestError as error:  # the connection; its text may be empty
                 unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
                 problem = f"{type(error).__name__} {self._shown(str(error))}".strip()
@@ -269,21 +289,10 @@ class Server:
             )
         return Answer(None, problem, retried=retried, fault=True)
 
-    def _post(self, client: httpx2.Client, body: dict[str, Any]) -> _Reply:
-        with Deadline(self.timeout_s) as deadline:
-            try:
-                reply = self._reply(client, body, deadline)
-            except httpx2.RequestError:
-                if not deadline.passed:
-                    raise
-            if deadline.passed:
-                raise httpx2.ReadTimeout(f"no whole answer in {self.timeout_s:g} s")
-            return reply
-
-    def _reply(self, client: httpx2.Client, body: dict[str, Any], deadline: Deadline) -> _Reply:
+    def _post(self, line: _Line, body: dict[str, Any]) -> _Reply:
         address, data = f"{self.base}/chat/completions", bytearray()
-        with client.stream("POST", address, json=body, extensions={"trace": deadline.trace}) as response:
-            deadline.watch(response.extensions["network_stream"])  # of a connection that served an earlier call
+        told = {"trace": line.deadline.trace}
+        with line.deadline, line.client.stream("POST", address, json=body, extensions=told) as response:
             for piece in response.iter_bytes():
                 data += piece
                 if len(data) > MOST_BYTES:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from amends.io.console import console, say
 from amends.io.errors import NoResult, Stopped
+from amends.io.progress import bars
 from amends.lm.checkpoint import checkpoints, fault
 
 
@@ -116,8 +117,8 @@ class Bar(TrainerCallback):
     """
 
     def __init__(self, label: str, *measures: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=console, transient=True)
+        text = TextColumn("{task.description}")
+        self.progress = bars(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.label, self.measures = label, measures
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

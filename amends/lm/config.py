@@ -66,7 +66,7 @@ def check_layers(layers: str, num_layers: int) -> None:
     """
     wanted = layer_numbers(layers)
     if not wanted or wanted[-1] >= num_layers:
-        raise InputError(f"--layers {layers}: the model has layers 0 to {num_layers - 1}.")
+        raise InputError(f"--layers {layers}: the model has layers 0 to {num_layers - 1}. Give some of those.")
 
 
 def train_only(model: Any, layers: str) -> None:

@@ -102,7 +102,7 @@ def checked_folder(name: str, folder: Path) -> Path:
     config = folder / "config.json"
     if not config.exists():
         inside = folder / "model"
-        hint = f" Give {inside}." if inside.is_dir() else ""
+        hint = f" Give {inside if inside.is_dir() else 'the folder that was saved'}."
         raise InputError(f"{name}: no config.json or adapter_config.json in this folder, so it is not a model.{hint}")
     if "auto_map" in settings(config):
         raise InputError(

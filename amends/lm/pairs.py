@@ -223,7 +223,9 @@ def _text_as_it_is(row: Row, column: str) -> str:
         raise InputError(f'{row.where}: column "{column}" is missing (found: {", ".join(row.data)}).')
     value = row.data[column]
     if not isinstance(value, str):
-        raise InputError(f'{row.where}: column "{column}" holds {type(value).__name__}, expected text.')
+        raise InputError(
+            f'{row.where}: column "{column}" holds {type(value).__name__}, expected text. Write one{OR_SKIP}'
+        )
     if not value.strip():
         raise InputError(f'{row.where}: column "{column}" is empty. Fill it{OR_SKIP}')
     return value
@@ -278,7 +280,10 @@ def _cut_text(
     continuation.
     """
     if tokenizer is None:
-        raise InputError(f"{row.where}: plain text is cut by tokens; pass the tokenizer.")
+        raise InputError(
+            f"{row.where}: plain text, where a question and its answer are needed. Name their columns with "
+            "--question-column and --answer-column; from Python, text is cut with tokenizer=."
+        )
     text = _text_as_it_is(row, "text")
     put = int(text.startswith(" ") and puts_space(tokenizer))  # one that the tokenizer puts there itself
     read = tokenizer(text[put:], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)

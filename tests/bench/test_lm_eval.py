@@ -190,7 +190,7 @@ def test_a_context_without_room_for_an_answer_is_named(tmp_path, copy):
         bench.run(short, ["amends_muse"], muse=copy)
 
 
-@pytest.mark.parametrize("how", [{"rows": -1}, {"batch_size": 0}, {"seed": -1}])
+@pytest.mark.parametrize("how", [{"rows": -1}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**32}])
 def test_bounds_of_the_command_line_hold_in_python(tiny_model, how):
     (name,) = how
     with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):

@@ -183,7 +183,7 @@ def test_a_context_without_room_is_named_with_its_model_before_any_is_asked(tmp_
         run(tiny_model, hub, reference=short)
 
 
-@pytest.mark.parametrize("how", [{"rows": 0}, {"rows": -1}, {"max_length": 1}, {"seed": -1}])
+@pytest.mark.parametrize("how", [{"rows": 0}, {"rows": -1}, {"max_length": 1}, {"seed": -1}, {"seed": 2**32}])
 def test_bounds_of_the_command_line_hold_in_python(hub, tiny_model, how):
     (name,) = how
     with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
@@ -287,13 +287,14 @@ def test_what_is_to_be_forgotten_goes_to_a_method_as_it_is(place, repository, hu
     [
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--parts", "verbmem,magic"], "--parts magic: there is no such part. Known: verbmem"),
+        (["--parts", "verbmem,"], "--parts '': there is no such part. Known: verbmem"),
         (["--model", "./nowhere"], "./nowhere: no such file or folder"),
         (["--before", "./nowhere"], "./nowhere: no such file or folder"),
         (["--reference", "no/such/model"], "no/such/model: no such file or folder"),
         (["--rows", "0"], "rows"),
         (["--seed", "-1"], "seed"),
         (["--data", "odd"], 'odd/verbmem/forget.json: row 1: column "gt" is missing (found: prompt)'),
-        (["--data", "bad"], 'bad/verbmem/forget.json: row 1: column "gt" must hold some text'),
+        (["--data", "bad"], 'bad/verbmem/forget.json: row 1: column "gt" holds 3, expected some text. Mend the file.'),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(

@@ -132,7 +132,7 @@ def test_what_should_stay_known_is_better_higher_and_no_part_of_all(place, tiny_
     assert (code, "higher is better" in out, "lower" in out) == (0, True, False)
 
 
-@pytest.mark.parametrize("how", [{"rows": -1}, {"max_length": 1}, {"seed": -1}])
+@pytest.mark.parametrize("how", [{"rows": -1}, {"max_length": 1}, {"seed": -1}, {"seed": 2**32}])
 def test_bounds_of_the_command_line_hold_in_python(place, tiny_model, how):
     (name,) = how
     with pytest.raises(InputError, match=f"{name}=.*: a number of at least "):
@@ -161,8 +161,13 @@ def test_everything_is_written_and_verified(place, tiny_model, other_model, amen
         (["--data", "empty"], "empty: wmdp-bio/test is missing. Looked for"),
         (["--subjects", "chem"], "copy: wmdp-chem/test is missing. Looked for"),
         (["--subjects", "magic"], "--subjects magic: there is no such subject. Known: bio, chem, cyber."),
-        (["--data", "odd.json"], 'odd.json: row 1: column "answer" must be the number of a choice, from 0 to 1.'),
-        (["--data", "bad.json"], 'bad.json: row 1: column "choices" must be a list of 2 to 26 texts.'),
+        (
+            ["--data", "odd.json"],
+            'odd.json: row 1: column "answer" holds 2, expected the number of a choice, from 0 to 1. Mend',
+        ),
+        (["--data", "letter.json"], 'column "answer" holds "A", expected the number of a choice'),
+        (["--data", "bad.json"], 'bad.json: row 1: column "choices" holds "b", expected a list of 2 to 26 texts. Mend'),
+        (["--data", "other.json"], 'row 1: column "choices" is missing (found: question). Rename it, or give another'),
         (["--data", "chem.json", "--subjects", "bio"], "--subjects: chem.json is one table, of chem."),
         (["--keep", "chem"], "--keep chem: there is no such table. Known: bio, cyber."),
         (["--before", "no/such/model"], "no/such/model: no such file or folder"),
@@ -174,8 +179,13 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(
 ):
     monkeypatch.setattr("amends.lm.turns.load", None)  # it is said before a model is loaded
     (place / "empty").mkdir()
-    (place / "odd.json").write_text(json.dumps([{"question": "a", "choices": ["b", "c"], "answer": 2}]))
-    (place / "bad.json").write_text(json.dumps([{"question": "a", "choices": "b", "answer": 2}]))
+    for name, row in {
+        "odd": {"question": "a", "choices": ["b", "c"], "answer": 2},
+        "letter": {"question": "a", "choices": ["b", "c"], "answer": "A"},
+        "bad": {"question": "a", "choices": "b", "answer": 2},
+        "other": {"question": "a"},
+    }.items():
+        (place / f"{name}.json").write_text(json.dumps([row]))
     code, _, err = amends("bench", "wmdp", "--model", tiny_model, "--data", "copy", "--out", "out", *more)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("amends: error: ")]

@@ -558,7 +558,7 @@ def test_run_takes_rows_of_several_classes_and_groups():
     found = run(rows[:200], validation=rows[200:600], pool=rows[600:], label="y", group="z", num=20, model="network")
     assert {row["expected"] for row in found.query} <= {"c0", "c1", "c2"}
     assert set(found.after) == {"c0", "c1", "c2"}
-    with pytest.raises(InputError, match="give --positive"):
+    with pytest.raises(InputError, match="Give --positive"):
         run(rows[:200], validation=rows[200:600], pool=rows[600:], label="y", group="z", metric="equal_opportunity")
     from amends.fair._fis.page import page, summary
 

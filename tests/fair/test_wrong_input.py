@@ -34,7 +34,7 @@ METHODS = {
         rows, label="y", group="g", **{"feature": ["a"], **how}
     ),
     "fis": lambda rows, **how: fis.run(
-        rows, validation=people(), pool=people(), label="y", group="g", **{"feature": ["a"], **how}
+        rows, pool=people(), label="y", group="g", **{"validation": people(), "feature": ["a"], **how}
     ),
     "proxies": lambda rows, **how: proxies.run(rows, pred="y", proxy=["g1", "g2", "g3"], boot=2, **how),
 }
@@ -54,6 +54,22 @@ def test_a_seed_that_no_generator_takes_is_refused_by_its_option(method, seed):
 def test_a_cell_with_several_values_is_named_by_row_and_column(method, column, value):
     with pytest.raises(InputError, match=rf'data\[5\], column "{column}": a list or an object, expected one value'):
         METHODS[method](changed(**{column: value}))
+
+
+@pytest.mark.parametrize("method", ["fan", "drops", "fis", "concept_influence"])
+def test_a_column_of_numbers_is_told_not_to_be_one_of_groups(method):
+    rows = [row | {"g": i} for i, row in enumerate(people())]
+    how = {"validation": rows} if method == "fis" else {}
+    with pytest.raises(InputError, match=r"--group g: 120 groups among 120 rows\. Name a column of groups"):
+        METHODS[method](rows, **how)
+
+
+@pytest.mark.parametrize("method", ["fan", "fis", "concept_influence"])
+def test_both_labels_are_named_where_none_is_known_to_be_positive(method):
+    rows = [row | {"y": ["no", "yes"][row["y"]]} for row in people()]
+    how = {"validation": rows} if method == "fis" else {}
+    with pytest.raises(InputError, match=r'column "y": which of no, yes is the positive value\? Give --positive\.'):
+        METHODS[method](rows, **how)
 
 
 @pytest.mark.parametrize("method", ["fan", "concept_influence"])

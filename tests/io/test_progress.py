@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from amends.io import progress as module
-from amends.io.progress import progress, track
+from amends.io.progress import bars, progress, track
 
 
 @pytest.fixture
@@ -38,3 +38,11 @@ def test_a_terminal_has_a_bar_and_labels_are_no_markup(monkeypatch, log):
     with progress("[b]odd", 4) as advance:
         advance(2)
     assert "[b]odd" in screen.file.getvalue() and log == []
+
+
+def test_without_a_terminal_bars_leave_no_trace(monkeypatch):
+    log = Console(file=io.StringIO(), force_terminal=False)
+    monkeypatch.setattr(module, "console", log)
+    with bars() as bar:
+        bar.update(bar.add_task("spelling", total=2), completed=1)
+    assert log.file.getvalue() == ""

@@ -66,9 +66,10 @@ def test_a_record_without_a_field_or_with_another_kind_is_refused(tmp_path, name
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InputError, match=r"not a run folder \(no run\.json\)\. Give a folder that amends wrote"):
-            read_run(folder)
+    with pytest.raises(InputError, match=r"not a run folder \(no run\.json\)\. Give a folder that amends wrote"):
+        read_run(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere: no such folder\. Give one that amends wrote with --out\."):
+        read_run(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(InputError, match=r"run\.json: not the record of a run\."):
         read_run(tmp_path)

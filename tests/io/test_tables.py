@@ -261,7 +261,7 @@ def test_a_row_is_not_large_because_it_names_a_text(here, row, name):
 
 def test_a_list_of_texts_with_something_else_in_it_is_refused(here):
     Path("f.json").write_text('["a", 1]')
-    assert message("f.json").startswith("f.json: row 1: expected a JSON object, found a string.")
+    assert message("f.json") == 'f.json: row 1: expected a JSON object, found a string. Write {"column": value, ...}.'
 
 
 def test_a_csv_file_may_be_larger_than_a_row_may_be(here):

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+MOST_DROPS = 200  # that a head drips which nobody ends
+
 
 class Say(NamedTuple):
     """One reply: an answer at 200, else the message of an error; status 0 drops the connection."""
@@ -19,6 +21,7 @@ class Say(NamedTuple):
     raw: bytes | None = None
     drips: bool = False  # comes whole, but takes seconds
     halts_s: float = 0  # in the middle
+    head_drips: bool = False  # for 10 s, as long as somebody reads
 
 
 def digest(body: dict[str, Any]) -> Say:
@@ -38,7 +41,7 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.seen: Counter[str] = Counter()
-        self.at_once = self.most_at_once = 0
+        self.at_once = self.most_at_once = self.drops = 0
         self.guard = threading.Lock()
 
     @property
@@ -55,6 +58,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def _drip(self) -> None:
+        self.flush_headers()
+        self.wfile.write(b"X-Wait: ")
+        for _ in range(MOST_DROPS):
+            self.server.drops += 1
+            self.wfile.write(b".")
+            threading.Event().wait(0.05)
+        self.wfile.write(b"\r\n")
 
     def do_POST(self) -> None:
         server = self.server
@@ -82,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(say.status)
         for name, value in {"Content-Length": str(len(data)), **say.headers}.items():
             self.send_header(name, value)
+        if say.head_drips:
+            self._drip()
         self.end_headers()
         for start in range(0, len(data), 8) if say.drips else ():
             self.wfile.write(data[start : start + 8])

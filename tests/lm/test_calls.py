@@ -19,7 +19,7 @@ from amends.lm.load import load
 from amends.lm.pairs import encode
 from amends.lm.templates import turn_end
 
-from .fake_server import Say, digest, number_of, serving, steady, talks
+from .fake_server import MOST_DROPS, Say, digest, number_of, serving, steady, talks
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,16 @@ def test_a_call_ends_in_time_however_its_answer_halts(monkeypatch):
     with serving(halt_once) as server:
         chat = open_chat(server.name, timeout_s=0.5, pause_s=0, concurrency=1)
         assert ask(chat, talks(3), some_text, version="1").counts == Counts(asked=3, calls=3, retried=2, tokens=21)
+
+
+def test_a_call_ends_in_time_on_the_connection_of_an_earlier_one_too():
+    def drip_once(body, before):
+        return digest(body)._replace(head_drips=not before and number_of(body) > 0)
+
+    with serving(drip_once) as server:
+        chat = open_chat(server.name, timeout_s=0.5, pause_s=0, concurrency=1)
+        assert ask(chat, talks(2), some_text, version="1").counts == Counts(asked=2, calls=2, retried=1, tokens=14)
+    assert server.drops < MOST_DROPS / 2
 
 
 def test_pauses_double_and_are_as_long_as_the_server_asks_for(monkeypatch):

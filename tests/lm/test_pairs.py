@@ -140,7 +140,7 @@ def test_texts_without_an_id_are_named_by_their_place(tokenizer: PreTrainedToken
         ({}, r"no known columns \(found: none\)"),
         ({"question": "Who?", "answer": ""}, 'column "answer" is empty.*--skip-bad-rows'),
         ({"question": "Who?", "answer": " \n"}, 'column "answer" is empty'),
-        ({"question": "Who?", "answer": None}, 'column "answer" holds NoneType, expected text'),
+        ({"question": "Who?", "answer": None}, 'column "answer" holds NoneType, expected text. Write one, or leave'),
         ({"question": 5, "answer": "Ada."}, 'column "question" holds int, expected text'),
         ({"question": "Who?", "answer": "Ada.", "perturbed_answer": "Bob."}, "perturbed_answer must be a list"),
         ({"messages": ASKED}, "ends with the assistant"),
@@ -330,7 +330,7 @@ def test_a_text_shorter_than_its_prefix_is_refused(tokenizer: PreTrainedTokenize
 
 
 def test_plain_text_needs_a_tokenizer() -> None:
-    with pytest.raises(InputError, match="pass the tokenizer"):
+    with pytest.raises(InputError, match=r"plain text, where a question and its answer are needed\. Name .*tokenizer="):
         pairs_of({"text": "abc"})
 
 

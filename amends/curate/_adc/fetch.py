@@ -246,14 +246,7 @@ class Web:
 
     def _once(self, call: _Call) -> Reply:
         with Deadline(self.manners.timeout_s) as deadline:
-            try:
-                reply = self._reply(call, deadline)
-            except httpx2.RequestError:
-                if not deadline.passed:
-                    raise
-            if deadline.passed:
-                raise httpx2.ReadTimeout(f"not whole after {self.manners.timeout_s:g} s")
-            return reply
+            return self._reply(call, deadline)
 
     def _reply(self, call: _Call, deadline: Deadline) -> Reply:
         url = call.url

@@ -104,6 +104,11 @@ def groups(rows: Sequence[Row], names: Sequence[str], option: str, known: Sequen
                 raise InputError(f'{row.where}, column "{name}": no group. Leave such rows out, or name their group.')
             check_single(row, name, value)
     found = read_groups(np.array(values, dtype=object).T, len(rows), option)
+    if known is None and len(rows) < 2 * len(found.names) > 4:
+        raise InputError(
+            f"{option} {', '.join(names)}: {len(found.names)} groups among {len(rows)} rows. Name a column of groups; "
+            "put numbers, such as ages, into classes first."
+        )
     if known is not None:
         strange = [n for n, name in enumerate(found.names) if str(name) not in set(map(str, known))]
         if strange:
@@ -168,8 +173,8 @@ def binary(
     if positive is not None:
         return (found.code_N == names.index(positive)).astype(np.int64)
     place = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
-    if unknown := [value for value in names if value not in place]:
-        raise InputError(f'column "{name}": which value is the positive one? It holds {unknown[0]}: give --positive.')
+    if not set(names) <= place.keys():
+        raise InputError(f'column "{name}": which of {", ".join(names)} is the positive value? Give --positive.')
     return np.array([place[value] for value in names], dtype=np.int64)[found.code_N]
 
 
