@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
@@ -111,10 +111,16 @@ def _hub_adapter(name: str) -> Path | None:
     """Fetch an adapter from the Hub; None where the id is not one of an adapter, which is left to transformers."""
     try:
         with quiet():
-            found = find_adapter_config_file(name)
-    except (OSError, ValueError):  # no such id: transformers, asked for the model, says why
-        return None
-    if found is None:
+            hf_hub_download(name, "adapter_config.json")
+    except LocalEntryNotFoundError as error:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
+        # Said here: transformers would ask for two more files, each with retries of half a minute.
+        raise InputError(
+            f"{name}: no such file or folder here, not in the cache of the Hub, and the Hub could not be reached. Give a "
+            "folder, or fetch it first."
+        ) from error
+    except (OSError, ValueError):  # no adapter, or no such id: transformers, asked for the model, says why
         return None
     # transformers would melt it into its base model, where nothing knows it for an adapter any more.
     try:

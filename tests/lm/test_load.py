@@ -234,6 +234,21 @@ def test_a_package_gives_only_files_of_its_own(name: str, message: str) -> None:
         load(name)
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("asked for more"))
+        with pytest.raises(InputError, match="org/model: no such file or folder here, .* could not be reached"):
+            load("org/model")
+    kept = tmp_path / "hub" / "models--org--model"
+    shutil.copytree(tiny_model, kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    assert torch.equal(logits(load("org/model").model), logits(load(tiny_model).model))
+
+
 def test_an_adapter_of_the_hub_is_one_as_in_a_folder(
     tiny_model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
