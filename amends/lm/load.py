@@ -117,8 +117,8 @@ def _hub_adapter(name: str) -> Path | None:
             return None
         # Said here: transformers would ask for two more files, each with retries of half a minute.
         raise InputError(
-            f"{name}: no such file or folder here, not in the cache of the Hub, and the Hub could not be reached. Give a "
-            "folder, or fetch it first."
+            f"{name}: no such file or folder here, not in the cache of the Hub, and the Hub could not be reached. Give "
+            "a folder, or fetch it first."
         ) from error
     except (OSError, ValueError):  # no adapter, or no such id: transformers, asked for the model, says why
         return None

@@ -240,7 +240,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_for_one_file(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with monkeypatch.context() as patch:
         patch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("asked for more"))
-        with pytest.raises(InputError, match="org/model: no such file or folder here, .* could not be reached"):
+        with pytest.raises(InputError, match=r"org/model: no such file or folder here, .* could not be reached"):
             load("org/model")
     kept = tmp_path / "hub" / "models--org--model"
     shutil.copytree(tiny_model, kept / "snapshots" / "abc")
