@@ -22,6 +22,7 @@ from amends.evaluation.intervals import mean_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.bounds import check_options
 from amends.io.console import answer, say
+from amends.io.errors import InputError
 from amends.io.options import ModelOption, SeedOption, check_names, listed
 from amends.io.plain import plain
 from amends.io.run import describe, told, write_jsonl
@@ -190,6 +191,7 @@ def run(
     check_options(command, options)
     chosen, asked_limits = read_axes(axes), read_limits(limits or {})
     check_limits(asked_limits, chosen)
+    texts = read_texts(texts)
     if out is not None:
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}
@@ -250,6 +252,22 @@ def read_axes(given: Sequence[str] | None) -> tuple[str, ...]:
     names = listed(given or AXES)
     check_names(names, AXES, "--axes", "axis")
     return tuple(axis for axis in AXES if axis in names)
+
+
+def read_texts(given: Sequence[str] | None) -> list[str] | None:
+    """Take texts from Python; one alone is a list of one.
+
+    Raises
+    ------
+    InputError : something in the list is no text.
+    """
+    if given is None:
+        return None
+    texts = [given] if isinstance(given, str) else list(given)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{number}] is {type(text).__name__}: give a list of texts.")
+    return texts
 
 
 def items_of(findings: Findings) -> list[dict[str, Any]]:

@@ -202,6 +202,8 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         assert by_name[name]["after"] is None
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
+        assert "One row" not in by_name[name]["meaning"]
+    assert by_name["forget_rate"]["missing"] == "The model before says next to nothing of the answers to forget."
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
 
 
@@ -349,6 +351,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
         ({"seed": -1}, "seed=-1: a number of at least 0"),
         ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
         ({"templates": "No idea"}, "No idea"),
+        ({"texts": ["It was", 3]}, r"texts\[1\] is int: give a list of texts"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
     ],
     ids=str,
@@ -356,6 +359,14 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
 def test_what_the_command_line_refuses_is_refused_from_python(tiny_model, wrong, says):
     with pytest.raises(InputError, match=says):
         assessing.run(tiny_model, tiny_model, rows("ann", 1), **wrong)
+
+
+def test_one_text_or_limit_is_a_list_of_one(tiny_model):
+    more = {"axes": "utility", "max_new_tokens": 2}
+    text = "It was the best of times."
+    one, other = (run(tiny_model, tiny_model, rows("ann", 1), texts=texts, **more) for texts in (text, [text]))
+    assert one["perplexity_ratio"] == other["perplexity_ratio"] and one["perplexity_ratio"].n == 1
+    assert run(tiny_model, tiny_model, rows("ann", 1), limits="retain_loss=.5", **more)["retain_loss"].limit == 0.5
 
 
 @pytest.mark.parametrize("role", ["before", "reference"])
