@@ -257,6 +257,8 @@ def test_the_page_of_a_folder_from_before_there_were_several_attacks_is_drawn(pl
     with_level = page({"forget": by_role | {"before": {"steps": [0.0], "rouge_l": [0.875]}}})
     assert "The dotted line is the model before, 0.88." in with_level and "before: from" not in with_level
     assert "the relearning attack was not made" in page({})
+    wordless = {role: {"steps": [0.0, 50.0], "rouge_l": [None, None]} for role in ("before", "after")}
+    assert "no answer that is tested has a word to find" in page({"forget": wordless})
     elsewhere = page({"text": by_role})
     assert "taught-text-title" in elsewhere and "the relearning attack was not made" in elsewhere
 
