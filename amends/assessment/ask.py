@@ -360,11 +360,12 @@ def add_gibberish(found: Findings, classifier: Encoder, clean: int) -> None:
 def fluency(before: Loaded, plan: Plan, asked: Asked) -> list[float]:
     """Nats per token, to the model before, of each answer to a question to forget that is not empty.
 
+    The token that closes the turn is left out: the model may not have said it, for its answer may have been cut off.
     Of an answer that another model had more room for, as much as fits.
     """
     said = {a["id"]: a["generated"] for a in asked.answers if (a["item_set"], a["variant"]) == ("forget", EASY)}
     pairs = [(p, said[p.id]) for p in plan.forget if said.get(p.id, "").strip()]
     context = context_of(before.model)
-    rows = [packed_row(encode(before.tokenizer, pair.prompt, [text])) for pair, text in pairs]
+    rows = [record_row(before.tokenizer, pair.prompt, [text]) for pair, text in pairs]
     rows = [PackedRow(r.prompt, [r.answers[0][: context and context - len(r.prompt)]]) for r in rows]
     return [-mean for (mean,) in mean_logprobs(before.model, rows, before.tokenizer.pad_token_id)]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peft import LoraConfig, PeftModel
-from rouge_score.tokenizers import DefaultTokenizer
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
 from amends.assessment.weights import check_lora
@@ -23,6 +22,7 @@ from amends.lm.pairs import Message, Pair, encode
 from amends.lm.quiet import quiet
 from amends.lm.templates import turn_end
 from amends.lm.trainer import training_arguments
+from amends.maths.rouge import Words, spaced
 from amends.unlearn._neighbours import WORD, words_of_names
 from amends.unlearn._teach import TeachTrainer
 
@@ -117,9 +117,12 @@ def variants(
 def cut(pair: Pair) -> tuple[str, str]:
     """Cut an answer where the last name or number begins that stands in it for the first time: what is before, and it.
 
-    Without such a one behind two words the answer is cut in half. An answer of one word has nothing before.
+    Without such a one behind two words the answer is cut in half. An answer of one word has nothing before. Where a
+    script is written without spaces, its characters are the words.
     """
-    words = pair.answer.split()
+    words, between = pair.answer.split(), " "
+    if len(words) < 2:
+        words, between = spaced(pair.answer).split(), ""
     names = words_of_names([pair.question, pair.answer])
 
     def is_fact(word: str) -> bool:
@@ -135,14 +138,14 @@ def cut(pair: Pair) -> tuple[str, str]:
             start -= 1
         known = {bare(word) for word in words[:start]}
         if 2 <= start < end and not known.issuperset(map(bare, words[start:end])):
-            return " ".join(words[:start]), " ".join(words[start:end])
+            return between.join(words[:start]), between.join(words[start:end])
         end = min(start, end - 1)
-    return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
+    return between.join(words[: len(words) // 2]), between.join(words[len(words) // 2 :])
 
 
 def has_words(text: str) -> bool:
     """Whether ROUGE finds a word in a text; of one without, such as a full stop, nothing can ever be said."""
-    return bool(DefaultTokenizer(use_stemmer=False).tokenize(text))
+    return bool(Words(use_stemmer=False).tokenize(text))
 
 
 def prefixed(tokenizer: PreTrainedTokenizerBase, plain: Ask, pair: Pair) -> list[Ask]:

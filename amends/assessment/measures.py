@@ -33,7 +33,7 @@ from amends.assessment.plan import (
     Plan,
 )
 from amends.assessment.readings import inside, known, likeness, locality, membership, sampling
-from amends.assessment.table import Table, apart, combined, difference, mean_of, rng_of
+from amends.assessment.table import Table, apart, combined, difference, explained, mean_of, rng_of
 from amends.evaluation.metrics import LARGEST_LOG, deviation_score
 from amends.maths.arrays import FloatArray
 
@@ -41,6 +41,8 @@ NOTHING_FORGOTTEN = (
     f"What was to come back is less than {SMALLEST_SPAN:g} of ROUGE-L: the model before knows little more than the "
     "model after."
 )
+KNEW_NO_MORE = "The model before says no more of the answers to forget than the reference."
+KNEW_NOTHING = "The model before says next to nothing of the answers to forget."
 EMPTY = "All answers are empty."
 VARIANTS = {
     "paraphrase": "The question in other words",
@@ -92,7 +94,7 @@ def elicitation(table: Table) -> Iterator[Measure]:
         meaning,
         columns,
         lambda role: (["before", role, *reference], lambda m: forget_rate(*m.T)),
-        "The model before says no more of the answers to forget than the reference.",
+        KNEW_NO_MORE if reference else KNEW_NOTHING,
         shares=True,
     )
     yield from known(table, axis)
@@ -196,14 +198,15 @@ def quality(table: Table) -> Iterator[Measure]:
     for role, nats in table.found.fluency.items():
         column = np.array(nats, dtype=np.float64)[:, None]
         values[role] = estimate(column, lambda m: np.exp(m[:, 0]), rng_of(table.plan, "output_perplexity"))
+    after = values.get("after")
     before, reference = (values[role].value if role in values else None for role in ("before", "reference"))
     meaning = "Perplexity, to the model before, of the answers to questions to forget: garbage is high."
     yield measure(
         axis,
         "output_perplexity",
         "lower",
-        meaning,
-        values.get("after"),
+        explained(meaning, after),
+        after,
         before=before,
         reference=reference,
         missing=EMPTY,

@@ -17,6 +17,7 @@ from amends.io.tables import read_rows, rows_of
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair, Pairs, encode, read_pairs
 from amends.maths.arrays import FloatArray
+from amends.maths.rouge import spaced
 from amends.unlearn._read import check_lengths, check_unseen, columns_of
 from amends.unlearn._request import Data, Request
 
@@ -212,8 +213,13 @@ def near_and_far(
 
 
 def word_vectors(texts: Sequence[str]) -> FloatArray:
-    """Vectors of length 1 (texts, words): each word as rare as it is among the texts. An empty text has length 0."""
-    words = [{"".join(c for c in word if c.isalnum()) for word in text.casefold().split()} - {""} for text in texts]
+    """Vectors of length 1 (texts, words): each word as rare as it is among the texts. An empty text has length 0.
+
+    Where a script is written without spaces, each character is a word.
+    """
+    words = [
+        {"".join(c for c in word if c.isalnum()) for word in spaced(text.casefold()).split()} - {""} for text in texts
+    ]
     counts = Counter(word for of in words for word in of)
     places = {word: i for i, word in enumerate(counts)}
     found = np.zeros((len(texts), len(places)))

@@ -10,7 +10,7 @@ import numpy as np
 from amends.assessment.ask import SAMPLES
 from amends.assessment.axes import ROLES, Estimate, Measure, leak_at, measure
 from amends.assessment.plan import NO_HOLDOUT, NO_REFERENCE
-from amends.assessment.table import ONE_ROW, Table, combined, mean_of, rng_of
+from amends.assessment.table import Table, combined, explained, mean_of, rng_of
 from amends.evaluation.intervals import NOWHERE, RESAMPLES, Direction, Interval
 from amends.evaluation.memorised import (
     ALIKE,
@@ -134,7 +134,7 @@ def inside(table: Table) -> Iterator[Measure]:
         role: [1 / np.asarray(ranks_L, dtype=np.float64) for ranks_L in asked.ranks]
         for role, asked in found.asked.items()
     }
-    told = "reciprocal rank of the first token of each answer's last name or number, the answer up to there given"
+    rank = "reciprocal rank of the first token of each answer's last name or number, the answer up to there given"
     for metric, of, where in (
         ("lens_best", np.max, "in the layer where it stands highest"),
         ("lens_last", lambda values_L: values_L[-1], "behind the last layer"),
@@ -143,7 +143,7 @@ def inside(table: Table) -> Iterator[Measure]:
             role: np.array([of(values_L) if values_L.size else np.nan for values_L in rows] or [np.nan])
             for role, rows in reciprocal.items()
         }
-        yield mean_of(table, axis, metric, "lower", f"Logit lens: {told}, {where}; 1: on top.", columns, gap)
+        yield mean_of(table, axis, metric, "lower", f"Logit lens: {rank}, {where}; 1: on top.", columns, gap)
 
 
 def locality(table: Table) -> Iterator[Measure]:
@@ -210,6 +210,5 @@ def line(
     """Line of a number of two sets of rows."""
     before, reference = (values[role][0] if role in values else None for role in ("before", "reference"))
     after = Estimate(*values["after"], both.num_rows)
-    if np.isnan(after.interval.low):
-        meaning = f"{meaning} {ONE_ROW}"
-    return measure("membership", metric, better, meaning, after, before=before, reference=reference, missing=missing)
+    said = explained(meaning, after)
+    return measure("membership", metric, better, said, after, before=before, reference=reference, missing=missing)

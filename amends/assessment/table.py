@@ -73,6 +73,12 @@ def apart(parts: Columns) -> dict[str, FloatArray]:
     return found
 
 
+def explained(meaning: str, after: Estimate | None) -> str:
+    """Meaning of a line, and why a value that there is has no interval."""
+    one = after is not None and np.isfinite(after.value) and np.isnan(after.interval.low)
+    return f"{meaning} {ONE_ROW}" if one else meaning
+
+
 def rng_of(plan: Plan, metric: str) -> np.random.Generator:
     """Give each metric a stream of its own, so that none changes with the others that are there."""
     return np.random.default_rng([plan.seed, zlib.crc32(metric.encode())])
@@ -125,15 +131,16 @@ def combined(
     """
     values: dict[str, Estimate] = {}
     for role in table.roles:
-        told = how(role)
-        if told is None or any(name not in columns for name in told[0]):
+        formula = how(role)
+        if formula is None or any(name not in columns for name in formula[0]):
             continue
-        both_NK = np.column_stack([columns[name] for name in told[0]])
+        names, of = formula
+        both_NK = np.column_stack([columns[name] for name in names])
         resamples = RESAMPLES if role == "after" else 1
         rng = rng_of(table.plan, metric)
-        values[role] = estimate(both_NK, told[1], rng, resamples, paired=paired, shares=shares)
+        values[role] = estimate(both_NK, of, rng, resamples, paired=paired, shares=shares)
     before, reference = (values[role].value if role in values else None for role in ("before", "reference"))
     after = values.get("after")
-    if after is not None and np.isnan(after.interval.low):
-        meaning = f"{meaning} {ONE_ROW}"
-    return measure(axis, metric, better, meaning, after, before=before, reference=reference, missing=missing)
+    return measure(
+        axis, metric, better, explained(meaning, after), after, before=before, reference=reference, missing=missing
+    )

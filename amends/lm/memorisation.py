@@ -115,8 +115,9 @@ def _token_numbers(out: AnswerLogprobs, *, temperature: float, top_k: int, gradi
 
 def _numbers(logits_NV: Tensor, target_N: Tensor, *, temperature: float, top_k: int) -> Tensor:
     logp_N, right_N, mean_N, variance_N = token_statistics(logits_NV, target_N).unbind(-1)
-    p_N, target_N1 = logp_N.exp(), target_N[:, None]
-    el2n_N = (logits_NV.softmax(-1).square().sum(-1) - p_N.square() + (1 - p_N).square()).sqrt()
+    target_N1 = target_N[:, None]
+    others_NV = logits_NV.softmax(-1).scatter(-1, target_N1, 0.0)  # their sum is 1 - p, also where p is rounded to 1
+    el2n_N = (others_NV.square().sum(-1) + others_NV.sum(-1).square()).sqrt()
     others_N = logits_NV.scatter(-1, target_N1, -torch.inf).amax(-1)
     own_N = logits_NV.gather(-1, target_N1)[:, 0]
     warm_NV = logits_NV / temperature
@@ -140,7 +141,9 @@ def squared_gradients(out: AnswerLogprobs) -> Tensor:
         known_A = answer_A != PADDING
         hidden_AD, target_A = hidden_AD[known_A], target_A[known_A]
         residual_AV = out.logits_of(hidden_AD).softmax(-1)
-        residual_AV[torch.arange(len(target_A)), target_A] -= 1
+        own = torch.arange(len(target_A)), target_A
+        residual_AV[own] = 0.0
+        residual_AV[own] = -residual_AV.sum(-1)  # p - 1, also where p is rounded to 1
         gram_AA = (hidden_AD.float() @ hidden_AD.float().T) * (residual_AV @ residual_AV.T)
         squared.append(gram_AA.mean())
     return torch.stack(squared).clamp(min=0)  # rounding, where the loss is next to 0

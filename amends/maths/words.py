@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from amends.maths.rouge import spaced
+
 _WORD = re.compile(r"\w+")
 
 
@@ -15,6 +17,7 @@ def word_scores(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Log-odds of each text to be one of the first set, by a naive Bayes classifier of the words it holds.
 
+    Where a script is written without spaces, each character is a word.
     Each fold is scored by a classifier that saw the other folds only. If the two sets are samples of the same kind, the
     AUC of these scores is near 0.5 (a little below, as cross-validation has it); if not, a test of membership on them
     measures the kind, not membership (Duan et al. 2024, Das et al. 2024).
@@ -25,7 +28,7 @@ def word_scores(
     """
     if min(len(texts), len(others)) < folds:
         return np.full(len(texts), np.nan), np.full(len(others), np.nan)
-    bags = [[set(_WORD.findall(text.lower())) for text in side] for side in (texts, others)]
+    bags = [[set(_WORD.findall(spaced(text.lower()))) for text in side] for side in (texts, others)]
     fold_of = [rng.permutation(len(side)) % folds for side in bags]
     scores = [np.zeros(len(side)) for side in bags]
     for fold in range(folds):

@@ -179,17 +179,20 @@ def charts(
     else:
         found.append(("Asked in other ways", "No chart: the questions were asked in one way only.", None))
     plain = [i["rouge_l"] for i in items if place(i) == ("before", "forget", PLAIN) and is_number(i.get("rouge_l"))]
-    level = sum(plain) / len(plain) if plain else None
+    of_all = sum(plain) / len(plain) if plain else None
     if any("steps" in of for of in curves.values()):  # by role alone, as it was while one attack was all there were
         curves = {"forget": curves}
     for name, (title, text, across, up) in LESSONS.items():
         of = curves.get(name, {})
-        lines = {r: (of[r]["steps"], of[r]["rouge_l"]) for r in roles if r in of}
+        attacked = [r for r in roles if r in of and r != "before"]
+        lines = {r: (of[r]["steps"], of[r]["rouge_l"]) for r in attacked if all(map(is_number, of[r]["rouge_l"]))}
         if lines:
+            level = of["before"]["rouge_l"][0] if "before" in of else of_all  # folders of earlier versions lack it
             picture = relearning(lines, level, across=across, up=up, title=title, name=f"taught-{name}")
             found.append((title, text, Markup(picture)))
-    if not curves.get("forget"):
-        found.append((LESSONS["forget"].title, "No chart: the relearning attack was not made.", None))
+        elif name == "forget":
+            why = "no answer that is tested has a word to find" if attacked else "the relearning attack was not made"
+            found.append((title, f"No chart: {why}.", None))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from amends.report._page import environment
-from amends.report._text import number
+from amends.report._text import number, percent
 from amends.report.plots import rank_histogram
 
 OPEN_RECORDS = 20  # shown in full
@@ -44,6 +44,7 @@ def render_audit(
             records=records[:OPEN_RECORDS],
             num_records=len(ranks["records"]),
             chart=Markup(rank_histogram(ranks)),
+            percent=percent,
             shown=lambda value: "missing" if value is None or value != value else number(value),
         )
     )

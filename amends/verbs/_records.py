@@ -57,8 +57,10 @@ def read(
 
     Files may share ids: of those that do, an id is then FILE:id, so that no two records have the same.
     """
-    sources: list[Any] = [source] if isinstance(source, str | Path) else list(source)
-    files = [str(s) for s in sources if isinstance(s, str | Path)]
+    sources: Any = [source] if isinstance(source, str | Path) else source
+    files = [str(s) for s in sources if isinstance(s, str | Path)] if isinstance(sources, list | tuple) else []
+    if files and len(files) < len(sources):
+        raise InputError(f"{name}: files and rows in one list. Give files, or rows.")
     for file in (file for i, file in enumerate(files) if file in files[:i]):
         say(f"left out {file}: given twice")
     each = {}

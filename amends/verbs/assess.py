@@ -15,6 +15,7 @@ import typer
 from transformers import PreTrainedTokenizerBase
 
 from amends.assessment.ask import Findings, add_gibberish, ask_in_turn
+from amends.assessment.attacks import EASY
 from amends.assessment.axes import AXES, LIMITS, Measure, check_limits, judge, read_limits
 from amends.assessment.measures import all_measures
 from amends.assessment.plan import Plan, Sources, make_plan
@@ -22,6 +23,7 @@ from amends.evaluation.intervals import mean_of
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.bounds import check_options
 from amends.io.console import answer, say
+from amends.io.errors import InputError
 from amends.io.options import ModelOption, SeedOption, check_names, listed
 from amends.io.plain import plain
 from amends.io.run import describe, told, write_jsonl
@@ -51,7 +53,8 @@ class Assessment:
     items: list[dict[str, Any]]
     """One answer each: role, item_set, id, variant, question, expected, generated, rouge_l, refused, gibberish."""
     curves: dict[str, dict[str, dict[str, list[float]]]]
-    """Of the relearning attacks, by what was taught ("forget", "retain", "text") and role: steps and mean ROUGE-L."""
+    """Of the relearning attacks, by what was taught ("forget", "retain", "text") and role: steps and mean ROUGE-L
+    of the rows that are tested; of the model before, which is not attacked, at step 0 alone."""
     drift: list[dict[str, Any]]
     """Of the weights, by layer."""
     out: Path | str | None
@@ -190,6 +193,7 @@ def run(
     check_options(command, options)
     chosen, asked_limits = read_axes(axes), read_limits(limits or {})
     check_limits(asked_limits, chosen)
+    texts = read_texts(texts)
     if out is not None:
         check_new(out)
     models = {"before": before, "after": after, "reference": reference}
@@ -252,6 +256,22 @@ def read_axes(given: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(axis for axis in AXES if axis in names)
 
 
+def read_texts(given: Sequence[str] | None) -> list[str] | None:
+    """Take texts from Python; one alone is a list of one.
+
+    Raises
+    ------
+    InputError : something in the list is no text.
+    """
+    if given is None:
+        return None
+    texts = [given] if isinstance(given, str) else list(given)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{number}] is {type(text).__name__}: give a list of texts.")
+    return texts
+
+
 def items_of(findings: Findings) -> list[dict[str, Any]]:
     """List every answer, one line each."""
     items = []
@@ -261,12 +281,16 @@ def items_of(findings: Findings) -> list[dict[str, Any]]:
 
 
 def curves_of(findings: Findings) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Mean ROUGE-L of the tested rows at each step of each relearning attack."""
+    """Mean ROUGE-L of the tested rows at each step of each relearning attack; of the model before that at step 0."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    plain = (a for a in findings.asked["before"].answers if (a["item_set"], a["variant"]) == ("forget", EASY))
+    before = {a["id"]: np.nan if a["rouge_l"] is None else a["rouge_l"] for a in plain}
     for role, asked in findings.asked.items():
         for lesson, curve in asked.curves.items():
             means = [mean_of(column) for column in zip(*curve.scores_NS, strict=True)]
-            found.setdefault(lesson, {})[role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
+            level = mean_of([before.get(id_, np.nan) for id_ in asked.tested[lesson]])
+            found.setdefault(lesson, {"before": {"steps": [0.0], "rouge_l": [level]}})
+            found[lesson][role] = {"steps": [float(step) for step in curve.steps], "rouge_l": means}
     return found
 
 

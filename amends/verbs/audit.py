@@ -1,10 +1,10 @@
 """Audit what a model has memorised: its training records, the most memorised first."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -19,7 +19,7 @@ from amends.io.run import describe, told, write_jsonl
 from amends.lm.find import check_model
 from amends.lm.load import Loaded, fitting, load, shares_base, weights_sha256
 from amends.lm.logprobs import PackedRow, naming
-from amends.lm.memorisation import answer_scores, record_row
+from amends.lm.memorisation import AnswerScores, answer_scores, record_row
 from amends.lm.pairs import Pair
 from amends.lm.rows import context_limit, context_of
 from amends.lm.turns import model_for
@@ -138,37 +138,19 @@ def run(
     pairs, num = [*records.kept, *others.kept], len(records.kept)
     rows = [record_row(tokenizer, pair.prompt, [pair.answer]) for pair in pairs]
     say(f"auditing {num} records" + (f" beside {len(others.kept)} rows of the holdout" if others.kept else ""))
-    digests = {"before": weights_sha256(loaded.model)}
+    settings = {"gradients": "gradient" in chosen, "temperature": temperature, "top_k": top_k}
     in_place = isinstance(model, str | Path) and isinstance(reference, str | Path) and shares_base(loaded, reference)
-    beside = None
-    if reference is not None and not in_place:  # else it takes the model's place, and has its context
-        beside = reference_for(reference, None, tokenizer)
-        check_context(beside, rows, pairs)
-    sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-    with naming(f"--model {loaded.name}"):
-        found = answer_scores(
-            loaded.model, rows, tokenizer.pad_token_id, gradients="gradient" in chosen, label="model", **sampler
-        )
-    found_reference = None
-    if reference is not None:
-        beside = beside if beside is not None else reference_for(reference, loaded, tokenizer)
-        digests["reference"] = weights_sha256(beside)
-        with naming("--reference"):
-            found_reference = answer_scores(beside, rows, tokenizer.pad_token_id, label="reference")
-    numbers = Numbers(found, found_reference, [pair.answer for pair in pairs], share, answer_prefix)
+    asked = ask_both(loaded, reference, rows, pairs, tokenizer, settings, in_place=in_place)
+    numbers = Numbers(asked.model, asked.reference, [pair.answer for pair in pairs], share, answer_prefix)
     scores = {name: MEASURES[name].of(numbers) for name in chosen}
-    lengths = num_tokens(found.logp_NA).tolist()
+    lengths = num_tokens(asked.model.logp_NA).tolist()
     combined = mean_rank(list(scores.values()))
     if unranked := [pairs[i].where for i in np.flatnonzero(np.isnan(combined))]:
         raise InputError(f"{unranked[0]}: has no number of any measure. Lower --answer-prefix.")
     both = scores | {COMBINED: combined}
-    membership = {}
-    if others.kept:
-        membership = {name: compare(score[:num], score[num:]) for name, score in both.items()}
-        texts = [f"{pair.question} {pair.answer}" for pair in pairs]
-        membership[WORDS] = compare(*word_scores(texts[:num], texts[num:], np.random.default_rng(seed)))
+    membership = beside_holdout(both, pairs, num, seed) if others.kept else {}
     warnings = warnings_of_holdout(membership)
-    if digests.get("reference") == digests["before"]:
+    if asked.digests.get("reference") == asked.digests["before"]:
         warnings.append(SAME_WEIGHTS)
     for warning in warnings:
         say(f"warning: {warning}")
@@ -177,7 +159,7 @@ def run(
         config={name: told(value) for name, value in options.items()} | {"measures": chosen, "reading": vars(how)},
         seed=seed,
         data=of_data.told | of_holdout.told,
-        weights=digests,
+        weights=asked.digests,
         seconds={"in all": round(time.time() - started, 1)},
         stopped="all records looked at",
         warnings=warnings,
@@ -197,6 +179,65 @@ def run(
     if out is not None:
         write(audit, Path(out), top)
     return audit
+
+
+class Asked(NamedTuple):
+    """What the models say of the tokens of all rows."""
+
+    model: AnswerScores
+    reference: AnswerScores | None
+    digests: dict[str, str]
+    """Of their weights, by role."""
+
+
+def ask_both(
+    loaded: Loaded,
+    reference: Any,
+    rows: Sequence[PackedRow],
+    pairs: Sequence[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Mapping[str, Any],
+    *,
+    in_place: bool,
+) -> Asked:
+    """Ask the model, then the reference, if there is one.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of `answer_scores`, for the model alone.
+    in_place : bool
+        Whether the reference takes the model's place, and so has its context; any other is looked at before the model
+        is asked.
+
+    Raises
+    ------
+    InputError : the reference has another tokenizer, or does not take the longest row.
+    """
+    beside: Any = None
+    if reference is not None and not in_place:
+        beside = reference_for(reference, None, tokenizer)
+        check_context(beside, rows, pairs)
+    digests = {"before": weights_sha256(loaded.model)}
+    with naming(f"--model {loaded.name}"):
+        found = answer_scores(loaded.model, rows, tokenizer.pad_token_id, label="model", **settings)
+    if reference is None:
+        return Asked(found, None, digests)
+    if in_place:
+        beside = reference_for(reference, loaded, tokenizer)
+    digests["reference"] = weights_sha256(beside)
+    with naming("--reference"):
+        return Asked(found, answer_scores(beside, rows, tokenizer.pad_token_id, label="reference"), digests)
+
+
+def beside_holdout(
+    scores: Mapping[str, FloatArray], pairs: Sequence[Pair], num_records: int, seed: int
+) -> dict[str, Membership]:
+    """Say how well each score, and words alone, tell the records from the rows of the holdout behind them."""
+    texts = [f"{pair.question} {pair.answer}" for pair in pairs]
+    words = word_scores(texts[:num_records], texts[num_records:], np.random.default_rng(seed))
+    found = {name: compare(score[:num_records], score[num_records:]) for name, score in scores.items()}
+    return found | {WORDS: compare(*words)}
 
 
 def reference_for(reference: Any, instead_of: Loaded | None, tokenizer: PreTrainedTokenizerBase) -> Any:

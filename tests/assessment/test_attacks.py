@@ -78,6 +78,8 @@ def test_a_question_is_put_in_every_way_and_what_is_given_away_is_not_expected(l
         ("Ann Lee wrote it, Lee did.", "Ann Lee wrote", "it, Lee did."),  # the second Lee is given away
         ("She likes green tea with milk", "She likes green", "tea with milk"),
         ("Basil", "", "Basil"),
+        ("她出生在图拉市。", "她出生在", "图拉市。"),  # no spaces: cut between characters
+        ("他于1956年出生。", "他于", "1956"),
     ],
 )
 def test_an_answer_is_cut_where_its_last_name_or_number_begins(answer, given, hidden):
@@ -95,6 +97,13 @@ def test_what_holds_no_word_that_could_be_said_is_not_asked_for(loaded):
     asks = by_variant(loaded.tokenizer, *pairs([{"question": "Who?", "answer": "he is ?"}]))
     assert "cloze" in asks and asks["cloze"].expected == "is ?"
     assert "cloze" not in by_variant(loaded.tokenizer, *pairs([{"question": "Who?", "answer": "Al ?"}]))
+
+
+@pytest.mark.parametrize("answer", ["Она родилась в городе Тула.", "她出生在图拉市。", "ولدت في مدينة القاهرة."])
+def test_answers_in_other_scripts_are_asked_for_with_their_beginning_and_as_a_cloze(loaded, answer):
+    asks = by_variant(loaded.tokenizer, *pairs([{"question": "?", "answer": answer}]))
+    assert {"prefix_1", "prefix_3", "prefix_5", "cloze"} <= asks.keys()
+    assert asks["cloze"].expected and answer.endswith(asks["cloze"].expected)
 
 
 def test_plain_text_is_put_in_other_ways_without_a_chat(loaded):
@@ -155,6 +164,13 @@ def test_near_questions_share_rare_words_with_those_to_forget():
     assert len(near) == 5
     assert {id(p) for p in near} | {id(p) for p in far} == {id(p) for p in retain}
     assert near_and_far(forget, [], 10) == ([], [])
+
+
+def test_near_questions_in_a_script_without_spaces_share_rare_characters():
+    forget = pairs([{"question": "谁住在榆树街四号?", "answer": "a"}])
+    others = ("今天天气怎么样?", "一年有几天?", "茶是热的吗?", "猫吃什么?", "法国的首都是哪里?", "榆树街有多长?")
+    near, _ = near_and_far(forget, pairs([{"question": q, "answer": "a"} for q in others]), 10)
+    assert near[0].question == "榆树街有多长?"
 
 
 def test_an_embedding_that_is_given_says_what_is_near():

@@ -11,6 +11,7 @@ from scipy.stats import binomtest, norm
 from amends.assessment.axes import (
     LIMITS,
     area,
+    distinct_words,
     estimate,
     forget_rate,
     is_degenerate,
@@ -20,6 +21,7 @@ from amends.assessment.axes import (
     read_limits,
     recovery,
     restored_share,
+    words_of,
     worst_case,
 )
 from amends.io.errors import InputError
@@ -143,14 +145,30 @@ def test_a_column_without_a_number_gives_no_value_rather_than_0():
     assert (made.after, made.low, made.missing) == (None, None, "why")
 
 
-@pytest.mark.parametrize("text", ["", "   ", "...", "the the the the the the", "a b a b a b a b", "x" + "o" * 25])
+LONG_CHINESE = (
+    "她出生在图拉市的一个教师家庭 从小喜欢读书和写作。后来她搬到首都学习文学 毕业以后在一家出版社工作了十年 "
+    "同时写了三本小说。第一本讲的是家乡的河流 第二本讲的是战争中的孩子 第三本讲的是一位老邮差和他的狗。"
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "   ", "...", "the the the the the the", "a b a b a b a b", "x" + "o" * 25, "我不知道" * 6]
+)
 def test_empty_and_repeated_answers_are_degenerate(text):
     assert is_degenerate(text)
 
 
-@pytest.mark.parametrize("text", ["Yes", "1984", "She was born in Lagos.", "no no", "I do not know this"])
+@pytest.mark.parametrize(
+    "text", ["Yes", "1984", "She was born in Lagos.", "no no", "I do not know this", "天", LONG_CHINESE]
+)
 def test_short_and_plain_answers_are_not_degenerate(text):
     assert not is_degenerate(text)
+
+
+def test_words_of_a_script_without_spaces_are_two_characters_each():
+    assert words_of("Yes, I do") == ["yes,", "i", "do"]
+    assert words_of("我不知道") == ["我不", "不知", "知道"]
+    assert distinct_words("我不知道" * 6) < 0.2 < 0.8 < distinct_words(LONG_CHINESE)
 
 
 def made(metric, after, reference=None, better="lower", before=None):
@@ -163,6 +181,12 @@ def test_a_value_above_its_limit_fails_and_one_at_it_passes():
     assert verdicts == ["pass", "fail", "pass"]
     assert judge([made("over_refusal", 0.3)], {"over_refusal": 0.4})[0].verdict == "pass"
     assert judge([made("drift", 9.0)], {})[0].verdict is None
+
+
+def test_a_difference_of_shares_that_is_the_limit_is_kept_whatever_rounding_makes_of_it():
+    rises = [(k + 1) / 20 - k / 20 for k in range(20)]
+    assert max(rises) > LIMITS["over_refusal"].most
+    assert {judge([made("over_refusal", rise)], {})[0].verdict for rise in rises} == {"pass"}
 
 
 def test_of_privleak_the_size_counts():
@@ -188,6 +212,7 @@ def test_what_was_not_measured_is_not_judged_unless_its_limit_was_asked_for():
 def test_limits_are_read():
     assert read_limits(["worst_case_rouge=.3", "privleak=10"]) == {"worst_case_rouge": 0.3, "privleak": 10}
     assert read_limits({"int4_restored": 0.5}) == {"int4_restored": 0.5}
+    assert read_limits("privleak=10") == {"privleak": 10}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Every line of an assessment from answers and numbers written by hand, so that a sign that is turned round shows."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from amends.assessment.ask import Asked, Findings, likeness, right_answers
+from amends.assessment.ask import Asked, Findings, fluency, likeness, right_answers
 from amends.assessment.axes import AXES, Measure
 from amends.assessment.measures import all_measures
 from amends.assessment.plan import Plan, Sources, make_plan
@@ -226,6 +227,17 @@ def test_what_does_not_fit_the_model_is_named_or_cut(narrow):
         long = found | {"perturbed_answer": ["Bo"], "paraphrased_answer": "Al."} | {name: wrong}
         with pytest.raises(InputError, match=rf"forget\[0\]: prompt and {name} have .* more than the 64 that fit"):
             run(narrow, narrow, [long], **asked)
+
+
+def test_the_perplexity_of_an_answer_is_that_of_its_words_without_the_token_that_closes_the_turn(tiny_model):
+    loaded, pair = load(tiny_model), Pair("a", [{"role": "user", "content": "Who?"}], "Al", "f")
+    answer = {"item_set": "forget", "variant": "question", "id": "a", "generated": "Somebody else"}
+    (nats,) = fluency(loaded, SimpleNamespace(forget=[pair]), Asked("after", "", "", answers=[answer]))
+    prompt = encode(loaded.tokenizer, pair.prompt, ["a"])[0].prompt
+    said = loaded.tokenizer("Somebody else", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logp_TV = loaded.model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    assert nats == pytest.approx(-logp_TV[range(len(said)), said].mean().item(), rel=1e-5)
 
 
 def test_rows_that_a_model_knows_by_heart_look_like_training_data(tiny_model):

@@ -57,6 +57,21 @@ def test_all_numbers_are_those_of_one_row_after_the_other(family, rows):
             assert np.isnan(got[len(target) :]).all()
 
 
+def test_a_token_that_is_all_but_certain_is_not_rounded_to_certain():
+    model = tiny("llama")
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach() * 20)
+    logits_V = logits_of(model, PackedRow([5, 6, 7], [[1]]))[0]
+    row = PackedRow([5, 6, 7], [[int(logits_V.argmax())]])
+    residual_V = logits_V.softmax(-1) - torch.nn.functional.one_hot(logits_V.argmax(), VOCAB)
+    assert 1e-7 < residual_V.norm() < 1e-4
+    found = answer_scores(model, [row], 0, gradients=True)
+    with torch.no_grad():
+        width = model.model(torch.tensor([row.prompt])).last_hidden_state[0, -1].double().norm()
+    assert found.el2n_NA[0, 0] == pytest.approx(residual_V.norm().item(), rel=1e-3)
+    assert found.squared_gradient_N[0] == pytest.approx(((width * residual_V.norm()) ** 2).item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_closed_form_of_the_output_layer_is_what_autograd_gives(family, rows):
     model = tiny(family)

@@ -24,6 +24,14 @@ def test_a_date_in_one_set_gives_it_away():
     assert auc(*word_scores(texts(rng, 60, ["2026"]), texts(rng, 40, ["2023"]), rng)) > 0.95
 
 
+def test_what_is_written_without_spaces_is_told_apart_by_its_characters():
+    rng = np.random.default_rng(0)
+    few, others = (
+        ["".join(rng.choice(list(of), 12)) for _ in range(40)] for of in ("天地玄黄宇宙洪荒", "日月盈昃辰宿列张")
+    )
+    assert auc(*word_scores(few, others, rng)) > 0.95
+
+
 def test_too_few_texts_have_no_scores():
     found = word_scores(["a"] * 4, ["b"] * 9, np.random.default_rng(0))
     assert [len(s) for s in found] == [4, 9]

@@ -93,8 +93,8 @@ def test_everything_that_is_given_is_measured_and_written(place, assess, amends,
     assert set(made["curves"]) == {"forget", "retain", "text"}
     for by_role in made["curves"].values():
         assert {role: of["steps"] for role, of in by_role.items()} == {
-            role: [0, 5, 10, 20, 50] for role in ("after", "reference")
-        }
+            "before": [0], "after": [0, 5, 10, 20, 50], "reference": [0, 5, 10, 20, 50],
+        }  # fmt: skip
     page = (place / "out" / "report.html").read_text()
     assert page.count("<svg") == 4
     assert all(f'"taught-{lesson}-title' in page for lesson in made["curves"])
@@ -202,6 +202,8 @@ def test_what_is_not_given_is_a_gap_with_its_reason_and_never_0(place, assess):
         assert by_name[name]["after"] is None
         assert reason in by_name[name]["missing"]
         assert by_name[name]["verdict"] is None
+        assert "One row" not in by_name[name]["meaning"]
+    assert by_name["forget_rate"]["missing"] == "The model before says next to nothing of the answers to forget."
     assert "not judged over_refusal: It needs questions to keep (--retain)." in out
 
 
@@ -216,9 +218,16 @@ def test_an_answer_without_words_is_left_out_of_rouge_and_its_row_of_the_page(pl
     page = (place / "out" / "report.html").read_text()
     assert "Where was ann 1 born?" in page and "How does it end?" not in page
     curve = Curve((0, 5), [[0.5, 1.0], [math.nan, math.nan]])
-    asked = SimpleNamespace(curves={"forget": curve})
-    made = assessing.curves_of(SimpleNamespace(asked={"after": asked}))
+    asked = SimpleNamespace(curves={"forget": curve}, tested={"forget": ["a", "b"]})
+    made = assessing.curves_of(SimpleNamespace(asked={"after": asked, "before": knowing(a=0.9, b=None, taught=0.1)}))
     assert made["forget"]["after"] == {"steps": [0, 5], "rouge_l": [0.5, 1.0]}
+    assert made["forget"]["before"] == {"steps": [0], "rouge_l": [0.9]}  # of the rows that are tested
+
+
+def knowing(**scores):
+    """A model before that says so much of these rows."""
+    plain = {"item_set": "forget", "variant": "question"}
+    return SimpleNamespace(curves={}, answers=[plain | {"id": i, "rouge_l": score} for i, score in scores.items()])
 
 
 def test_as_many_rows_to_keep_and_pieces_of_text_are_taught_as_rows_to_forget(tiny_model, other_model, place):
@@ -245,7 +254,11 @@ def test_the_page_of_a_folder_from_before_there_were_several_attacks_is_drawn(pl
     assert page(by_role) == page({"forget": by_role})
     assert page(by_role).count("<svg") == 1
     assert "after: from 0.10 to 0.40" in page(by_role)
+    with_level = page({"forget": by_role | {"before": {"steps": [0.0], "rouge_l": [0.875]}}})
+    assert "The dotted line is the model before, 0.88." in with_level and "before: from" not in with_level
     assert "the relearning attack was not made" in page({})
+    wordless = {role: {"steps": [0.0, 50.0], "rouge_l": [None, None]} for role in ("before", "after")}
+    assert "no answer that is tested has a word to find" in page({"forget": wordless})
     elsewhere = page({"text": by_role})
     assert "taught-text-title" in elsewhere and "the relearning attack was not made" in elsewhere
 
@@ -349,6 +362,7 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
         ({"seed": -1}, "seed=-1: a number of at least 0"),
         ({"prefix_tokens": 0}, "prefix_tokens=0: a number of at least 1"),
         ({"templates": "No idea"}, "No idea"),
+        ({"texts": ["It was", 3]}, r"texts\[1\] is int: give a list of texts"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: a whole number"),
     ],
     ids=str,
@@ -356,6 +370,14 @@ def test_bad_input_is_one_line_that_says_what_to_do_and_leaves_nothing(place, as
 def test_what_the_command_line_refuses_is_refused_from_python(tiny_model, wrong, says):
     with pytest.raises(InputError, match=says):
         assessing.run(tiny_model, tiny_model, rows("ann", 1), **wrong)
+
+
+def test_one_text_or_limit_is_a_list_of_one(tiny_model):
+    more = {"axes": "utility", "max_new_tokens": 2}
+    text = "It was the best of times."
+    one, other = (run(tiny_model, tiny_model, rows("ann", 1), texts=texts, **more) for texts in (text, [text]))
+    assert one["perplexity_ratio"] == other["perplexity_ratio"] and one["perplexity_ratio"].n == 1
+    assert run(tiny_model, tiny_model, rows("ann", 1), limits="retain_loss=.5", **more)["retain_loss"].limit == 0.5
 
 
 @pytest.mark.parametrize("role", ["before", "reference"])

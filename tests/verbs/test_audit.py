@@ -238,6 +238,8 @@ def test_what_has_no_number_has_a_reason(tmp_path, taught, amends):
     for row in scores[:2]:  # with top k 1, sampling is greedy decoding
         assert (row["sampling"] == 0) == (row["extractable"] == 1)
         assert row["extractable"] == 1 or "top k" in row["missing"]["sampling"]
+    page = (out / "report.html").read_text()
+    assert "% of them word for word behind the first 2 tokens of each answer (1 have no more)." in page
     with pytest.raises(InputError, match="--answer-prefix"):
         audit.run(model, data, measures=["extractable"], answer_prefix=2)
 
@@ -362,6 +364,17 @@ def test_what_the_command_line_refuses_is_refused_from_python(tmp_path, monkeypa
     monkeypatch.setattr(audit, "load", None)
     with pytest.raises(InputError, match=r"needed|Did you mean loss"):
         audit.run("no model", facts(0, 2), out=tmp_path / "audit", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(["file", *facts(0, 2)], "files and rows in one list"), (facts(0, 1)[0], "data is a dict"), (3, "data is a int")],
+    ids=["both", "one row", "number"],
+)
+def test_data_that_are_neither_files_nor_rows_are_refused_and_none_is_passed_over(tmp_path, tiny_model, data, says):
+    file = write(tmp_path / "data.jsonl", facts(2, 4))
+    with pytest.raises(InputError, match=says):
+        audit.run(tiny_model, [file if one == "file" else one for one in data] if isinstance(data, list) else data)
 
 
 def test_measures_may_be_named_as_on_the_command_line(tiny_model):
