@@ -1,6 +1,7 @@
 """The documentation is in step with the code: one file = one command = one page = one test."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -82,9 +83,11 @@ def test_the_names_of_the_benchmarks_are_told_without_an_installation(tmp_path):
     for name in ("one", "_shared"):
         (tmp_path / "benchmarks" / f"{name}.py").touch()
 
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
     def bench(*more):
         words = ["make", "PYTHON=false", "bench", *more]  # no installation comes of that Python
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(words, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
 
     assert bench().stdout == "make bench NAME=... with one of:\n  one\n"
     assert bench("NAME=two").stdout == "There is no benchmarks/two.py; 'make bench' lists the names.\n"
