@@ -30,7 +30,8 @@ from amends.lm.load import add_lora, autocast, device, load, precision
 from amends.lm.logprobs import PackedRow, masked_mean
 from amends.lm.pairs import read_pairs
 from amends.lm.rows import encode_rows
-from amends.lm.trainer import TrainRow, training_arguments
+from amends.lm.samples import TrainRow
+from amends.lm.trainer import training_arguments
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import trainer_named
 

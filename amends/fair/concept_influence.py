@@ -22,6 +22,7 @@ from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.frames import about_rows, rows_from
+from amends.io.options import SeedOption
 from amends.io.progress import bars
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder
@@ -312,7 +313,7 @@ def command(
     accuracy_tol: Annotated[float, typer.Option(help="Accuracy that a repair may cost.", min=0)] = 0.005,
     bootstrap: Annotated[int, typer.Option(help="Draws of the validation rows for intervals.", min=0)] = 100,
     edited: Annotated[bool, typer.Option("--edited", help="Write the edited rows too, not only the advice.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Say which rows of DATA make a model unfair, and what would have helped."""
     found = run(

@@ -40,6 +40,7 @@ from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
+from amends.io.options import MOST_SEED
 from amends.io.progress import track
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder
@@ -323,7 +324,7 @@ def command(
     positive: Annotated[str | None, typer.Option(help="The positive label, where there are two.")] = None,
     apply: Annotated[str | None, typer.Option(help="Table of probabilities to rescale and decide by the rule.")] = None,
     folds: Annotated[int, typer.Option(help="Folds by which the rule is measured.", min=2)] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the folds and of the bands.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the folds and of the bands.", min=0, max=MOST_SEED)] = 0,
 ) -> None:
     """Make the decisions of a model robust to a shift of the prior, by the probabilities and labels in DATA."""
     found = run(

@@ -21,6 +21,7 @@ from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import check_installed
 from amends.io.frames import about_rows, rows_from
+from amends.io.options import SeedOption
 from amends.io.run import describe, run_folder
 from amends.io.write import kind_of, write_rows
 from amends.maths.arrays import IntArray
@@ -221,7 +222,7 @@ def command(
     ] = None,
     holdout: Annotated[float, typer.Option(help="Share of rows, drawn at random, to measure on.", min=0, max=1)] = 0.5,
     apply: Annotated[list[str] | None, typer.Option(help="New rows to decide; they need no label.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Let the classifier of DATA abstain, so that groups fare alike and none fares worse."""
     found = run(

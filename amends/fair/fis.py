@@ -30,6 +30,7 @@ from amends.io.atomic import check_new
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.io.frames import about_rows, rows_from
+from amends.io.options import SeedOption
 from amends.io.rows import Row
 from amends.io.run import describe, run_folder, write_jsonl
 from amends.io.write import kind_of, write_rows
@@ -337,7 +338,7 @@ def command(
     ] = 0.005,
     keep_rejected: Annotated[bool, typer.Option(help="Train on labels that do not help too.")] = False,
     model: Annotated[Model, typer.Option(help="Model; network: one hidden layer.")] = "logistic",
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Say which rows of a pool to label so that a model becomes fairer, and judge labels that came back."""
     found = run(

@@ -25,6 +25,7 @@ from amends.io.atomic import check_new, write_json
 from amends.io.console import say
 from amends.io.errors import InputError, check_installed
 from amends.io.frames import about_rows, rows_from
+from amends.io.options import SeedOption
 from amends.io.run import describe, run_folder
 from amends.io.tables import read_json
 from amends.io.write import write_rows
@@ -370,7 +371,7 @@ def command(
     level: Annotated[float, typer.Option(help="Level of the interval, between 0 and 1.", min=0, max=1)] = 0.9,
     clip: Annotated[float, typer.Option(help="Lowest rate that a group can have.", min=0, max=0.5)] = 1e-3,
     no_clip: Annotated[bool, typer.Option("--no-clip", help="Leave rates as they come out.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Measure the gap between groups that nobody recorded, from three or more weak guesses of them."""
     audit = run(

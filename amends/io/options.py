@@ -18,7 +18,9 @@ RankOption = Annotated[
         min=0,
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=2**32 - 1)]
+MOST_SEED = 2**32 - 1
+"""Largest seed that NumPy and scikit-learn take."""
+SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=MOST_SEED)]
 
 
 def listed(given: str | Iterable[str] | None) -> list[str]:

@@ -138,4 +138,9 @@ class Bar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take it away."""
-        self.progress.stop()
+        self.take_away()
+
+    def take_away(self) -> None:
+        """Take it away, also after a training that failed, of which callbacks do not hear."""
+        if self.progress.live.is_started:
+            self.progress.stop()

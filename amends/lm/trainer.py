@@ -3,16 +3,15 @@
 import errno
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -35,77 +34,22 @@ from amends.lm.checkpoint import (
     step_of,
 )
 from amends.lm.load import device, precision
-from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, lines_of, pack, pack_notes
+from amends.lm.logprobs import AnswerLogprobs, answer_logprobs
 from amends.lm.quiet import quiet
+from amends.lm.samples import Collate, KeyedRows, TrainRow, num_samples_in
 from amends.lm.shards import gathered, without_weights
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-IGNORED = ("compute_metrics", "compute_loss_func", "label_smoothing_factor", "load_best_model_at_end")
-"""Arguments of a `Trainer` and its settings that have no part in a loss on answers."""
-
-
-class TrainRow(NamedTuple):
-    """One packed row and the part it plays in the loss."""
-
-    packed: PackedRow
-    is_retain: bool = False
-    notes: Tensor | None = None
-    """What was noted of its answer tokens before the training (`amends.lm.logprobs.note`), (answer tokens, K)."""
-
-
-class KeyedRows(Dataset[list[TrainRow]]):
-    """Samples whose random draws depend on (seed, epoch, sample) alone: not on batches, order, processes or resume."""
-
-    def __init__(self, num_samples: int, draw: Any, seed: int) -> None:
-        self.num_samples, self.draw, self.seed, self.epoch = num_samples, draw, seed, 0
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take note of the epoch that starts; `TellEpoch` calls it."""
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> list[TrainRow]:
-        """Draw the sample's rows for the current epoch."""
-        rows: list[TrainRow] = self.draw(index, random.Random(f"{self.seed} {self.epoch} {index}"))
-        return rows
-
-
-class Collate:
-    """Pack the rows of a batch of samples, in parts that go through the model one after the other.
-
-    Rows to keep are a part of their own; with `by_line` so is each line. On a CPU, which a line fills, that is as fast,
-    and only one line's activations are in memory.
-    """
-
-    def __init__(self, pad_id: int | None, by_line: bool = False) -> None:
-        self.pad_id, self.by_line = pad_id, by_line
-
-    def __call__(self, samples: Sequence[list[TrainRow]]) -> dict[str, Any]:
-        """Tensors of `amends.lm.logprobs.pack`, and those of `pack_notes` where there is such, of the first part.
-
-        is_retain says whether it holds rows to keep; the other parts, if there are any, are a list under "more".
-        """
-        rows = [row for sample in samples for row in sample]
-        kinds = [[row for row in rows if row.is_retain == is_retain] for is_retain in (False, True)]
-        first, *more = [self.part(part) for kind in kinds if kind for part in self.parts(kind)]
-        return first | ({"more": more} if more else {})
-
-    def parts(self, rows: list[TrainRow]) -> list[list[TrainRow]]:
-        """Part rows of one kind."""
-        if not self.by_line:
-            return [rows]
-        return [[rows[i] for i in sorted(line)] for line in lines_of([row.packed for row in rows])]
-
-    def part(self, rows: Sequence[TrainRow]) -> dict[str, Any]:
-        """Tensors of some rows that go through the model together."""
-        batch = pack([row.packed for row in rows], self.pad_id)
-        notes = [row.notes for row in rows]
-        noted = {} if all(n is None for n in notes) else pack_notes(notes, batch["answer"].shape[1])
-        return batch | noted | {"is_retain": rows[0].is_retain}
+REFUSED = {
+    "save_only_model": "nothing can be resumed from weights alone",
+    "dataloader_persistent_workers": "workers that stay do not hear of the next epoch and would draw as in the first",
+} | dict.fromkeys(
+    ("compute_metrics", "compute_loss_func", "label_smoothing_factor", "load_best_model_at_end"),
+    "it has no part in a loss on answers",
+)
+"""Arguments of a `Trainer` and its settings that cannot be had, and why."""
 
 
 class AnswerTrainer(Trainer):
@@ -131,11 +75,9 @@ class AnswerTrainer(Trainer):
     ):
         if kwargs.get("eval_dataset") is not None or args.eval_strategy != IntervalStrategy.NO:
             raise InputError("eval_dataset, eval_strategy: nothing is evaluated during a training. Leave them out.")
-        if args.save_only_model:
-            raise InputError("save_only_model: nothing can be resumed from weights alone. Leave it out.")
-        for name in IGNORED:
+        for name, why in REFUSED.items():
             if kwargs.get(name) or getattr(args, name, None):
-                raise InputError(f"{name}: it has no part in a loss on answers. Leave it out.")
+                raise InputError(f"{name}: {why}. Leave it out.")
         if args.dataloader_drop_last and num_samples < (full := args.train_batch_size * args.world_size):
             raise InputError(f"dataloader_drop_last: {num_samples} rows fill no batch of {full}. Leave it out.")
         if not any(weight.requires_grad for weight in model.parameters()):
@@ -167,7 +109,7 @@ class AnswerTrainer(Trainer):
         self.add_callback(StopOnNonFinite(self._state))
         self._stop = StopOnSignal(self)
         self.add_callback(self._stop)
-        if any(isinstance(callback, Bar) for callback in self.callback_handler.callbacks):
+        if self._bars():
             self.remove_callback(PrinterCallback)
 
     def get_eval_dataloader(self, *_: Any) -> Any:
@@ -206,7 +148,7 @@ class AnswerTrainer(Trainer):
         for name, values_S in values.items():
             self._note_sum(name, values_S, len(values_S))
         self._note_sum("mean_loss", losses_S, 0 if inputs["is_retain"] else len(losses_S))  # a sample counts once
-        num_samples = _num_samples(inputs) if num_items_in_batch is None else num_items_in_batch
+        num_samples = num_samples_in(inputs) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, while the loss is divided by the samples of all of them.
         loss = losses_S.sum() / num_samples * self.accelerator.num_processes
         for part in inputs.get("more", ()):
@@ -218,7 +160,7 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         """Go forward and back with one part of the batch after the other; processes exchange gradients once."""
         if num_items_in_batch is None:
-            num_items_in_batch = _num_samples(inputs)
+            num_items_in_batch = num_samples_in(inputs)
         parts: list[dict[str, Any]] = [inputs, *inputs.pop("more", ())]
         loss = torch.zeros((), device=self.args.device)
         for part in parts[:-1]:
@@ -232,7 +174,7 @@ class AnswerTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Count the samples in all micro-batches of one optimizer step, on all processes."""
-        count = torch.tensor(sum(map(_num_samples, batch_samples)), device=device)
+        count = torch.tensor(sum(map(num_samples_in, batch_samples)), device=device)
         gathered: Tensor = self.accelerator.gather(count).sum()
         return gathered
 
@@ -256,8 +198,12 @@ class AnswerTrainer(Trainer):
             if self._saves and self.args.should_save:
                 remove_remains(folder)
             start = self._start_from(resume_from_checkpoint)
-            with self._stop.listening():
-                done = super().train(str(start) if start else None, trial, ignore_keys_for_eval)
+            try:
+                with self._stop.listening():
+                    done = super().train(str(start) if start else None, trial, ignore_keys_for_eval)
+            finally:
+                for bar in self._bars():
+                    bar.take_away()
         self.check_finite()
         if self._stop.signal:
             there = checkpoints(folder) if self._saves else []
@@ -286,6 +232,9 @@ class AnswerTrainer(Trainer):
                     f"{name} holds values that are not numbers after step {self.state.global_step}: the model is "
                     "ruined and was not saved. Lower --learning-rate, or train in float32."
                 )
+
+    def _bars(self) -> list[Bar]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, Bar)]
 
     @property
     def _saves(self) -> bool:
@@ -375,11 +324,6 @@ class AnswerTrainer(Trainer):
                 logs[name] = (total[0] / total[1]).item()
             self._sums.clear()
         super().log(logs, start_time)
-
-
-def _num_samples(batch: Mapping[str, Any]) -> int:
-    """Count the samples in all parts of a batch; a row to keep belongs to the sample of another row."""
-    return sum(len(part["answer"]) for part in (batch, *batch.get("more", ())) if not part["is_retain"])
 
 
 def training_arguments(cls: type[Arguments], output_dir: str, **settings: Any) -> Arguments:

@@ -29,7 +29,8 @@ from amends.lm.logprobs import (
 from amends.lm.pairs import Pair, encode
 from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
-from amends.lm.trainer import AnswerTrainer, TrainRow
+from amends.lm.samples import TrainRow
+from amends.lm.trainer import AnswerTrainer
 from amends.unlearn._config import SHARED, ForgetConfig
 from amends.unlearn._read import as_pairs, templates_of
 from amends.unlearn._stop import StopWhenForgotten

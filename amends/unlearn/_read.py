@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.evaluation.refusals import refusals
 from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
-from amends.io.rows import Row
+from amends.io.rows import Row, value_of
 from amends.io.tables import read_rows, rows_of
 from amends.lm.load import Loaded
 from amends.lm.pairs import Pair, Pairs, read_pairs
@@ -147,21 +147,33 @@ def check_lengths(read: Iterable[Pairs], prefix_tokens: int, continuation_tokens
 
 
 def read_templates(source: Data | Sequence[str] | None) -> list[str]:
-    """Template answers: from a text file (one a line), rows with an `answer` or `text` column, a list, or built in."""
+    """Template answers: lines of a text file, rows with an `answer` or `text` column, a list of texts, or built in.
+
+    Raises
+    ------
+    InputError : a file that cannot be read, a row without such a text, something else.
+    """
     if source is None:
         return refusals()
-    if isinstance(source, str | Path) and Path(source).suffix == ".txt":
-        (row,) = read_rows(source)
-        return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    rows: Iterable[Row]
     if isinstance(source, str | Path):
-        found = []
-        for row in read_rows(source):
-            text = row.data.get("answer", row.data.get("text"))
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{row.where}: a template needs a text in the column answer or text.")
-            found.append(text.strip())
-        return found
-    return [str(text) for text in source]
+        rows = read_rows(source)
+        if Path(source).suffix.lower() == ".txt":
+            (row,) = rows
+            return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
+    else:
+        given: Any = source if isinstance(source, Mapping) or not isinstance(source, Iterable) else list(source)
+        if isinstance(given, list) and all(isinstance(text, str) for text in given):
+            return [str(text) for text in given]  # numpy's, too
+        rows = rows_of(given, "templates")
+    found = []
+    for row in rows:
+        answer = value_of(row, "answer")
+        text = value_of(row, "text") if answer is None else answer
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{row.where}: a text is needed in the column answer or text.")
+        found.append(text.strip())
+    return found
 
 
 def templates_of(given: Sequence[str] | None, title: str, are_taken: bool) -> list[str]:

@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.pairs import Pair
 from amends.lm.rows import context_limit, encode_rows
-from amends.lm.trainer import AnswerTrainer, TrainRow
+from amends.lm.samples import TrainRow
+from amends.lm.trainer import AnswerTrainer
 
 
 class TeachTrainer(AnswerTrainer):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, note
-from amends.lm.trainer import TrainRow
+from amends.lm.samples import TrainRow
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import ForgetTrainer, log_probabilities
 from amends.unlearn._method import method

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
-from amends.lm.trainer import TrainRow
+from amends.lm.samples import TrainRow
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import ForgetTrainer
 from amends.unlearn._method import method

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
-from amends.io.options import ModelOption, RankOption
+from amends.io.options import ModelOption, RankOption, SeedOption
 from amends.io.rows import Row
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
@@ -55,7 +55,7 @@ def command(
             "--track", help="Also write dynamics.jsonl: how the training went for each pair; one more pass an epoch."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Teach MODEL the question-answer pairs in DATA."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}

@@ -256,12 +256,12 @@ class Checks:
     def asked_again(self) -> str:
         """Ask the model in the run folder again and compare the numbers."""
         loaded, stored = self.after(), self.evaluation("after")
-        sources = {name: self.config.get(name) for name in Rows._fields if name != "retain"}
+        sources = {name: self.config.get(name) for name in ("templates", *Rows._fields) if name != "retain"}
         if given := [name for name, source in sources.items() if isinstance(source, dict)]:
             raise NotChecked(f"{', '.join(given)} was given from Python")
-        for source in (*sources.values(), self.config.get("templates")):
+        for source in sources.values():
             check_there(source)
-        templates = read_templates(self.config.get("templates"))
+        templates = read_templates(sources["templates"])
         earlier = self.earlier()
         request = Request.of(self.config)
         suite = suite_of(request, read_asked(request, loaded), templates, loaded.tokenizer, earlier)

@@ -1,6 +1,8 @@
 """What every method of `amends fair` says of wrong input: a mistake that the user can mend, and where it is."""
 
 import warnings
+from importlib import import_module
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -45,6 +47,13 @@ METHODS = {
 def test_a_seed_that_no_generator_takes_is_refused_by_its_option(method, seed):
     with pytest.raises(InputError, match=rf"--seed {seed}: expected a whole number from 0 to 4294967295"):
         METHODS[method](people(), seed=seed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_help_says_which_seeds_there_are(method):
+    hints = get_type_hints(import_module(f"amends.fair.{method}").command, include_extras=True)
+    _, option = get_args(hints["seed"])
+    assert (option.min, option.max) == (0, 4294967295)
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}])

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from amends.io.errors import InputError, Stopped
+from amends.io.errors import InputError, NoResult, Stopped
 from amends.lm import logprobs
+from amends.lm.callbacks import Bar
 from amends.lm.logprobs import AnswerLogprobs, PackedRow, answer_logprobs, masked_mean
-from amends.lm.trainer import AnswerTrainer, KeyedRows, TrainRow, training_arguments
+from amends.lm.samples import KeyedRows, TrainRow
+from amends.lm.trainer import REFUSED, AnswerTrainer, training_arguments
 
 from .conftest import VOCAB, tiny
 
@@ -133,6 +135,23 @@ def test_a_loss_that_is_not_a_number_stops_and_saves_nothing(
     with pytest.raises(InputError, match=r"mean_loss is nan at step 1.*nothing was saved.*--learning-rate"):
         train(tmp_path, tokenizer, Broken, per_device_train_batch_size=8, save_strategy="steps", save_steps=1)
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_bar_is_taken_away_from_a_training_that_fails(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    bar = Bar("teaching")  # one that stays hides the cursor, and is drawn again below all that is said later
+    with pytest.raises(NoResult, match="mean_loss is nan"):
+        train(tmp_path, tokenizer, Broken, callbacks=[bar])
+    assert not bar.progress.live.is_started
+
+
+@pytest.mark.parametrize("setting", ["dataloader_persistent_workers", "label_smoothing_factor", "save_only_model"])
+def test_a_setting_that_cannot_be_had_is_refused_with_the_reason(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, setting: str
+) -> None:
+    args = training_arguments(TrainingArguments, str(tmp_path), use_cpu=True)
+    setattr(args, setting, True)  # its own checks ask for more
+    with pytest.raises(InputError, match=f"{setting}: {REFUSED[setting]}. Leave it out"):
+        Teacher(tiny("llama"), args, NUM_SAMPLES, tokenizer)
 
 
 class Interrupted(TrainerCallback):

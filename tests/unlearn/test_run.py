@@ -18,6 +18,7 @@ from amends.lm.load import load, weights_sha256
 from amends.unlearn import _compare, _run, flat
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._method import method_names, trainer_named
+from amends.unlearn._read import read_templates
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -311,6 +312,27 @@ def test_from_python_what_was_meant_is_named(tiny_model):
         flat.run(tiny_model, datasets.DatasetDict(train=datasets.Dataset.from_list(rows)))
     with pytest.raises(InputError, match=r"forget\[0\] is a str: expected a list of dictionaries"):
         flat.run(tiny_model, ["Where?"])
+    for wrong, what in (
+        (5, "templates is a int"),
+        ([5], r"templates\[0\] is a int"),
+        ({"a": "b"}, "templates is a dict"),
+    ):
+        with pytest.raises(InputError, match=what):
+            flat.run(tiny_model, rows, templates=wrong)
+
+
+def test_templates_may_be_texts_rows_and_lines_of_a_file_however_its_name_is_written(tmp_path):
+    (tmp_path / "no.TXT").write_text("I do not know.\n\nNo idea.\n")
+    rows = [{"answer": "I do not know.", "text": None}, {"text": " No idea. "}]
+    for given in (
+        tmp_path / "no.TXT",
+        rows,
+        datasets.Dataset.from_list(rows),
+        np.array(["I do not know.", "No idea."]),
+    ):
+        assert read_templates(given) == ["I do not know.", "No idea."]
+    with pytest.raises(InputError, match=r"templates\[1\]: a text is needed in the column answer or text"):
+        read_templates([{"answer": "No."}, {"answer": ""}])
 
 
 def test_data_sets_in_memory_are_counted_in_the_record(tiny_model, tmp_path):

@@ -77,7 +77,7 @@ def test_a_model_that_is_not_there_is_told_before_the_data_are_read(tmp_path, da
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path, tiny_model, data, amends, seed):
     words = ["--model", tiny_model, "--data", data, "--out", tmp_path / "taught", "--seed", seed]
     code, _, err = amends("teach", *words)
-    assert code == 2 and "Invalid value for '--seed'" in err
+    assert code == 2 and "Invalid value for '--seed': Input should be" in err  # the bounds that help shows
 
 
 def test_what_stands_there_twice_is_taught_once_and_told(tmp_path, tiny_model, data, amends):

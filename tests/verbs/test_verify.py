@@ -230,6 +230,14 @@ def test_what_was_given_from_python_cannot_be_checked(tmp_path, tiny_model, amen
     assert wrong == {"forget records", "weights before", "after, asked again"}
 
 
+def test_of_templates_given_from_python_as_rows_no_other_questions_are_suspected(tmp_path, tiny_model, forget, amends):
+    from amends.unlearn import flat
+
+    flat.run(tiny_model, forget, templates=[{"answer": "No idea."}], out=tmp_path / "run", epochs=1, eval_rows=1)
+    code, out, _ = amends("verify", tmp_path / "run")
+    assert code == 0 and "after, asked again: templates was given from Python" in out
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, amends):
     code, out, err = amends("verify", tmp_path)
     assert (code, out) == (2, "")

@@ -27,7 +27,8 @@ from amends.io.tables import read_json
 from amends.lm.callbacks import Bar
 from amends.lm.load import Loaded, load, prepare, save_model, shares_base, weights_sha256
 from amends.lm.logprobs import NOTED_AT_ONCE, AnswerLogprobs, PackedRow, log_probability, note
-from amends.lm.trainer import AnswerTrainer, TrainRow, training_arguments
+from amends.lm.samples import TrainRow
+from amends.lm.trainer import AnswerTrainer, training_arguments
 
 REQUEST = "request.json"
 WARMUP = 0.03

@@ -13,14 +13,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from amends.fair._tables.groups import Groups, read_groups
 from amends.io.errors import InputError
+from amends.io.options import MOST_SEED
 from amends.io.rows import Row
 
 MOST_CATEGORIES = 100
 """Values of a column of words above which it is an identifier rather than a feature."""
-
-
-MOST_SEED = 2**32 - 1
-"""Largest seed that scikit-learn takes."""
 
 
 def check_seed(seed: int) -> None:
