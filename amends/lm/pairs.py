@@ -87,6 +87,16 @@ class Encoded(NamedTuple):
     answer: list[int]
 
 
+class Opening(NamedTuple):
+    """A prompt as it is read, and what is read with every answer to it."""
+
+    prompt: list[int]
+    spaces: str
+    """What stands before an answer and is part of its first token."""
+    closing: list[int]
+    """The token that closes the model's turn; none after plain text."""
+
+
 def read_pairs(
     rows: Iterable[Row],
     *,
@@ -318,10 +328,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
     ------
     InputError : the chat template does not take the messages, or does not keep their texts.
     """
+    read = opening(tokenizer, prompt)
+    return [Encoded(read.prompt, answer_ids(tokenizer, read, answer)) for answer in answers]
+
+
+def opening(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str) -> Opening:
+    """Read a prompt, which takes longer than the answers to it; raises as `encode`."""
     if isinstance(prompt, str):
         # The answer continues the text and goes on after its last token, so no end is taught or forgotten.
-        ids = start_of_text(tokenizer) + plain_ids(tokenizer, prompt)
-        return [Encoded(ids, next_ids(tokenizer, answer)) for answer in answers]
+        return Opening(start_of_text(tokenizer) + plain_ids(tokenizer, prompt), "", [])
     if tokenizer.chat_template is None:
         text = (
             "".join(f"{_PLAIN_ROLES.get(m['role'], m['role'].title())}: {m['content']}\n" for m in prompt) + "Answer:"
@@ -329,8 +344,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: list[Message] | str, answ
         ids, spaces = start_of_text(tokenizer) + plain_ids(tokenizer, text), " "
     else:
         ids, spaces = template_ids(tokenizer, prompt)
-    closing = turn_end(tokenizer)
-    return [Encoded(ids, [*next_ids(tokenizer, spaces + answer), *closing]) for answer in answers]
+    return Opening(ids, spaces, turn_end(tokenizer))
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, read: Opening, answer: str) -> list[int]:
+    """Token ids of an answer behind a prompt that was read."""
+    return [*next_ids(tokenizer, read.spaces + answer), *read.closing]
 
 
 _PLAIN_ROLES = {"system": "Instruction", "user": "Question", "assistant": "Answer"}

@@ -1,12 +1,14 @@
 """Settings that every forgetting method has."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import typer
 from transformers import TrainingArguments
 
 from amends.io.bounds import check_options
+from amends.io.errors import InputError
 
 # A method whose setting begins with another value says so in its own settings, with the same annotation.
 ForgetWeightOption = Annotated[float, typer.Option(help="Weight of the rows to forget.", min=0)]
@@ -53,6 +55,24 @@ class ForgetConfig(TrainingArguments):
         """Check what transformers does not: that every value is within the bounds that its option names."""
         super().__post_init__()
         check_options(type(self), vars(self))
+
+
+MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+"""Steps as long as those that AdamW takes at a fifth of the rate."""
+
+
+def optimizer_of(args: ForgetConfig, model: torch.nn.Module) -> dict[str, Any]:
+    """Give the arguments of a `Trainer` that make its optimizer; AdamW it makes itself.
+
+    Raises
+    ------
+    InputError : what is trained is no matrix, which Muon needs.
+    """
+    if args.optimizer != "muon":
+        return {}
+    if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
+        raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
+    return {"optimizer_cls_and_kwargs": (torch.optim.Muon, MUON | {"lr": args.learning_rate})}
 
 
 SHARED = {own.name: own for own in fields(ForgetConfig) if own.name not in {f.name for f in fields(TrainingArguments)}}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,12 +26,13 @@ from amends.lm.logprobs import (
     output_layer,
     pack,
 )
-from amends.lm.pairs import Pair, encode
+from amends.lm.pairs import Pair
 from amends.lm.quiet import quiet
 from amends.lm.rows import context_limit, encode_rows
 from amends.lm.samples import TrainRow
 from amends.lm.trainer import AnswerTrainer
-from amends.unlearn._config import SHARED, ForgetConfig
+from amends.unlearn._config import SHARED, ForgetConfig, optimizer_of
+from amends.unlearn._further import FurtherAnswers
 from amends.unlearn._read import as_pairs, templates_of
 from amends.unlearn._stop import StopWhenForgotten
 
@@ -39,8 +40,6 @@ ALL_STEPS = "all steps done"
 START_ROWS = 16
 TEMPLATE_TOO_LOW, FORGET_TOO_HIGH = 1e-3, 0.99
 """A probability p moves by p(1 - p) of its logit's gradient: beyond these values next to nothing moves at first."""
-MUON = {"momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-"""Steps as long as those that AdamW takes at a fifth of the rate."""
 
 
 class StartWarning(UserWarning):
@@ -125,6 +124,8 @@ class ForgetTrainer(AnswerTrainer):
         if isinstance(model, str | Path):
             loaded = load(model, trainable=True)
             model, processing_class = loaded.model, processing_class or loaded.tokenizer
+            if peft_config is None and not isinstance(model, PeftModel):
+                model = model.float()  # as in a run: bfloat16 would round small steps away
         if processing_class is None:
             raise InputError("processing_class: pass the tokenizer along with a model that is loaded already.")
         processing_class = fitting(processing_class, model, "processing_class")
@@ -143,20 +144,17 @@ class ForgetTrainer(AnswerTrainer):
         self._held_rows = range(0 if self.holds_retain else first_held, len(keep))
         self.templates = templates_of(templates, self.title, self.takes_templates)
         self.limit = limit
+        self._further = FurtherAnswers(processing_class, self.pairs)
         self.processing_class = processing_class
         if self.takes_templates:
             self.check_fit(self.templates, "templates")
-        if args.optimizer == "muon":
-            if others := [n for n, p in model.named_parameters() if p.requires_grad and p.ndim != 2]:
-                raise InputError(f"optimizer muon: {others[0]} is no matrix. Train an adapter (LoRA), or choose adamw.")
-            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Muon, MUON | {"lr": args.learning_rate})
         watched = args.stop_v_f is not None or args.floor_v_f is not None
         self.template_at = 0 if self.learns_templates_alone and not watched else 1
         """Number of the template answer in a row, where there are templates."""
         self.stopped = ALL_STEPS
         self.start: dict[str, float] = {}
         self.v_f_of_step: list[torch.Tensor] = []  # for the stop rule
-        super().__init__(model, args, len(self.pairs), processing_class, **kwargs)
+        super().__init__(model, args, len(self.pairs), processing_class, **optimizer_of(args, model), **kwargs)
         if args.stop_v_f is not None:
             self.add_callback(self.stop_rule(args.stop_v_f))
 
@@ -215,8 +213,8 @@ class ForgetTrainer(AnswerTrainer):
         ------
         InputError : that begins with `what` they are.
         """
-        encoded = encode(self.processing_class, self.pairs[0].prompt, answers)
-        longest = max(len(row.packed.prompt) for row in self.forget_rows) + max(len(e.answer) for e in encoded)
+        longest = max(len(row.packed.prompt) for row in self.forget_rows)
+        longest += max(len(self._further.ids(0, answer)) for answer in answers)
         if longest > self.limit:
             raise InputError(
                 f"{what}: the longest prompt with the longest of them behind it has {longest} tokens, more than the "
@@ -240,11 +238,9 @@ class ForgetTrainer(AnswerTrainer):
         return row._replace(packed=PackedRow(row.packed.prompt, row.packed.answers[1 - self.template_at :]))
 
     def with_answers(self, index: int, *texts: str) -> TrainRow:
-        """Put further answers behind the one to forget; after plain text they begin with a space."""
-        (prompt, answers), said = self.forget_rows[index].packed, self.pairs[index].prompt
-        space = " " if isinstance(said, str) and not said[-1:].isspace() else ""
-        spaced = [text if text[:1].isspace() else space + text for text in texts]
-        more = [encode(self.processing_class, said, [text])[0].answer for text in spaced]
+        """Put further answers behind the one to forget."""
+        prompt, answers = self.forget_rows[index].packed
+        more = [self._further.ids(index, text) for text in texts]
         return self.forget_rows[index]._replace(packed=PackedRow(prompt, [*answers, *more]))
 
     def forget_losses(self, out: AnswerLogprobs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -341,6 +337,7 @@ class ForgetTrainer(AnswerTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, after a look at where v_e and v_f start, on START_ROWS of the rows, and a note of the reference."""
+        self.stopped = ALL_STEPS
         self.start = self.forget_means(most=START_ROWS)
         self.note_reference()
         for text in self.start_warnings():
@@ -382,7 +379,8 @@ class ForgetTrainer(AnswerTrainer):
     def _note(self, rows: list[TrainRow], which: Sequence[int], of: Callable[[AnswerLogprobs], Tensor]) -> None:
         """Put what is noted of some rows into them."""
         packed = [rows[i].packed for i in which]
-        notes = note(self.model, packed, self.processing_class.pad_token_id, of, layer=self.layer)
+        pad_id, exact = self.processing_class.pad_token_id, not self.args.bf16  # as the training goes forward
+        notes = note(self.model, packed, pad_id, of, exact=exact, layer=self.layer)
         for i, notes_AK in zip(which, notes, strict=True):
             rows[i] = rows[i]._replace(notes=notes_AK)
 

@@ -27,9 +27,9 @@ class StopWhenForgotten(TrainerCallback, ExportableState):
         return {"args": {"reached": self.reached}, "attributes": {}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on from a checkpoint's state."""
-        if (kept := state.stateful_callbacks.get(type(self).__name__)) and kept["args"]["reached"]:
-            self.reached = tuple(kept["args"]["reached"])
+        """Go on from a checkpoint's state; what a training before this one reached does not count."""
+        kept = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.reached = tuple(kept["args"]["reached"]) if kept and kept["args"]["reached"] else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget the batch before."""

@@ -63,7 +63,8 @@ class DPOTrainer(ForgetTrainer):
         """Note the log-probabilities of the answers to forget and of all alternates, each with its prompt once."""
         super().note_reference()
         rows = [self.with_answers(i, *texts).packed for i, texts in enumerate(self.alternates())]
-        notes = note(self.model, rows, self.processing_class.pad_token_id, log_probabilities)
+        pad_id, exact = self.processing_class.pad_token_id, not self.args.bf16
+        notes = note(self.model, rows, pad_id, log_probabilities, exact=exact)
         self._choices = []
         for (prompt, answers), notes_A1 in zip(rows, notes, strict=True):
             forget_A1, *others = notes_A1.split([len(answer) for answer in answers])

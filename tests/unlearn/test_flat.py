@@ -22,6 +22,8 @@ from amends.lm.trainer import training_arguments
 from amends.maths.divergence import DIVERGENCES, divergence_named, slope
 from amends.unlearn import FLATConfig, FLATTrainer, flat_loss
 from amends.unlearn._config import ForgetConfig
+from amends.unlearn._forget import StartWarning
+from amends.unlearn._stop import StopWhenForgotten
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.jensun import JensUnTrainer
 from amends.unlearn.po import POTrainer
@@ -262,6 +264,18 @@ def test_it_stops_once_the_answers_are_forgotten(tiny_model: Path, tmp_path: Pat
     assert trainer.stopped.endswith(f"at step {trainer.state.global_step}")
 
 
+def test_a_second_training_does_not_stop_where_the_first_one_did(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_on(tiny_model, tmp_path, stop_v_f=0.9, num_train_epochs=2)
+    with pytest.warns(StartWarning, match="which is at most the 0.9"):
+        trainer.train()
+    assert "v_f = " in trainer.stopped and trainer.state.global_step == 1
+    (rule,) = (found for found in trainer.callback_handler.callbacks if isinstance(found, StopWhenForgotten))
+    rule.limit = 0.0
+    with pytest.warns(StartWarning):
+        trainer.train()
+    assert (trainer.state.global_step, trainer.stopped) == (4, "all steps done")
+
+
 def test_it_does_not_stop_before(tiny_model: Path, tmp_path: Path) -> None:
     trainer = trainer_on(tiny_model, tmp_path, stop_v_f=0.0, num_train_epochs=2)
     trainer.train()
@@ -401,6 +415,28 @@ def test_a_datasets_dataset_and_a_name_of_a_model_are_taken(tiny_model: Path, tm
     for ask in (trainer.evaluate, trainer.predict):
         with pytest.raises(InputError, match="a trainer only trains"):
             ask(PAIRS)
+
+
+def test_all_weights_of_a_model_that_is_named_are_trained_in_float32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `load` reads bfloat16 weights on a GPU: a small step would be rounded away."""
+    loaded = load(tiny_model)
+    monkeypatch.setattr(
+        "amends.unlearn._forget.load", lambda *_, **__: loaded._replace(model=loaded.model.to(torch.bfloat16))
+    )
+    trainer = trainer_on(tiny_model, tmp_path, model="a name")
+    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+
+
+def test_prompts_and_templates_are_read_once_however_often_they_are_drawn(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on(tiny_model, tmp_path)
+    first = [trainer.with_answers(i, *TEMPLATES) for i in range(len(PAIRS))]
+    monkeypatch.setattr("amends.unlearn._further.opening", None)
+    monkeypatch.setattr("amends.unlearn._further.answer_ids", None)
+    assert [trainer.with_answers(i, *TEMPLATES) for i in range(len(PAIRS))] == first
 
 
 def test_an_adapter_alone_is_trained_when_asked(tiny_model: Path, tmp_path: Path) -> None:

@@ -75,3 +75,15 @@ def test_what_was_noted_is_what_the_model_says_without_its_adapter(tiny_model: P
             row.notes, before[0, first - 1 : -1].log_softmax(-1).gather(1, at), atol=1e-5, rtol=0
         )
         assert (now - before).abs().max() > 1e-2
+
+
+def test_the_start_is_noted_at_the_precision_of_the_training_whatever_the_hardware_could(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr("amends.lm.load.precision", lambda precision=precision: precision)
+        trainer = trainer_on(tiny_model, tmp_path, NPOTrainer, NPOConfig)
+        trainer.note_reference()
+        notes.append(trainer.forget_rows[0].notes)
+    assert torch.equal(*notes)
