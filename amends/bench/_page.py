@@ -90,7 +90,8 @@ def page(
             lines = lines_of([(c, found) for c, found in cells if (c.split, c.settings) == (split, settings)])
             roles = compared.get(split, {})
             parts += [f"## {split}, {settings} settings", table(lines, roles)]
-            if reasons := [f"- `{line.entry}`: {why.removesuffix('.')}." for line in lines for why in dict.fromkeys(line.failed)]:
+            if failed := [(line.entry, why.removesuffix(".")) for line in lines for why in dict.fromkeys(line.failed)]:
+                reasons = [f"- `{entry}`: {why}." for entry, why in failed]
                 parts += ["\n".join(["What came to nothing, and why:", "", *reasons])]
             if any(line.made for line in lines):
                 name = f"{split}-{settings}.svg"
