@@ -54,6 +54,8 @@ def check_value(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> 
     if int in kinds and not (is_number and isinstance(value, Integral)):
         raise InputError(f"{name}={value!r}: a whole number is needed.")
     if least is None and most is None:
+        if float in kinds and not is_number:
+            raise InputError(f"{name}={value!r}: a finite number is needed.")
         return
     if not (is_number and (least is None or value >= least) and (most is None or value <= most)):
         said = [

@@ -332,9 +332,7 @@ def note(
 
     Parameters
     ----------
-    model, rows : as for `answer_logprobs`.
-    pad_id : int
-        Of the tokenizer.
+    model, rows, pad_id : as for `answer_logprobs` and `pack`.
     of : callable
         AnswerLogprobs -> Tensor (B, A) or (B, A, K).
     exact : bool, default False

@@ -67,6 +67,8 @@ class AnswerTrainer(Trainer):
     loss_is_scaled_for_ga = True
     request: Mapping[str, Any] | None = None
     """What the training was asked to do, if anyone says; kept in checkpoints, and none is used with another."""
+    own_request: Mapping[str, Any] = {}
+    """What a method adds to it: digests of what it reads itself."""
     layer: int | None = None
     """Run no further than this layer in training; the losses see its output (`answer_logprobs`)."""
 

@@ -174,7 +174,8 @@ class Others:
         def rewrite(text: str) -> str:
             text = NUMBER.sub(lambda m: m[0][0] + "".join(draw.choice("0123456789") for _ in m[0][1:]), text)
             if names:
-                text = re.sub("|".join(map(re.escape, names)), lambda m: taken[m[0]], text)
+                whole = rf"(?<![^\W\d_])(?:{'|'.join(map(re.escape, names))})(?![^\W\d_])"
+                text = re.sub(whole, lambda m: taken[m[0]], text)
             return WORD.sub(lambda m: invent(draw) if m[0] in self.words else m[0], text)
 
         if isinstance(prompt, str):

@@ -138,6 +138,7 @@ def run_unlearning(
             "weights": read.weights,
             "method": method,
             "precision": precision(),
+            **trainer.own_request,
         }
         say(f"forgetting {len(forget)} answers by {method}")
         at_start = train(trainer, resume)

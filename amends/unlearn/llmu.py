@@ -16,6 +16,7 @@ import typer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from amends.io.atomic import sha256_json
 from amends.io.errors import InputError
 from amends.lm.logprobs import AnswerLogprobs, masked_mean
 from amends.lm.samples import TrainRow
@@ -96,6 +97,7 @@ class LLMUTrainer(ForgetTrainer):
             keep = as_pairs(retain_dataset, self.processing_class) if retain_dataset is not None else []
             what, pool = "the rows to keep", [pair.answer for pair in [*keep, *neighbours]]
         self._unrelated = sorted(set(pool) - {pair.answer for pair in self.pairs})
+        self.own_request = {"unrelated answers": sha256_json(self._unrelated)}
         if len(self._unrelated) < self.mismatches:
             raise InputError(f"--mismatches {args.mismatches}: {what} have {len(self._unrelated)} other answers.")
         if self.mismatches:

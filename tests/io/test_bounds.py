@@ -34,6 +34,7 @@ def test_what_is_within_the_bounds_is_taken(value: Any, hint: Any, bounds: dict[
         (2, float, {"max": 1}, "x=2: a number of at most 1 is needed."),
         (float("nan"), float, {"min": 0}, "x=nan: a number of at least 0 is needed."),
         (float("inf"), float, {"min": 0}, "x=inf: a number of at least 0 is needed."),
+        (float("nan"), float, {}, "x=nan: a finite number is needed."),
         ("1", float, {"min": 0}, "x='1': a number of at least 0 is needed."),
         (1.5, int | None, {"min": 0}, "x=1.5: a whole number is needed."),
         (True, int, {}, "x=True: a whole number is needed."),

@@ -15,12 +15,13 @@ from amends.io.errors import InputError
 from amends.lm.generate import generate
 from amends.lm.pairs import encode
 from amends.lm.trainer import training_arguments
+from amends.unlearn import llmu
 from amends.unlearn._config import ForgetConfig
 from amends.unlearn._forget import StartWarning
 from amends.unlearn.ga import GATrainer
 from amends.unlearn.llmu import LLMUConfig, LLMUTrainer
 
-from .conftest import KEEP, gradients, history, said_with, trainer_on
+from .conftest import KEEP, PAIRS, gradients, history, said_with, trainer_on
 from .planted import ANSWER_TOKENS, FACT_WORDS, FORGOTTEN, KEPT, RELATIONS, make_tokenizer, taught, walks
 
 
@@ -65,6 +66,24 @@ def test_unrelated_answers_may_be_given_and_weigh_nothing_where_nothing_is_drawn
         trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, **(settings | {"mismatches": 3}))
     trainer = trainer_on(tiny_model, tmp_path, LLMUTrainer, LLMUConfig, mismatch_weight=0.0, mismatches=99)
     assert len(trainer.train_dataset[0][0].packed.answers) == 1
+
+
+def test_other_unrelated_answers_in_the_same_file_are_another_request(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run does not go on from the checkpoints of one with others."""
+    pool, asked = tmp_path / "pool.txt", []
+
+    def train(trainer: LLMUTrainer, resume: bool) -> None:
+        asked.append(trainer.request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amends.unlearn._run.train", train)
+    for text in ("It rained.", "It snowed."):
+        pool.write_text(f"{text}\n")
+        with pytest.raises(KeyboardInterrupt):
+            llmu.run(tiny_model, PAIRS, retain=KEEP, mismatch_answers=str(pool), eval_rows=0)
+    assert asked[0] != asked[1]
 
 
 def test_options_that_would_do_nothing_are_refused(tiny_model: Path, tmp_path: Path) -> None:

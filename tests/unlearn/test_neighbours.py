@@ -59,6 +59,12 @@ def test_a_neighbour_has_the_same_words_and_no_name_or_number_of_the_question() 
     assert prompt[1]["content"] == "Is Ada of 1956 Ada Brown, b. 7?"
 
 
+def test_a_name_is_not_replaced_inside_a_longer_word() -> None:
+    pair = Pair("0", [{"role": "user", "content": "Artists know Art?"}], "They say it is Art.", "data[0]")
+    (asked,) = Others([pair]).instead(pair.prompt, random.Random(0))
+    assert asked["content"].startswith("Artists know ") and "Art?" not in asked["content"]
+
+
 def test_a_name_that_the_model_gives_in_its_place_stands_in_for_it() -> None:
     others = Others(PAIRS)
     (asking,) = [PAIRS[i] for i in others.asking() if "Oslo" in PAIRS[i].answer]

@@ -143,6 +143,8 @@ def test_what_fails_after_the_training_does_not_lose_the_model(
     assert weights_sha256(load(out / "model").model) == read_run(out)["weights"]["after"]
     assert check_manifest(out) == []
     assert not (out / "report.html").exists() or broken == "evaluate"
+    code, found, _ = amends("verify", out, "--quick")
+    assert code == 0 and "does not hold" not in found
 
 
 def test_a_reference_that_nothing_would_be_compared_with_is_refused(tmp_path, tiny_model, forget, amends):
