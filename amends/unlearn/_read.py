@@ -162,7 +162,7 @@ def read_templates(source: Data | Sequence[str] | None) -> list[str]:
             (row,) = rows
             return [line.strip() for line in row.data["text"].splitlines() if line.strip()]
     else:
-        given = source if isinstance(source, Mapping) or not isinstance(source, Iterable) else list(source)
+        given: Any = source if isinstance(source, Mapping) or not isinstance(source, Iterable) else list(source)
         if isinstance(given, list) and all(isinstance(text, str) for text in given):
             return [str(text) for text in given]  # numpy's, too
         rows = rows_of(given, "templates")
