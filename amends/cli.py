@@ -85,12 +85,10 @@ def as_command(function: Callable[..., Any]) -> TyperCommand:
 
 
 def sound(ctx: Any, param: Any, value: Any) -> Any:
-    """Refuse numbers that nothing can be done with, and seeds that no generator takes."""
+    """Refuse numbers that nothing can be done with."""
     for one in value if isinstance(value, list | tuple) else [value]:
         if isinstance(one, float) and not math.isfinite(one):
             raise typer.BadParameter(f"{one} is not a finite number.", ctx=ctx, param=param)
-        if param.name == "seed" and not 0 <= one < 2**32:
-            raise typer.BadParameter(f"{one} is not a whole number from 0 to {2**32 - 1}.", ctx=ctx, param=param)
     return value
 
 
