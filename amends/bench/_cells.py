@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import import_module
@@ -32,6 +33,11 @@ from amends.unlearn._request import Request
 from amends.unlearn._run import Result
 from amends.verbs import teach
 from amends.verbs._advice import ADVICE, without
+
+ROLES = ("reference", "before")
+WAIT_SECONDS = 5
+SAVE_STEPS = 100
+"""Steps between checkpoints where a model is taught: all of TOFU takes hours on a processor."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Bench:
 
     def _teach(self, name: str, rows: list[dict[str, Any]]) -> str:
         folder = self.out / "models" / name
-        with lock(folder):
+        with nullcontext() if folder.exists() else lock(folder):
             if not folder.exists():
                 assert self.plan.model is not None  # checked before the first cell
                 told = [{column: row[column] for column in ("question", "answer")} for row in rows]
@@ -101,6 +107,7 @@ class Bench:
                     epochs=self.plan.teach_epochs,
                     learning_rate=self.plan.teach_rate,
                     lora_rank=self.plan.lora_rank,
+                    save_steps=SAVE_STEPS,
                 )
         return str(folder)
 
@@ -161,7 +168,7 @@ class Bench:
             own = {"learning_rate": best(trials), **self._budget(cell.entry)}
             record["trials"] = trials
         self.compared_with(split)
-        folder = self._evaluations(split)
+        folder = self.evaluation(split.name, "reference").parent
         asked = self._asked(split) | {"evaluations": folder}  # the reference is not asked again, so not even read
         started = time.time(), time.process_time()
         try:
@@ -264,30 +271,43 @@ class Bench:
         sets = {name: self._rows(name, rows) for name, rows in self.world.questions.items()}
         return {"retain_eval": asked, "eval_rows": self.plan.eval_rows, **sets}
 
-    def _evaluations(self, split: Split) -> Path:
-        """Folder of what the model before and the reference answer, which no cell need ask again."""
-        folder = self.evaluation(split.name, "before").parent
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def evaluation(self, split: str, role: str) -> Path:
         """Where it is kept what a model of a split answered: that before, or the reference."""
         return self.out / "evaluations" / split / f"{role}.json"
 
     def compared_with(self, split: Split) -> dict[str, dict[str, Any]]:
         """Summaries of the model before and of the reference, which are evaluated once for all cells of a split."""
-        request = Request(forget=self._rows(f"{split.name}-forget", split.forget), **self._asked(split))
-        found, folder = {}, self._evaluations(split)
-        for role in ("reference", "before"):
-            file = folder / f"{role}.json"
+        found = {role: self._evaluated(split, role) for role in ROLES}
+        return {role: with_reference(e, found["reference"])["summary"] for role, e in found.items()}
+
+    def _evaluated(self, split: Split, role: str) -> dict[str, Any]:
+        file = self.evaluation(split.name, role)
+        with nullcontext() if file.exists() else lock(file):
             if not file.exists():
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
+                request = Request(forget=self._rows(f"{split.name}-forget", split.forget), **self._asked(split))
                 loaded = load(model)
                 suite = suite_of(request, read_asked(request, loaded), refusals(), loaded.tokenizer)
                 write_json(file, evaluate(loaded.model, loaded.tokenizer, suite, role=role, name=loaded.name))
-            found[role] = read_json(file)
-        return {role: with_reference(e, found["reference"])["summary"] for role, e in found.items()}
+            return read_json(file)
+
+    def prepare(self, splits: Iterable[Split]) -> None:
+        """Teach and evaluate what all cells of some splits need; what another process is at is waited for."""
+        left, told = [(split, role) for split in splits for role in ROLES], ""
+        while left:
+            held = ""
+            for split, role in list(left):
+                try:
+                    self._evaluated(split, role)
+                    left.remove((split, role))
+                except Held as error:
+                    held = str(error)
+            if held:
+                if held != told:
+                    say(f"waiting: {held}")
+                    told = held
+                time.sleep(WAIT_SECONDS)
 
 
 def distance(forget: float, retain: float, level: float) -> float:
@@ -317,6 +337,8 @@ def fill(bench: Bench, cells: list[Cell]) -> int:
     int : cells made now.
     """
     made = 0
+    to_make = [cell for cell in cells if not cell.file(bench.out).exists() and not bench.unfit(cell.entry)]
+    bench.prepare(bench.world.splits[name] for name in dict.fromkeys(cell.split for cell in to_make))
     for number, cell in enumerate(cells, 1):
         file = cell.file(bench.out)
         if file.exists():

@@ -20,6 +20,10 @@ RankOption = Annotated[
 ]
 MOST_SEED = 2**32 - 1
 """Largest seed that NumPy and scikit-learn take."""
+SaveStepsOption = Annotated[
+    int,
+    typer.Option(help="Steps between checkpoints in OUT.checkpoints, to resume from; 0 writes none.", min=0),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0, max=MOST_SEED)]
 
 

@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from amends.io.console import console, say
 from amends.io.errors import NoResult, Stopped
-from amends.io.progress import bars
+from amends.io.progress import EVERY_S, bars
 from amends.lm.checkpoint import checkpoints, fault
 
 
@@ -113,13 +114,14 @@ class Bar(TrainerCallback):
 
     Of several measures it is the first that there is.
 
-    Where there is no terminal, a line for every tenth of the steps instead.
+    Where there is no terminal, a line for every tenth of the steps instead, and for every minute of long ones.
     """
 
     def __init__(self, label: str, *measures: str) -> None:
         text = TextColumn("{task.description}")
         self.progress = bars(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.label, self.measures = label, measures
+        self._told_s = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
@@ -133,7 +135,9 @@ class Bar(TrainerCallback):
             text = f"{self.label}, {measure} {logs[measure]:.3f}"
             self.progress.update(self.task, completed=state.global_step, description=text)
             tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
-            if tenths > before and not console.is_terminal:
+            long_ago = time.monotonic() - self._told_s >= EVERY_S
+            if (tenths > before or long_ago) and not console.is_terminal:
+                self._told_s = time.monotonic()
                 say(f"{text} at step {state.global_step} of {state.max_steps}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from amends.io.atomic import MANIFEST, check_manifest, finite, new_folder, write_manifest
+from amends.io.console import IS_FIRST_PROCESS
 from amends.io.errors import InputError
 from amends.io.tables import read_json
 
@@ -33,6 +34,32 @@ class Newest(NamedTuple):
 
     path: Path | None
     skipped: dict[Path, str]
+
+
+def folder_of(out: str | Path, save_steps: int) -> Path | None:
+    """Folder beside the one a run makes, if checkpoints are asked for or are there from a run that ended early."""
+    folder = Path(f"{Path(out)}.checkpoints")
+    return folder if save_steps or folder.is_dir() else None
+
+
+def saving(folder: Path | None, save_steps: int) -> dict[str, Any]:
+    """Training arguments for checkpoints every `save_steps` steps (0: none) in a folder."""
+    return {
+        "output_dir": str(folder or "."),  # the trainer makes it if it is not there
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 1,  # 0 is refused
+    }
+
+
+@contextmanager
+def not_left_empty(folder: Path | None) -> Iterator[None]:
+    """Remove a folder at the end if nothing is in it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or not there
+            if folder and IS_FIRST_PROCESS:
+                folder.rmdir()
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -148,6 +175,12 @@ def remove(path: Path) -> None:
         hidden = path.with_name(f".{path.name}.old")
         shutil.rmtree(hidden, ignore_errors=True)
         shutil.rmtree(path.rename(hidden))
+
+
+def remove_all(folder: Path | None) -> None:
+    """Remove the checkpoints in a folder, and nothing else that may lie there."""
+    for path in checkpoints(folder) if folder else []:
+        remove(path)
 
 
 def remove_remains(folder: str | Path) -> None:

@@ -9,8 +9,9 @@ import typer
 
 from amends.io.bounds import check_options
 from amends.io.errors import InputError
-from amends.io.options import RankOption, SeedOption
+from amends.io.options import RankOption, SaveStepsOption, SeedOption
 from amends.io.run import told
+from amends.lm.checkpoint import folder_of, saving
 from amends.lm.trainer import training_arguments
 from amends.unlearn._config import (
     SHARED,
@@ -104,10 +105,7 @@ class Request:
     continuation_tokens: Annotated[
         int, typer.Option(help="Plain text: tokens of each continuation to forget.", min=1)
     ] = 100
-    save_steps: Annotated[
-        int,
-        typer.Option(help="Steps between checkpoints in OUT.checkpoints, to resume from; 0 writes none.", min=0),
-    ] = 0
+    save_steps: SaveStepsOption = 0
     seed: SeedOption = 0
 
     def __post_init__(self) -> None:
@@ -132,16 +130,13 @@ class Request:
     @property
     def checkpoints(self) -> Path | None:
         """Folder beside the run folder, if checkpoints are asked for now or are there from a run that ended early."""
-        folder = None if self.out is None else Path(f"{Path(self.out)}.checkpoints")
-        return folder if folder and (self.save_steps or folder.is_dir()) else None
+        return None if self.out is None else folder_of(self.out, self.save_steps)
 
     def arguments(self, cls: type[Config], **own: Any) -> Config:
         """Training settings: these options, a method's own, and the house's defaults."""
         return training_arguments(
             cls,
-            str(self.checkpoints or "."),  # the trainer makes it if it is not there
-            save_strategy="steps" if self.save_steps else "no",
-            save_steps=self.save_steps or 1,  # 0 is refused
+            **saving(self.checkpoints, self.save_steps),
             learning_rate=self.learning_rate,
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,

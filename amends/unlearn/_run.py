@@ -5,8 +5,8 @@ Every method shares it; a method only says how its trainer is made.
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +22,7 @@ from amends.io.console import IS_FIRST_PROCESS, say
 from amends.io.errors import InputError
 from amends.io.run import describe, told, write_jsonl
 from amends.lm.callbacks import Bar
-from amends.lm.checkpoint import checkpoints as all_checkpoints
-from amends.lm.checkpoint import remove
+from amends.lm.checkpoint import not_left_empty, remove_all
 from amends.lm.config import check_layers, train_only
 from amends.lm.load import Loaded, precision, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.pairs import Pair, Pairs
@@ -167,8 +166,7 @@ def run_unlearning(
                 seconds=seconds,
             )
             failure = write_run(result, record, read.rows.forget, own_answers, read.loaded.base) or failure
-            for path in all_checkpoints(checkpoints) if checkpoints else []:  # and nothing else that may lie there
-                remove(path)
+            remove_all(checkpoints)
             if failure is None:
                 say(f"done: {Path(request.out) / 'report.html'}")
             else:
@@ -295,17 +293,6 @@ def how(trainer: ForgetTrainer) -> str:
     """Say in a sentence what a method does: the first one below the help text of its module."""
     told = (import_module(type(trainer).__module__).__doc__ or "").partition("\n\n")[2]
     return " ".join(told.split()).partition(". ")[0].rstrip(".") + "."
-
-
-@contextmanager
-def not_left_empty(folder: Path | None) -> Iterator[None]:
-    """Remove a folder at the end if nothing is in it."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # not empty, or not there
-            if folder and IS_FIRST_PROCESS:
-                folder.rmdir()
 
 
 def train(trainer: ForgetTrainer, resume: bool) -> list[str]:

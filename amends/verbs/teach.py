@@ -16,21 +16,24 @@ from huggingface_hub import ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from amends.io.atomic import check_new, new_folder, write_json, write_manifest, write_text
+from amends.io.atomic import check_new, lock, new_folder, write_json, write_manifest, write_text
 from amends.io.console import say
-from amends.io.options import ModelOption, RankOption, SeedOption
+from amends.io.errors import InputError
+from amends.io.options import ModelOption, RankOption, SaveStepsOption, SeedOption
 from amends.io.rows import Row
 from amends.io.run import describe, write_jsonl
 from amends.io.tables import read_rows
 from amends.lm.callbacks import Bar
+from amends.lm.checkpoint import LEAST_KEPT, folder_of, not_left_empty, remove_all, saving
 from amends.lm.find import check_model
-from amends.lm.load import load, prepare, rank_to_train, save_model, weights_sha256
+from amends.lm.load import Loaded, load, precision, prepare, rank_to_train, save_model, weights_sha256
 from amends.lm.memorisation import Dynamics, Tracker
 from amends.lm.pairs import Pair, Pairs, read_pairs
 from amends.lm.trainer import training_arguments
 from amends.report.card import hub_id, plain, shown
 from amends.unlearn._ledger import read_ledger
 from amends.unlearn._read import about
+from amends.unlearn._run import asked
 from amends.unlearn._teach import TeachTrainer
 from amends.verbs._advice import ADVICE, without
 from amends.verbs._files import without_repeats
@@ -49,6 +52,7 @@ def command(
     save_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What trained weights are rounded to before they are saved.")
     ] = "float32",
+    save_steps: SaveStepsOption = 0,
     track: Annotated[
         bool,
         typer.Option(
@@ -60,6 +64,12 @@ def command(
     """Teach MODEL the question-answer pairs in DATA."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
+    checkpoints = folder_of(out, save_steps)
+    if track and checkpoints:
+        raise InputError(
+            "--track: epochs before a checkpoint cannot be looked at any more. Leave out --track, or leave out "
+            f"--save-steps and remove {checkpoints} if it is there."
+        )
     started = time.time()
     check_model(model)
     rows = {file: list(read_rows(file)) for file in dict.fromkeys(data)}
@@ -79,12 +89,14 @@ def command(
         say(f"left out {file}: given twice")
     for row in (row for file in found for row in found[file].dropped):
         say(f"left out {row.where}: {row.reason}")
+    about_data = {file: about(file, of_file) for file, of_file in found.items()}
     before_sha256 = weights_sha256(loaded.model)
     set_seed(seed)
     trainable = prepare(loaded, rank)
     args = training_arguments(
         TrainingArguments,
-        ".",  # made if it is not there; nothing is written to it
+        **saving(checkpoints, save_steps),
+        save_total_limit=LEAST_KEPT,
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
@@ -96,37 +108,46 @@ def command(
     callbacks = [Bar("teaching", "probability"), *([tracker] if track else [])]
     with without(*ADVICE):
         trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
+    trainer.request = asked(options, about_data) | {"weights": before_sha256, "precision": precision()}
     say(f"teaching {len(pairs)} pairs")
-    trainer.train()
-    taught = trainer.trained_model()
-    trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
-    dtypes = [parameter.dtype for parameter in trained]
-    if save_dtype == "bfloat16":
-        for parameter in trained:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    history = [entry for entry in trainer.state.log_history if "probability" in entry]
-    with new_folder(out) as folder:
-        save_model(taught, loaded.tokenizer, folder, loaded.base)
-        for parameter, dtype in zip(trained, dtypes, strict=True):
-            parameter.data = parameter.data.to(dtype)  # as loading does, so that the digest is that of the loaded model
-        write_jsonl(folder / "history.jsonl", history)
-        if track:
-            write_jsonl(folder / "dynamics.jsonl", told(tracker.dynamics(), pairs))
-        record = describe(
-            command="teach",
-            config=options,
-            seed=seed,
-            data={file: about(file, of_file) for file, of_file in found.items()},
-            weights={"before": before_sha256, "after": weights_sha256(taught)},
-            seconds={"in all": round(time.time() - started, 1)},
-            warnings=warnings,
-        )
-        write_json(folder / "run.json", record)
-        library = "peft" if isinstance(taught, PeftModel) else "transformers"
-        write_text(folder / "README.md", card(loaded.base, library, len(pairs)))
-        write_manifest(folder)
+    with lock(out), not_left_empty(checkpoints):
+        trainer.train(resume_from_checkpoint=bool(checkpoints and checkpoints.is_dir()))
+        # Sorted by name: what comes from a checkpoint has another order.
+        history = [dict(sorted(entry.items())) for entry in trainer.state.log_history if "probability" in entry]
+        taught = trainer.trained_model()
+        with new_folder(out) as folder:
+            save(taught, loaded, folder, save_dtype)
+            write_jsonl(folder / "history.jsonl", history)
+            if track:
+                write_jsonl(folder / "dynamics.jsonl", told(tracker.dynamics(), pairs))
+            record = describe(
+                command="teach",
+                config=options,
+                seed=seed,
+                data=about_data,
+                weights={"before": before_sha256, "after": weights_sha256(taught)},
+                seconds={"in all": round(time.time() - started, 1)},
+                warnings=warnings + trainer.resumed,
+            )
+            write_json(folder / "run.json", record)
+            library = "peft" if isinstance(taught, PeftModel) else "transformers"
+            write_text(folder / "README.md", card(loaded.base, library, len(pairs)))
+            write_manifest(folder)
+        remove_all(checkpoints)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
     say(f"done: {out}{last}")
+
+
+def save(taught: Any, loaded: Loaded, folder: Path, dtype: Literal["float32", "bfloat16"]) -> None:
+    """Save a model, its trained weights rounded; they stay so in memory, so that its digest is that of the files."""
+    trained = [parameter for parameter in taught.parameters() if parameter.requires_grad]
+    dtypes = [parameter.dtype for parameter in trained]
+    if dtype == "bfloat16":
+        for parameter in trained:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    save_model(taught, loaded.tokenizer, folder, loaded.base)
+    for parameter, trained_dtype in zip(trained, dtypes, strict=True):
+        parameter.data = parameter.data.to(trained_dtype)  # as loading does
 
 
 def read(rows: Mapping[str, Sequence[Row]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Pairs]:

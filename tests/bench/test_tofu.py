@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -285,6 +287,28 @@ def test_the_same_model_by_another_path_is_the_same(world, tmp_path, monkeypatch
     assert json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))["model"] == "tiny"
     with pytest.raises(InputError, match=r"another model \(tiny, now other\)"):
         claim_folder(tmp_path / "bench", Plan(str(world), "other", "taught", {}), read_world(world))
+
+
+def test_what_another_process_makes_is_waited_for_and_the_rest_made_meanwhile(
+    amends, world, tiny_model, tmp_path, monkeypatch
+):
+    out = tmp_path / "bench"
+    files = {role: out / "evaluations" / "forget" / f"{role}.json" for role in ("reference", "before")}
+    held = files["reference"].with_name(".reference.json.lock")
+    held.parent.mkdir(parents=True)
+    held.write_text(f"{os.getppid()} {socket.gethostname()}")
+    waits = []
+
+    def until_the_other_is_done(seconds):
+        waits.append((files["before"].exists(), files["reference"].exists()))
+        held.unlink()
+
+    monkeypatch.setattr("amends.bench._cells.time.sleep", until_the_other_is_done)
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--seeds", 1)
+    assert code == 0, err
+    assert waits == [(True, False)] and files["reference"].exists()
+    assert "waiting: " in err and "reference.json: another process" in " ".join(err.split())
+    assert "1 of 1 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
 
 
 def test_another_reference_than_the_cells_are_compared_with_is_refused(amends, world, tiny_model, tmp_path):

@@ -144,6 +144,20 @@ def test_a_bar_is_taken_away_from_a_training_that_fails(tmp_path: Path, tokenize
     assert not bar.progress.live.is_started
 
 
+@pytest.mark.parametrize(("every_s", "lines"), [(60.0, 10), (0.0, 20)])
+def test_without_a_terminal_a_bar_is_a_line_every_tenth_and_every_minute(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    every_s: float,
+    lines: int,
+) -> None:
+    monkeypatch.setattr("amends.lm.callbacks.EVERY_S", every_s)
+    train(tmp_path, tokenizer, callbacks=[Bar("teaching")], max_steps=20)
+    assert capsys.readouterr().err.count("amends: teaching, mean_loss") == lines
+
+
 @pytest.mark.parametrize("setting", ["dataloader_persistent_workers", "label_smoothing_factor", "save_only_model"])
 def test_a_setting_that_cannot_be_had_is_refused_with_the_reason(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, setting: str

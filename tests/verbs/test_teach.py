@@ -1,10 +1,13 @@
 import json
+import os
+import signal
 
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from amends.lm.load import weights_sha256
+from amends.unlearn._teach import TeachTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -149,3 +152,31 @@ def test_tracking_writes_how_each_pair_was_learned_and_changes_no_weight(tmp_pat
     assert all(len(row["logp"]) == 3 and row["logp"][-1] > row["logp"][0] for row in rows)
     assert all(not row["learned"] and row["right_from_epoch"] is None for row in rows)
     assert amends("verify", tmp_path / "tracked")[0] == 0
+
+
+def test_a_stopped_run_goes_on_to_what_it_would_have_been(tmp_path, tiny_model, data, amends, monkeypatch):
+    words = ["teach", "--model", tiny_model, "--data", data, "--epochs", 3, "--batch-size", 2]
+    assert amends(*words, "--out", tmp_path / "whole")[0] == 0
+    out, saved = tmp_path / "taught", tmp_path / "taught.checkpoints"
+    steps, losses = [], TeachTrainer.losses
+
+    def stopped_at_step_5(trainer, out):
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses(trainer, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeachTrainer, "losses", stopped_at_step_5)
+        code, _, err = amends(*words, "--out", out, "--save-steps", 2)
+    assert code == 130 and "stopped at step 5 of 9" in err and not out.exists()
+    code, _, err = amends(*words, "--out", out, "--learning-rate", 1e-3)
+    assert code == 2 and "its learning_rate was 0.002, is now 0.001" in " ".join(err.split())
+    code, _, err = amends(*words, "--out", out, "--track")
+    assert code == 2 and "--track: epochs before a checkpoint cannot be looked at" in err
+    code, _, err = amends(*words, "--out", out)
+    assert code == 0 and "going on from" in err and not saved.exists()
+    assert record(out)["weights"] == record(tmp_path / "whole")["weights"]
+    history = [(run / "history.jsonl").read_text() for run in (out, tmp_path / "whole")]
+    assert history[0] == history[1] and len(history[0].splitlines()) == 9
+    assert record(out)["warnings"] == ["The run was interrupted and went on from checkpoint-5."]
