@@ -2,7 +2,8 @@
 
 DPO whose winning answers are drawn from the model, which is asked to answer with other facts. Mekala et al.,
 arXiv 2409.13474. Deviation: the model is asked in a chat of its own template, and the worked examples are ours; of a
-conversation all turns are the question.
+conversation all turns are the question. A row for which it writes no other answer is forgotten by NPO, which is DPO
+without a winning answer.
 """
 
 import re
@@ -43,6 +44,10 @@ SENTENCE = 64
 TOO_ALIKE = 0.8
 """An answer with this share of the words that the true one adds to its question is no other answer."""
 WORD = re.compile(r"\w+")
+NONE = (
+    "The model writes no other answer to {count} of {rows} rows to forget, {where} the first: they are forgotten by "
+    "NPO's loss, this one without a preferred answer."
+)
 
 
 def asked(pair: Pair) -> list[Message]:
@@ -83,7 +88,7 @@ class AltPOTrainer(DPOTrainer):
         Raises
         ------
         InputError : what it is asked does not fit its context.
-        NoResult : it gave none to a question.
+        NoResult : it gave none to any question.
         """
         found: list[list[str]] = [[] for _ in self.pairs]
         wanted = self.args.alternates
@@ -99,14 +104,21 @@ class AltPOTrainer(DPOTrainer):
             for i, answer in zip(lacking, answers, strict=True):
                 if answer and not repeats(answer, self.pairs[i]):
                     found[i].append(answer)
-        if empty := [pair.where for pair, texts in zip(self.pairs, found, strict=True) if not texts]:
+        if not any(found):
             raise NoResult(
-                f"{empty[0]}: the model writes no other answer to this question ({len(empty)} of {len(found)} rows). "
-                "Use dpo, with --templates of your own."
+                f"the model writes no other answer to any of the {len(found)} questions. Use dpo, with --templates of "
+                "your own."
             )
-        if few := sum(len(texts) < wanted for texts in found):
+        if few := sum(0 < len(texts) < wanted for texts in found):
             say(f"{few} of {len(found)} rows have fewer than {wanted} other answers: it wrote no more")
         return list(found)
+
+    def start_warnings(self) -> list[str]:
+        """Name rows without another answer, too."""
+        choices = zip(self.pairs, self._choices, strict=True)
+        without = [pair.where for pair, rows in choices if len(rows[0].packed.answers) == 1]
+        told = [NONE.format(count=len(without), rows=len(self.pairs), where=without[0])] if without else []
+        return super().start_warnings() + told
 
     def _ask(self, pairs: Sequence[Pair], temperature: float, seed: int) -> list[str]:
         model, tokenizer = self.model, self.processing_class

@@ -35,7 +35,7 @@ def dpo_loss(gain_win_S: Tensor, gain_lose_S: Tensor, beta: float) -> Tensor:
     """-(2 / beta) log sigmoid(beta (gain of the winning - gain of the losing answer)) of each sample.
 
     A gain is the log-probability of a whole answer, nats, less that of the reference. The factor 2 / beta, as in NPO,
-    makes the gradient's size at the start the same for every beta.
+    makes the gradient's size at the start the same for every beta. Where the gain of the winning one is 0, it is NPO.
     """
     return -2 / beta * logsigmoid(beta * (gain_win_S - gain_lose_S))
 
@@ -54,7 +54,7 @@ class DPOTrainer(ForgetTrainer):
         self._choices: list[list[TrainRow]] = []
 
     def alternates(self) -> list[Sequence[str]]:
-        """Draw other answers for each row."""
+        """Draw other answers for each row; one without any is forgotten by NPO."""
         count = min(self.args.alternates, len(self.templates))
         rows = range(len(self.pairs))
         return [random.Random(f"{self.args.seed} alternates {i}").sample(self.templates, count) for i in rows]
@@ -68,12 +68,11 @@ class DPOTrainer(ForgetTrainer):
         self._choices = []
         for (prompt, answers), notes_A1 in zip(rows, notes, strict=True):
             forget_A1, *others = notes_A1.split([len(answer) for answer in answers])
-            self._choices.append(
-                [
-                    TrainRow(PackedRow(prompt, [answers[0], answer]), notes=torch.cat([forget_A1, other_A1]))
-                    for answer, other_A1 in zip(answers[1:], others, strict=True)
-                ]
-            )
+            choices = [
+                TrainRow(PackedRow(prompt, [answers[0], answer]), notes=torch.cat([forget_A1, other_A1]))
+                for answer, other_A1 in zip(answers[1:], others, strict=True)
+            ]
+            self._choices.append(choices or [TrainRow(PackedRow(prompt, answers), notes=forget_A1)])
 
     def forget_row(self, index: int, random_: random.Random) -> TrainRow:
         """Give the answer to forget and one of the alternates."""

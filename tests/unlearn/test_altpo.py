@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from amends.evaluation.refusals import is_refusal
-from amends.io.errors import InputError
+from amends.io.errors import InputError, NoResult
 from amends.lm.pairs import Pair
 from amends.unlearn import altpo
+from amends.unlearn._forget import StartWarning
 from amends.unlearn.altpo import WORKED, AltPOTrainer, asked, repeats
 from amends.unlearn.dpo import DPOConfig
+from amends.unlearn.npo import NPOConfig, NPOTrainer
 
 from ..conftest import save_tiny_model
 from .conftest import history, trainer_on
@@ -36,7 +38,7 @@ def test_a_model_that_says_nothing_else_is_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: [""] * len(prompts))
-    with pytest.raises(InputError, match=r"the model writes no other answer to this question \(6 of 6 rows\)"):
+    with pytest.raises(NoResult, match=r"the model writes no other answer to any of the 6 questions"):
         trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig).alternates()
 
 
@@ -130,9 +132,31 @@ def test_fewer_answers_than_wanted_are_told(
 ) -> None:
     monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: ["Somebody."] + [""] * 11)
     monkeypatch.setattr(altpo, "TEMPERATURES", (1.0,))
-    with pytest.raises(InputError, match=r"\(5 of 6 rows\)"):
-        trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
+    trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
+    assert "1 of 6 rows have fewer than 2 other answers" in capsys.readouterr().err
     some = ["Somebody.", ""] * 6
     monkeypatch.setattr(altpo, "generate", lambda model, tokenizer, prompts, **how: some)
     trainer_on(tiny_model, tmp_path, AltPOTrainer, DPOConfig, alternates=2).alternates()
     assert "6 of 6 rows have fewer than 2 other answers" in capsys.readouterr().err
+
+
+def test_a_row_without_another_answer_is_forgotten_by_npo_and_warned_of(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "keep": None,
+    }  # those are drawn after answers
+    npo = trainer_on(tiny_model, tmp_path / "npo", NPOTrainer, NPOConfig, **settings)
+    npo.train()
+    alone = trainer_on(tiny_model, tmp_path / "alone", AltPOTrainer, DPOConfig, **settings)
+    monkeypatch.setattr(alone, "alternates", lambda: [[]] * 6)
+    with pytest.warns(StartWarning, match="no other answer to 6 of 6 rows to forget, .* the first: .* NPO's loss"):
+        alone.train()
+    assert [step["v_f"] for step in history(alone)] == pytest.approx([step["v_f"] for step in history(npo)], abs=1e-6)
+    some = trainer_on(tiny_model, tmp_path / "some", AltPOTrainer, DPOConfig, **settings)
+    monkeypatch.setattr(some, "alternates", lambda: [["Somebody."]] * 5 + [[]])
+    with pytest.warns(StartWarning, match="no other answer to 1 of 6 rows"):
+        some.train()
+    assert [step["v_f"] for step in history(some)] != [step["v_f"] for step in history(npo)]
