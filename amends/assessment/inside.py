@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from amends.assessment.attacks import cut
-from amends.assessment.weights import inner_of
 from amends.io.errors import InputError
 from amends.io.progress import track
-from amends.lm.load import autocast
+from amends.lm.load import autocast, inner_of
 from amends.lm.logprobs import PackedRow, answer_logprobs, forward_kl, layer_list, masked_mean, note, output_layer, pack
 from amends.lm.memorisation import record_row
 from amends.lm.pairs import Pair

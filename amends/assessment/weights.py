@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from amends.io.errors import InputError
 from amends.lm.config import LAYER
+from amends.lm.load import inner_of
 
 CHANGED = 1e-3
 """A weight counts as changed if it moved by more than this share of its size."""
@@ -230,11 +231,6 @@ def shares(model: nn.Module) -> dict[str, LowRank]:
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights of a model, or of the one below an adapter, by name."""
     return {plain_name(name): w.detach() for name, w in inner_of(model).named_parameters() if ".lora_" not in name}
-
-
-def inner_of(model: Any) -> Any:
-    """Give the model below an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def acting(weight: Tensor, share: LowRank | None) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from amends.io.progress import track
-from amends.lm.load import autocast
+from amends.lm.load import autocast, inner_of
 from amends.lm.logprobs import check_numbers
 from amends.lm.templates import end_of_text
 
@@ -126,7 +126,7 @@ def common_beginning(prompts: Sequence[list[int]]) -> int:
 
 def _new_cache(model: Any) -> Any:
     """Return an empty cache; None where the model keeps something else of what it read: a state, learned tokens."""
-    inner = _inner(model)
+    inner = inner_of(model)
     learned = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
     if learned or not inner._supports_default_dynamic_cache():
         return None
@@ -192,18 +192,14 @@ class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]
 
 def _own_stops(model: Any) -> list[int]:
     """Tokens at which a model ends by what its folder says of generation."""
-    own = _inner(model).generation_config.eos_token_id
+    own = inner_of(model).generation_config.eos_token_id
     return [] if own is None else [own] if isinstance(own, int) else list(own)
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
 def _without_habits(model: Any) -> Iterator[None]:
     """Take away, meanwhile, a model's own settings: transformers fills up with them what a call leaves open."""
-    inner = _inner(model)
+    inner = inner_of(model)
     own = inner.generation_config
     inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:

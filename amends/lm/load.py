@@ -317,6 +317,11 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, bas
         tokenizer.save_pretrained(str(folder))
 
 
+def inner_of(model: Any) -> Any:
+    """Give the model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def device() -> torch.device:
     """Choose the accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -349,7 +354,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 def base_sha256(model: PeftModel) -> str:
     """`weights_sha256` that the base model below an adapter has without the adapter."""
-    state = model.get_base_model().state_dict()
+    state = inner_of(model).state_dict()
     return _tensors_sha256({n.replace(".base_layer", ""): t for n, t in state.items() if ".lora_" not in n})
 
 

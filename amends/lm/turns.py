@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from amends.io.console import say
 from amends.io.errors import InputError
 from amends.lm.find import check_model
-from amends.lm.load import Loaded, fitting, load, shares_base
+from amends.lm.load import Loaded, fitting, inner_of, load, shares_base
 from amends.lm.logprobs import naming
 
 Found = TypeVar("Found")
@@ -34,7 +34,7 @@ def model_for(model: str | Path | Any, tokenizer: PreTrainedTokenizerBase | None
             f"{type(model).__name__}: this model holds an adapter, such as an earlier run puts into it. Load it again, "
             "or hand over what holds both (the run's result.model, a PeftModel)."
         )
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = inner_of(model)
     name = str(inner.config.name_or_path or type(inner).__name__)
     return Loaded(model, fitting(tokenizer, inner, name), name, name)
 

@@ -125,13 +125,20 @@ def name_of(model: str) -> str:
 
 def in_short(limits: Sequence[Mapping[str, Any]]) -> str:
     """Say the outcome in a sentence."""
-    counts = {word: sum(m.get("verdict") == word for m in limits) for word in ("pass", "fail", None)}
-    judged = counts["pass"] + counts["fail"]
-    if not judged:
-        return "No limit could be judged."
-    failed = ", ".join(str(m["metric"]) for m in limits if m.get("verdict") == "fail")
-    told = f"{counts['fail']} of {judged} limits are broken: {failed}." if failed else f"All {judged} limits are kept."
-    return told + (f" {counts[None]} could not be judged." if counts[None] else "")
+    failed, judged, unmeasured = [], 0, []
+    for m in limits:
+        if is_number(m.get("after")):
+            judged += 1
+            failed += [str(m["metric"])] if m.get("verdict") == "fail" else []
+        elif m.get("verdict") == "fail":
+            unmeasured.append(str(m["metric"]))
+    told = f"All {judged} limits are kept." if judged else "No limit could be judged."
+    if failed:
+        told = f"{len(failed)} of {judged} limits are broken: {', '.join(failed)}."
+    if unmeasured:
+        told += f" Fails too what was asked for by name and could not be measured: {', '.join(unmeasured)}."
+    left = len(limits) - judged - len(unmeasured)
+    return told + (f" {left} could not be judged." if left and judged else "")
 
 
 def limit_line(m: Mapping[str, Any]) -> dict[str, str]:
