@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -38,6 +38,8 @@ ROLES = ("reference", "before")
 WAIT_SECONDS = 5
 SAVE_STEPS = 100
 """Steps between checkpoints where a model is taught: all of TOFU takes hours on a processor."""
+WORDS = {" rows of --retain-eval are among those of --retain,": " questions to keep are among the rows to keep,"}
+"""Of a run's warnings, and what is said here, where there are no such options."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,14 @@ class Bench:
 
     def _teach(self, name: str, rows: list[dict[str, Any]]) -> str:
         folder = self.out / "models" / name
-        with nullcontext() if folder.exists() else lock(folder):
-            if not folder.exists():
+        with missing(folder) as to_make:
+            if to_make:
                 assert self.plan.model is not None  # checked before the first cell
                 told = [{column: row[column] for column in ("question", "answer")} for row in rows]
                 teach.command(
-                    [self._rows(name, told)],
+                    [whole_path(self._rows(name, told))],
                     folder,
-                    self.plan.model,
+                    whole_path(self.plan.model),
                     epochs=self.plan.teach_epochs,
                     learning_rate=self.plan.teach_rate,
                     lora_rank=self.plan.lora_rank,
@@ -182,6 +184,7 @@ class Bench:
             "summary": with_reference(result.evaluations["after"], read_json(folder / "reference.json"))["summary"],
             "steps": len(result.history),
             "stopped": result.stopped,
+            "warnings": [in_words_of_the_bench(text) for text in result.warnings],
             "weights": weights_sha256(result.model),
             "seconds": round(time.time() - started[0], 1),
             "cpu_seconds": round(time.process_time() - started[1], 1),
@@ -192,32 +195,35 @@ class Bench:
     def search(self, entry: Entry, split: Split) -> list[dict[str, Any]]:
         """Try each rate on the tuning request of a split; trials that are there are not made again.
 
+        Those that another process makes, for a cell of another seed, are waited for.
+
         Returns
         -------
         list of dict : learning_rate, forget_rouge_l, retain_rouge_l and distance of each; see `distance`.
         """
         tuning = split.tuning()
         level = self.compared_with(split)["reference"]["forget_rouge_l"]["value"]
-        found = []
-        for rate in self.plan.rates:
-            file = self.out / "search" / split.name / f"{entry}-{rate:g}.json"
-            if not file.exists():
-                say(f"searching: {entry}, {split.name}, rate {rate:g}")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, self._try(entry, tuning, rate, level))
-            found.append(read_json(file))
-        return found
+        files = {rate: self.out / "search" / split.name / f"{entry}-{rate:g}.json" for rate in self.plan.rates}
+
+        def make(rate: float) -> None:
+            with missing(files[rate]) as to_make:
+                if to_make:
+                    say(f"searching: {entry}, {split.name}, rate {rate:g}")
+                    write_json(files[rate], self._try(entry, tuning, rate, level))
+
+        waiting_for_others(partial(make, rate) for rate in files)
+        return [read_json(file) for file in files.values()]
 
     def _try(self, entry: Entry, tuning: Split, rate: float, level: float) -> dict[str, Any]:
         own = {"learning_rate": rate, "eval_rows": 0, **self._budget(entry)}
-        try:
-            result = self._forget(entry, "searched", tuning, 0, own)
-        except NoResult as error:
-            return {"learning_rate": rate, "failed": str(error), "distance": None}
         forget, asked = (read_pairs(rows_of(rows)).kept for rows in (tuning.forget, tuning.asked))
         pairs = forget + spread(asked, self.plan.eval_rows)
-        # No more than the distance needs: a trial is judged by what the model says.
-        said = answers(result.model, result.tokenizer, pairs, label=f"{entry}: answering")
+        try:
+            result = self._forget(entry, "searched", tuning, 0, own)
+            # No more than the distance needs: a trial is judged by what the model says.
+            said = answers(result.model, result.tokenizer, pairs, label=f"{entry}: answering")
+        except NoResult as error:  # the training diverged, or what it left gives no numbers
+            return {"learning_rate": rate, "failed": str(error), "distance": None}
         recall = rouge_l_recall(said, [pair.answer for pair in pairs])
         forgotten, kept = float(recall[: len(forget)].mean()), float(recall[len(forget) :].mean())
         return {
@@ -282,8 +288,8 @@ class Bench:
 
     def _evaluated(self, split: Split, role: str) -> dict[str, Any]:
         file = self.evaluation(split.name, role)
-        with nullcontext() if file.exists() else lock(file):
-            if not file.exists():
+        with missing(file) as to_make:
+            if to_make:
                 model = self.reference(split) if role == "reference" else self.taught
                 say(f"evaluating {role} of {split.name}")
                 request = Request(forget=self._rows(f"{split.name}-forget", split.forget), **self._asked(split))
@@ -294,20 +300,52 @@ class Bench:
 
     def prepare(self, splits: Iterable[Split]) -> None:
         """Teach and evaluate what all cells of some splits need; what another process is at is waited for."""
-        left, told = [(split, role) for split in splits for role in ROLES], ""
-        while left:
-            held = ""
-            for split, role in list(left):
-                try:
-                    self._evaluated(split, role)
-                    left.remove((split, role))
-                except Held as error:
-                    held = str(error)
-            if held:
-                if held != told:
-                    say(f"waiting: {held}")
-                    told = held
-                time.sleep(WAIT_SECONDS)
+        waiting_for_others(partial(self._evaluated, split, role) for split in splits for role in ROLES)
+
+
+@contextmanager
+def missing(path: Path) -> Iterator[bool]:
+    """Hold a place that is to be filled, and say whether it still is to be; one that is filled is not held.
+
+    Raises
+    ------
+    Held : another process is filling it.
+    """
+    if path.exists():
+        yield False
+        return
+    with lock(path):
+        yield not path.exists()
+
+
+def waiting_for_others(jobs: Iterable[Callable[[], Any]]) -> None:
+    """Do all jobs; one that another process is at comes last, and finds it done."""
+    left, told = list(jobs), ""
+    while left:
+        held = ""
+        for job in list(left):
+            try:
+                job()
+                left.remove(job)
+            except Held as error:
+                held = str(error)
+        if held:
+            if held != told:
+                say(f"waiting: {held}")
+                told = held
+            time.sleep(WAIT_SECONDS)
+
+
+def whole_path(source: str) -> str:
+    """Name a place the same way from every folder, as a training that goes on from a checkpoint asks; else as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def in_words_of_the_bench(warning: str) -> str:
+    """Say a run's warning without the options that the bench does not have."""
+    for words, instead in WORDS.items():
+        warning = warning.replace(words, instead)
+    return warning
 
 
 def distance(forget: float, retain: float, level: float) -> float:
@@ -337,21 +375,16 @@ def fill(bench: Bench, cells: list[Cell]) -> int:
     int : cells made now.
     """
     made = 0
-    to_make = [cell for cell in cells if not cell.file(bench.out).exists() and not bench.unfit(cell.entry)]
-    bench.prepare(bench.world.splits[name] for name in dict.fromkeys(cell.split for cell in to_make))
+    left = [cell for cell in cells if not cell.file(bench.out).exists() and not bench.unfit(cell.entry)]
+    bench.prepare(bench.world.splits[name] for name in dict.fromkeys(cell.split for cell in left))
     for number, cell in enumerate(cells, 1):
         file = cell.file(bench.out)
-        if file.exists():
-            continue
         try:
-            with lock(file):
-                if file.exists():
-                    continue
-                say(f"cell {number} of {len(cells)}: {cell}")
-                found = bench.run(cell)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, found)
-                made += 1
-        except Held:
-            say(f"cell {number} of {len(cells)}: {cell}: another process is at it")
+            with missing(file) as to_make:
+                if to_make:
+                    say(f"cell {number} of {len(cells)}: {cell}")
+                    write_json(file, bench.run(cell))
+                    made += 1
+        except Held as error:  # it says what to remove, should that process be gone
+            say(f"cell {number} of {len(cells)}: {cell}: left to another. {error}")
     return made

@@ -1,6 +1,6 @@
 """The page of the table: every cell, a chart with intervals, and in words what can be read from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,11 @@ class Line(NamedTuple):
     """Cells that are there and did not fail."""
     failed: list[str]
     wanted: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the runs of its cells warned of; the first cells recorded do not say."""
+        return [text for cell in self.made for text in cell.get("warnings", ())]
 
     def value(self, name: str) -> Span | None:
         """Mean over the seeds, with an interval for both questions and seeds.
@@ -90,9 +95,8 @@ def page(
             lines = lines_of([(c, found) for c, found in cells if (c.split, c.settings) == (split, settings)])
             roles = compared.get(split, {})
             parts += [f"## {split}, {settings} settings", table(lines, roles)]
-            if failed := [(line.entry, why.removesuffix(".")) for line in lines for why in dict.fromkeys(line.failed)]:
-                reasons = [f"- `{entry}`: {why}." for entry, why in failed]
-                parts += ["\n".join(["What came to nothing, and why:", "", *reasons])]
+            parts += reasons("What came to nothing, and why:", ((line, line.failed) for line in lines))
+            parts += reasons("What was warned of:", ((line, line.warnings) for line in lines))
             if any(line.made for line in lines):
                 name = f"{split}-{settings}.svg"
                 charts[name] = chart(lines, roles)
@@ -131,6 +135,16 @@ def lines_of(cells: Sequence[tuple[Cell, dict[str, Any] | None]]) -> list[Line]:
         elif record is not None:
             line.made.append(record)
     return list(found.values())
+
+
+def reasons(heading: str, told: Iterable[tuple[Line, Sequence[str]]]) -> list[str]:
+    """List each text once, with the entries that it was said of; nothing where there is none."""
+    entries_of: dict[str, dict[str, None]] = {}
+    for line, texts in told:
+        for text in texts:
+            entries_of.setdefault(text.removesuffix("."), {})[f"`{line.entry}`"] = None
+    listed = [f"- {', '.join(entries)}: {text}." for text, entries in entries_of.items()]
+    return ["\n".join([heading, "", *listed])] if listed else []
 
 
 def table(lines: Sequence[Line], roles: dict[str, Any]) -> str:
@@ -211,12 +225,14 @@ def in_words(lines: Sequence[Line], roles: dict[str, Any]) -> list[str]:
 def beside(flat: Line, others: Sequence[Line]) -> str:
     """Say which of the others keep more than FLAT does, and which less."""
     own = flat.value("retain_rouge_l")
-    assert own is not None and own.low is not None and own.high is not None
+    assert own is not None
     more, less = [], []
     for line in others:
-        if (span := line.value("retain_rouge_l")) and span.low is not None and span.high is not None:
-            more += [line] * (span.low > own.high)
-            less += [line] * (span.high < own.low)
+        span = line.value("retain_rouge_l")
+        if span is None or span.low is None or span.high is None or own.low is None or own.high is None:
+            continue  # of one question to keep there is no interval
+        more += [line] * (span.low > own.high)
+        less += [line] * (span.high < own.low)
     return (
         f"`{flat.entry}` (keeps {own.value:.2f}) loses to {named(more)}, which forgot as much and kept more, beyond "
         f"both intervals; it keeps more than {named(less)}; the others cannot be told from it."

@@ -206,10 +206,19 @@ def about(bench: Bench, cells: Sequence[tuple[Cell, dict[str, Any] | None]]) -> 
     """Say what was run."""
     plan, made = bench.plan, [found for _, found in cells if found and not found["failed"]]
     rows = ", ".join(f"{name} {len(split.forget)}" for name, split in bench.world.splits.items())
-    versions = ", ".join(f"{k} {v}" for k, v in made[0]["versions"].items()) if made else ""
+    versions = ", ".join(f"{name} {' and '.join(several)}" for name, several in versions_of(made).items())
     ran = f" Made with {versions}, in {made[0]['precision']}." if made else ""
     return (
         f"A model taught {len(bench.world.taught)} rows ({plan.taught or plan.model}); rows to forget: {rows}. "
         f"Searched: {plan.epochs:g} epochs of 8 rows, rates {', '.join(f'{rate:g}' for rate in plan.rates)}, layers "
         f"{plan.layers or 'all'}.{ran}"
     )
+
+
+def versions_of(cells: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Versions that cells were made with: several where a folder was filled over a change of one."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for name, version in cell["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: sorted(several) for name, several in found.items()}

@@ -65,6 +65,8 @@ class Result:
     """before, after and reference, as in RUN/evaluation."""
     stopped: str
     out: Path | str | None
+    warnings: list[str] = field(default_factory=list)
+    """What was warned of, as in run.json."""
 
 
 def run_unlearning(
@@ -151,7 +153,8 @@ def run_unlearning(
             except (Exception, KeyboardInterrupt) as error:
                 failure = error
         seconds["in all"] = round(time.time() - started, 1)
-        result = Result(model_after, tokenizer, history(trainer), evaluations, trainer.stopped, request.out)
+        warned = read.warnings + trainer.resumed + at_start
+        result = Result(model_after, tokenizer, history(trainer), evaluations, trainer.stopped, request.out, warned)
         if request.out is not None and trainer.is_world_process_zero():
             record = describe(
                 command=f"unlearn {method}",
@@ -162,7 +165,7 @@ def run_unlearning(
                 weights={"before": read.weights, "after": weights_sha256(model_after)},
                 start=trainer.start,
                 stopped=trainer.stopped,
-                warnings=read.warnings + trainer.resumed + at_start,
+                warnings=warned,
                 seconds=seconds,
             )
             failure = write_run(result, record, read.rows.forget, own_answers, read.loaded.base) or failure

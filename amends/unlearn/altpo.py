@@ -46,7 +46,7 @@ TOO_ALIKE = 0.8
 WORD = re.compile(r"\w+")
 NONE = (
     "The model writes no other answer to {count} of {rows} rows to forget, {where} the first: they are forgotten by "
-    "NPO's loss, this one without a preferred answer."
+    "NPO's loss, which is AltPO's without a preferred answer."
 )
 
 

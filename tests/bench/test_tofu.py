@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from amends.bench._entries import Entry, entries, options, parse
 from amends.bench._page import Line, in_words, lines_of, page, text_of
 from amends.bench._rows import read_weightless
 from amends.bench._world import check_tuning, read_world
-from amends.bench.tofu import cells_of
+from amends.bench.tofu import cells_of, versions_of
 from amends.io.atomic import write_json
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
 from amends.lm.load import add_lora, load, save_model
+from amends.lm.logprobs import NotNumbers
 from amends.lm.rows import context_limit
 from amends.report.plots import Span
+from amends.unlearn._teach import TeachTrainer
 
 from ..conftest import instead, save_tiny_model
 
@@ -76,7 +79,7 @@ def test_the_official_splits_are_those_that_tofu_publishes(shared):
     assert [len(found.questions[name]) for name in ("real_authors", "world_facts")] == [100, 117]
 
 
-def test_settings_are_chosen_on_rows_that_the_table_does_not_touch(world):
+def test_settings_are_chosen_on_rows_to_forget_that_the_table_does_not_touch(world):
     split = read_world(world).splits["forget"]
     tuning = split.tuning()
     told = [row["question"] for row in tuning.forget]
@@ -311,6 +314,72 @@ def test_what_another_process_makes_is_waited_for_and_the_rest_made_meanwhile(
     assert "1 of 1 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
 
 
+def held_by_another(place):
+    """Lock a place as another process does that is alive."""
+    lock = place.with_name(f".{place.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text(f"{os.getppid()} {socket.gethostname()}")
+    return lock
+
+
+def test_a_trial_that_another_process_makes_is_waited_for_and_not_made_again(
+    amends, world, tiny_model, tmp_path, monkeypatch
+):
+    out = tmp_path / "bench"
+    trials = {rate: out / "search" / "forget" / f"ga-{rate}.json" for rate in ("0.001", "0.01")}
+    held = held_by_another(trials["0.001"])
+    found = {"learning_rate": 1e-3, "failed": None, "distance": -1.0}
+
+    def until_the_other_is_done(seconds):
+        assert trials["0.01"].exists()  # made meanwhile
+        write_json(trials["0.001"], found)
+        held.unlink()
+
+    monkeypatch.setattr("amends.bench._cells.time.sleep", until_the_other_is_done)
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--seeds", 1)
+    assert code == 0, err
+    cell = json.loads((out / "cells/forget/searched/ga-0.json").read_text(encoding="utf-8"))
+    assert cell["trials"][0] == found and cell["options"]["learning_rate"] == 1e-3
+
+
+def test_a_cell_that_another_process_holds_is_left_with_the_lock_to_remove_should_it_be_gone(
+    amends, world, tiny_model, tmp_path
+):
+    out = tmp_path / "bench"
+    held = held_by_another(out / "cells/forget/searched/ga-0.json")
+    _, words = taught_world(world, tiny_model, tmp_path)
+    code, _, err = run_small(amends, world, tiny_model, out, *words)
+    assert code == 0, err
+    told = " ".join(err.split())
+    assert "ga, forget, searched, seed 0: left to another." in told and f"if it no longer runs, remove {held}." in told
+    assert "0 of 1 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
+
+
+def test_teaching_goes_on_from_its_checkpoint_by_another_path_of_the_same_folder(
+    amends, world, tiny_model, tmp_path, monkeypatch
+):
+    losses, steps = TeachTrainer.losses, []
+
+    def stopped(trainer, out):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses(trainer, out)
+
+    monkeypatch.setattr("amends.bench._cells.SAVE_STEPS", 1)
+    monkeypatch.chdir(tmp_path)
+    more = ["--methods", "ga", "--seeds", 1, "--settings", "published", "--teach-epochs", 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(TeachTrainer, "losses", stopped)
+        assert run_small(amends, world, tiny_model, "bench", *more)[0] == 130
+    assert (tmp_path / "bench/models/reference-forget.checkpoints").is_dir()
+    nearer = os.path.relpath(tiny_model)
+    code, _, err = run_small(amends, world, nearer, tmp_path / "bench", *more)
+    assert code == 0, err
+    assert "going on from" in err
+    assert not list((tmp_path / "bench/models").glob("*.checkpoints"))
+
+
 def test_another_reference_than_the_cells_are_compared_with_is_refused(amends, world, tiny_model, tmp_path):
     out = tmp_path / "bench"
     file = out / "evaluations" / "forget" / "reference.json"
@@ -422,6 +491,41 @@ def test_a_method_that_comes_to_nothing_is_recorded_with_the_reason(amends, worl
     assert code == 0, err
     text = (tmp_path / "bench" / "tofu.md").read_text(encoding="utf-8")
     assert "| `ga` | 0 of 2, 2 came to nothing |" in text
+
+
+def test_a_trial_whose_model_gives_no_numbers_came_to_nothing_and_the_others_count(
+    amends, world, tiny_model, tmp_path, monkeypatch
+):
+    from amends.bench import _cells
+
+    def answer(*given, label):
+        if not list((tmp_path / "bench/search").glob("*/*.json")):
+            raise NotNumbers("the model gives NaN")
+        return answers(*given, label=label)
+
+    answers = _cells.answers
+    monkeypatch.setattr(_cells, "answers", answer)
+    _, words = taught_world(world, tiny_model, tmp_path)
+    code, _, err = run_small(amends, world, tiny_model, tmp_path / "bench", *words)
+    assert code == 0, err
+    cell = json.loads((tmp_path / "bench/cells/forget/searched/ga-0.json").read_text(encoding="utf-8"))
+    assert [trial["failed"] for trial in cell["trials"]] == ["the model gives NaN", None]
+    assert cell["options"]["learning_rate"] == 1e-2
+
+
+def test_what_a_run_warns_of_stands_in_its_cell_and_on_the_page(amends, world, tiny_model, tmp_path):
+    out = tmp_path / "bench"
+    _, words = taught_world(world, tiny_model, tmp_path)
+    words[words.index("ga")] = "ga,graddiff+retain,pdu+retain"
+    code, _, err = run_small(amends, world, tiny_model, out, *words)
+    assert code == 0, err
+    cell = json.loads((out / "cells/forget/searched/pdu+retain-0.json").read_text(encoding="utf-8"))
+    both, weight = cell["warnings"]
+    assert both.startswith("3 of 3 questions to keep are among the rows to keep, on which the model is trained:")
+    assert weight.startswith("The weight of the rows to keep stays at 50:")
+    text = (out / "tofu.md").read_text(encoding="utf-8")
+    shown = text.partition("What was warned of:\n\n")[2].partition("\n\n")[0].splitlines()
+    assert shown == [f"- `graddiff+retain`, `pdu+retain`: {both}", f"- `pdu+retain`: {weight}"]
 
 
 LONG = {"id": 99, "question": "Who wrote it?", "answer": "word " * 300}
@@ -592,6 +696,19 @@ def test_an_interval_that_is_shown_holds_its_value():
     assert text_of(Span(0.0038, 0.0, 0.02)) == "3.8e-03 (0 to 2.0e-02)"
     assert text_of(Span(0.5, 0.4567, 0.6)) == "0.50 (0.46 to 0.60)"
     assert text_of(Span(69.72, 9.96, 81.0)) == "69.7 (10.0 to 81.0)"
+
+
+def test_one_question_to_keep_gives_no_interval_and_tells_no_two_apart():
+    cells = [cell("flat", 0.3, 0.5), cell("npo+retain", 0.3, 0.9)]
+    for _, record in cells:
+        record["summary"]["retain_rouge_l"] |= {"low": None, "high": None}
+    found, _ = page("T", cells, {"forget": ROLES}, "About.")
+    assert "`flat` (keeps 0.50) loses to none" in found and "the others cannot be told from it." in found
+
+
+def test_cells_of_two_versions_are_said_to_be():
+    made = [{"versions": {"torch": "2.2"}}, {"versions": {"torch": "2.1", "peft": "1"}}, {"versions": {"torch": "2.2"}}]
+    assert versions_of(made) == {"torch": ["2.1", "2.2"], "peft": ["1"]}
 
 
 def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
