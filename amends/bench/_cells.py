@@ -38,8 +38,8 @@ ROLES = ("reference", "before")
 WAIT_SECONDS = 5
 SAVE_STEPS = 100
 """Steps between checkpoints where a model is taught: all of TOFU takes hours on a processor."""
-WORDS = {" rows of --retain-eval are among those of --retain,": " questions to keep are among the rows to keep,"}
-"""Of a run's warnings, and what is said here, where there are no such options."""
+IN_A_RUN, HERE = " rows of --retain-eval are among those of --retain,", " questions to keep are among the rows to keep,"
+"""Words of a run's warning, and what is said here, where there are no such options."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Bench:
             "summary": with_reference(result.evaluations["after"], read_json(folder / "reference.json"))["summary"],
             "steps": len(result.history),
             "stopped": result.stopped,
-            "warnings": [in_words_of_the_bench(text) for text in result.warnings],
+            "warnings": [text.replace(IN_A_RUN, HERE) for text in result.warnings],
             "weights": weights_sha256(result.model),
             "seconds": round(time.time() - started[0], 1),
             "cpu_seconds": round(time.process_time() - started[1], 1),
@@ -339,13 +339,6 @@ def waiting_for_others(jobs: Iterable[Callable[[], Any]]) -> None:
 def whole_path(source: str) -> str:
     """Name a place the same way from every folder, as a training that goes on from a checkpoint asks; else as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else source
-
-
-def in_words_of_the_bench(warning: str) -> str:
-    """Say a run's warning without the options that the bench does not have."""
-    for words, instead in WORDS.items():
-        warning = warning.replace(words, instead)
-    return warning
 
 
 def distance(forget: float, retain: float, level: float) -> float:
