@@ -208,6 +208,11 @@ def in_words(lines: Sequence[Line], roles: dict[str, Any]) -> list[str]:
         f"Forgot as much as the reference (ROUGE-L at most {level:.2f}): {named(by_kept)}.",
         f"Did not: {named(sorted(short, key=lambda line: at(line, 'forget_rouge_l')))}.",
     ]
+    if edge := [line for line in made if at_edge(line)]:
+        told.append(
+            f"At the edge: of {named(edge)} the best rate is the least or the greatest that was searched, and a better "
+            "one may lie beyond."
+        )
     if by_kept:
         kept = ", ".join(f"`{line.entry}` {at(line, 'retain_rouge_l'):.2f}" for line in by_kept)
         told.append(f"Of those that did, by what they keep (retain ROUGE-L): {kept}.")
@@ -237,6 +242,15 @@ def beside(flat: Line, others: Sequence[Line]) -> str:
         f"`{flat.entry}` (keeps {own.value:.2f}) loses to {named(more)}, which forgot as much and kept more, beyond "
         f"both intervals; it keeps more than {named(less)}; the others cannot be told from it."
     )
+
+
+def at_edge(line: Line) -> bool:
+    """Whether an entry's search of several rates ended at the first or the last of them."""
+    for cell in line.made:
+        rates = [trial["learning_rate"] for trial in cell.get("trials", ())]
+        if len(rates) > 1 and cell["options"]["learning_rate"] in (min(rates), max(rates)):
+            return True
+    return False
 
 
 def harm(line: Line, roles: dict[str, Any]) -> bool:

@@ -662,6 +662,16 @@ def test_the_words_tell_forgetting_from_keeping_and_say_where_flat_loses():
     assert "it keeps more than `ga`; the others cannot be told from it." in told
 
 
+def test_a_search_that_ended_at_its_edge_is_told():
+    def searched(name, rate):
+        trials = [{"learning_rate": one} for one in (1e-4, 2e-4, 3e-4)]
+        return cell(name, 0.6, 1.0, options={"learning_rate": rate}, trials=trials)
+
+    told = in_words(lines_of([searched("flat", 2e-4), searched("ga", 3e-4), searched("ceu", 1e-4)]), ROLES)
+    assert "At the edge: of `ga`, `ceu` the best rate is the least or the greatest that was searched" in told[2]
+    assert "At the edge" not in "".join(in_words(lines_of([searched("flat", 2e-4)]), ROLES))
+
+
 def test_flat_that_forgot_too_little_is_said_to_lose():
     told = in_words(lines_of([cell("flat", 0.6, 1.0), cell("ga", 0.3, 0.2)]), ROLES)
     assert told[-1].startswith("`flat` loses here")
