@@ -65,6 +65,7 @@ def command(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     check_new(out)
     checkpoints = folder_of(out, save_steps)
+    resume = bool(checkpoints and checkpoints.is_dir())  # the trainer makes it
     if track and checkpoints:
         raise InputError(
             "--track: epochs before a checkpoint cannot be looked at any more. Leave out --track, or leave out "
@@ -111,7 +112,7 @@ def command(
     trainer.request = asked(options, about_data) | {"weights": before_sha256, "precision": precision()}
     say(f"teaching {len(pairs)} pairs")
     with lock(out), not_left_empty(checkpoints):
-        trainer.train(resume_from_checkpoint=bool(checkpoints and checkpoints.is_dir()))
+        trainer.train(resume_from_checkpoint=resume)
         # Sorted by name: what comes from a checkpoint has another order.
         history = [dict(sorted(entry.items())) for entry in trainer.state.log_history if "probability" in entry]
         taught = trainer.trained_model()

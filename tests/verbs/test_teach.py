@@ -170,6 +170,7 @@ def test_a_stopped_run_goes_on_to_what_it_would_have_been(tmp_path, tiny_model, 
         patch.setattr(TeachTrainer, "losses", stopped_at_step_5)
         code, _, err = amends(*words, "--out", out, "--save-steps", 2)
     assert code == 130 and "stopped at step 5 of 9" in err and not out.exists()
+    assert "no checkpoint" not in err  # said where there should be one
     code, _, err = amends(*words, "--out", out, "--learning-rate", 1e-3)
     assert code == 2 and "its learning_rate was 0.002, is now 0.001" in " ".join(err.split())
     code, _, err = amends(*words, "--out", out, "--track")
