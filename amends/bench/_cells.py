@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from amends.bench._entries import RETAIN, Entry, Settings, options
 from amends.bench._world import Split, World
@@ -380,4 +381,7 @@ def fill(bench: Bench, cells: list[Cell]) -> int:
                     made += 1
         except Held as error:  # it says what to remove, should that process be gone
             say(f"cell {number} of {len(cells)}: {cell}: left to another. {error}")
+        except torch.OutOfMemoryError as error:  # says nothing of the method, and the next cell may need less
+            why = str(error).partition(". ")[0]
+            say(f"cell {number} of {len(cells)}: {cell}: left empty. {why}. Run it again with more memory free.")
     return made

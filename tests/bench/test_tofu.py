@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from amends.bench._cells import Bench, Cell, Plan, best, distance
 from amends.bench._claim import check_models, check_references, claim_folder
@@ -378,6 +379,24 @@ def test_teaching_goes_on_from_its_checkpoint_by_another_path_of_the_same_folder
     assert code == 0, err
     assert "going on from" in err
     assert not list((tmp_path / "bench/models").glob("*.checkpoints"))
+
+
+def test_a_cell_that_runs_out_of_memory_is_left_empty_and_the_next_is_made(
+    amends, world, tiny_model, tmp_path, monkeypatch
+):
+    out, run = tmp_path / "bench", Bench.run
+
+    def too_large_for_ga(bench, cell):
+        if str(cell.entry) == "ga":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return run(bench, cell)
+
+    monkeypatch.setattr(Bench, "run", too_large_for_ga)
+    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga,flat", "--seeds", 1)
+    assert code == 0, err
+    assert "ga, forget, searched, seed 0: left empty. CUDA out of memory. Run it again" in " ".join(err.split())
+    assert [file.name for file in out.glob("cells/forget/searched/*.json")] == ["flat-0.json"]
+    assert "1 of 2 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
 
 
 def test_another_reference_than_the_cells_are_compared_with_is_refused(amends, world, tiny_model, tmp_path):
