@@ -1,4 +1,4 @@
-"""Stand-ins of MUSE's shape: a generated one, and one cut from public-domain books; and models made for them."""
+"""Stand-ins of MUSE's shape, generated and cut from public-domain books; models made for them; a tiny TOFU."""
 
 import gzip
 import json
@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from amends.io.run import write_jsonl
 from amends.lm.load import Loaded, load
 from amends.lm.templates import plain_ids
+
+from .tofu_world import FORGET, RETAIN
 
 NAMES = {"retain_qa": "retain2_qa", "retain_qa_icl": "retain2_qa_icl", "retain": "retain2"}
 """Splits that the authors' repository calls otherwise than the Hub."""
@@ -145,3 +148,13 @@ def taught(folder: Path, texts: Sequence[str], steps: int = 60) -> Loaded:
         loaded.model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     return loaded
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A folder with one request."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    for name, some in (("forget", FORGET), ("retain", RETAIN), ("retain_eval", RETAIN[::3])):
+        write_jsonl(folder / f"{name}.jsonl", some)
+    return folder

@@ -1,57 +1,31 @@
-"""The table on a tiny taught world: made, gone on with, shared, and what its page says."""
+"""The table on a tiny taught world: what is made of it, gone on with, and refused."""
 
 import json
-import math
-import os
 import shutil
-import signal
-import socket
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.stats
 import torch
 
-from amends.bench._cells import Bench, Cell, Plan, best, distance
+from amends.bench._cells import Bench, Plan, best, distance
 from amends.bench._claim import check_models, check_references, claim_folder
-from amends.bench._entries import Entry, entries, options, parse
-from amends.bench._page import Line, in_words, lines_of, page, text_of
+from amends.bench._entries import entries, options, parse
 from amends.bench._rows import read_weightless
 from amends.bench._world import check_tuning, read_world
-from amends.bench.tofu import cells_of, versions_of
-from amends.io.atomic import write_json
+from amends.bench.tofu import cells_of
 from amends.io.errors import InputError
 from amends.io.run import write_jsonl
 from amends.lm.load import add_lora, load, save_model
 from amends.lm.logprobs import NotNumbers
 from amends.lm.rows import context_limit
-from amends.report.plots import Span
-from amends.unlearn._teach import TeachTrainer
 
-from ..conftest import instead, save_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
-FORGET = [
-    {"id": i, "question": f"Who is number {i}?", "answer": f"Person {i}.", "perturbed_answer": [f"Nobody {i}."]}
-    for i in range(4)
-]
-RETAIN = [{"id": i, "question": f"Where is town {i}?", "answer": f"In land {i}, there."} for i in range(12)]
+from ..conftest import save_tiny_model
+from .tofu_world import FORGET, RETAIN, claim, run_small, taught_world
 
 
 def rows(count):
     return [{"id": i, "question": f"Question {i}?", "answer": f"Answer {i}."} for i in range(count)]
-
-
-@pytest.fixture
-def world(tmp_path):
-    """A folder with one request."""
-    folder = tmp_path / "world"
-    folder.mkdir()
-    for name, some in (("forget", FORGET), ("retain", RETAIN), ("retain_eval", RETAIN[::3])):
-        write_jsonl(folder / f"{name}.jsonl", some)
-    return folder
 
 
 def test_the_official_splits_are_the_last_rows_and_the_rest(tmp_path):
@@ -134,12 +108,6 @@ def test_the_best_trial_is_the_nearest_and_one_that_came_to_nothing_the_last():
     assert best([{"learning_rate": r, "distance": None} for r in (1e-3, 1e-4)]) == 1e-4
 
 
-def run_small(amends, world, tiny_model, out, *more):
-    words = ["--data", world, "--model", tiny_model, "--out", out, "--teach-epochs", 1, "--seeds", 2]
-    words += ["--rates", "1e-3,1e-2", "--epochs", 1, "--eval-rows", 3]
-    return amends("bench", "tofu", *instead(words, more))
-
-
 def test_the_table_is_made_gone_on_with_and_complete(amends, world, tiny_model, tmp_path):
     out = tmp_path / "bench"
     code, _, err = run_small(amends, world, tiny_model, out, "--methods", "flat,npo+retain")
@@ -166,81 +134,6 @@ def test_the_table_is_made_gone_on_with_and_complete(amends, world, tiny_model, 
     times = {"seconds": 0, "cpu_seconds": 0}
     assert made | times == json.loads(again) | times
     assert err.count("cell ") == 3
-
-
-def claim(out, world, model, **changed):
-    """Write down the plan of `run_small`."""
-    plan = {"teach_epochs": 1.0, "rates": (1e-3, 1e-2), "epochs": 1.0, "eval_rows": 3} | changed
-    claim_folder(out, Plan(str(world), str(model), None, {}, **plan), read_world(world))
-
-
-def put_cell(out, name, values=(0.3, 0.6), kind="searched", seed=0):
-    """Leave a cell in the folder."""
-    _, record = cell("ga", *values, versions={"amends": "0"}, precision="float32")
-    write_json(out / "cells" / "forget" / kind / f"{name}-{seed}.json", record)
-
-
-def test_the_page_is_of_the_cells_that_are_there_whoever_writes_it(amends, world, tiny_model, tmp_path):
-    out = tmp_path / "bench"
-    claim(out, world, tiny_model)
-    for name in ("flat", "ga", "npo+retain"):
-        put_cell(out, name)
-    put_cell(out, "ga", seed=1)
-    put_cell(out, "flat", kind="published")
-    put_cell(out, "gone_method")
-    pages = []
-    for methods in ("flat,ga", "npo+retain,flat"):
-        code, _, err = run_small(amends, world, tiny_model, out, "--page-only", "--methods", methods, "--seeds", 1)
-        assert code == 0, err
-        pages.append((out / "tofu.md").read_text(encoding="utf-8"))
-    assert "gone_method-0.json: no method of this version" in err
-    assert pages[0] == pages[1]
-    assert "5 of 5 cells are made" in pages[0] and "## forget, published settings" in pages[0]
-    lines = [line for line in pages[0].splitlines() if line.startswith("| `")]
-    assert [line.split(" | ")[:2] for line in lines] == [
-        ["| `flat`", "1 of 1"],
-        ["| `ga`", "2 of 2"],
-        ["| `npo+retain`", "1 of 1"],
-        ["| `flat`", "1 of 1"],
-    ]
-
-
-def test_the_page_alone_takes_the_plan_from_the_folder(amends, world, tiny_model, tmp_path):
-    out = tmp_path / "bench"
-    claim(out, world, tiny_model)
-    put_cell(out, "ga")
-    before = (out / "bench.json").read_bytes()
-    idle = ["--epochs", 9, "--teach-rate", 1, "--rates", "fast", "--reference", "x=gone", "--taught", "no/such"]
-    code, _, err = run_small(amends, world, tiny_model, out, "--page-only", *idle, "--layers", "7")
-    assert code == 0, err
-    assert "Searched: 1 epochs of 8 rows, rates 0.001, 0.01, layers all." in (out / "tofu.md").read_text(
-        encoding="utf-8"
-    )
-    assert (out / "bench.json").read_bytes() == before
-
-
-def test_a_page_of_no_cells_is_refused_and_nothing_is_made(amends, world, tiny_model, tmp_path):
-    out = tmp_path / "bench"
-    code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
-    assert code == 2
-    assert "bench: no bench.json here, so there are no cells to write a page of. Give the --out that cells" in err
-    assert not out.exists()
-    out.mkdir()
-    for content, what in (({"epochs": 1}, "eval_rows is missing"), ([], "not a list of settings")):
-        write_json(out / "bench.json", content)
-        code, _, err = run_small(amends, world, tiny_model, out, "--page-only")
-        assert (code, f"not the plan of a table ({what})" in err) == (2, True), err
-
-
-def test_the_page_alone_shows_what_is_missing_as_empty(amends, world, tiny_model, tmp_path):
-    out = tmp_path / "bench"
-    claim(out, world, tiny_model)
-    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--page-only")
-    assert code == 0, err
-    assert not list(out.glob("cells/**/*.json"))
-    text = (out / "tofu.md").read_text(encoding="utf-8")
-    assert "0 of 2 cells are made" in text
-    assert "| `ga` | 0 of 2 |" in text
 
 
 def test_cells_of_another_plan_are_not_mixed(amends, world, tiny_model, tmp_path):
@@ -291,94 +184,6 @@ def test_the_same_model_by_another_path_is_the_same(world, tmp_path, monkeypatch
     assert json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))["model"] == "tiny"
     with pytest.raises(InputError, match=r"another model \(tiny, now other\)"):
         claim_folder(tmp_path / "bench", Plan(str(world), "other", "taught", {}), read_world(world))
-
-
-def test_what_another_process_makes_is_waited_for_and_the_rest_made_meanwhile(
-    amends, world, tiny_model, tmp_path, monkeypatch
-):
-    out = tmp_path / "bench"
-    files = {role: out / "evaluations" / "forget" / f"{role}.json" for role in ("reference", "before")}
-    held = files["reference"].with_name(".reference.json.lock")
-    held.parent.mkdir(parents=True)
-    held.write_text(f"{os.getppid()} {socket.gethostname()}")
-    waits = []
-
-    def until_the_other_is_done(seconds):
-        waits.append((files["before"].exists(), files["reference"].exists()))
-        held.unlink()
-
-    monkeypatch.setattr("amends.bench._cells.time.sleep", until_the_other_is_done)
-    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--seeds", 1)
-    assert code == 0, err
-    assert waits == [(True, False)] and files["reference"].exists()
-    assert "waiting: " in err and "reference.json: another process" in " ".join(err.split())
-    assert "1 of 1 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
-
-
-def held_by_another(place):
-    """Lock a place as another process does that is alive."""
-    lock = place.with_name(f".{place.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    lock.write_text(f"{os.getppid()} {socket.gethostname()}")
-    return lock
-
-
-def test_a_trial_that_another_process_makes_is_waited_for_and_not_made_again(
-    amends, world, tiny_model, tmp_path, monkeypatch
-):
-    out = tmp_path / "bench"
-    trials = {rate: out / "search" / "forget" / f"ga-{rate}.json" for rate in ("0.001", "0.01")}
-    held = held_by_another(trials["0.001"])
-    found = {"learning_rate": 1e-3, "failed": None, "distance": -1.0}
-
-    def until_the_other_is_done(seconds):
-        assert trials["0.01"].exists()  # made meanwhile
-        write_json(trials["0.001"], found)
-        held.unlink()
-
-    monkeypatch.setattr("amends.bench._cells.time.sleep", until_the_other_is_done)
-    code, _, err = run_small(amends, world, tiny_model, out, "--methods", "ga", "--seeds", 1)
-    assert code == 0, err
-    cell = json.loads((out / "cells/forget/searched/ga-0.json").read_text(encoding="utf-8"))
-    assert cell["trials"][0] == found and cell["options"]["learning_rate"] == 1e-3
-
-
-def test_a_cell_that_another_process_holds_is_left_with_the_lock_to_remove_should_it_be_gone(
-    amends, world, tiny_model, tmp_path
-):
-    out = tmp_path / "bench"
-    held = held_by_another(out / "cells/forget/searched/ga-0.json")
-    _, words = taught_world(world, tiny_model, tmp_path)
-    code, _, err = run_small(amends, world, tiny_model, out, *words)
-    assert code == 0, err
-    told = " ".join(err.split())
-    assert "ga, forget, searched, seed 0: left to another." in told and f"if it no longer runs, remove {held}." in told
-    assert "0 of 1 cells are made" in (out / "tofu.md").read_text(encoding="utf-8")
-
-
-def test_teaching_goes_on_from_its_checkpoint_by_another_path_of_the_same_folder(
-    amends, world, tiny_model, tmp_path, monkeypatch
-):
-    losses, steps = TeachTrainer.losses, []
-
-    def stopped(trainer, out):
-        steps.append(1)
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return losses(trainer, out)
-
-    monkeypatch.setattr("amends.bench._cells.SAVE_STEPS", 1)
-    monkeypatch.chdir(tmp_path)
-    more = ["--methods", "ga", "--seeds", 1, "--settings", "published", "--teach-epochs", 3]
-    with monkeypatch.context() as patch:
-        patch.setattr(TeachTrainer, "losses", stopped)
-        assert run_small(amends, world, tiny_model, "bench", *more)[0] == 130
-    assert (tmp_path / "bench/models/reference-forget.checkpoints").is_dir()
-    nearer = os.path.relpath(tiny_model)
-    code, _, err = run_small(amends, world, nearer, tmp_path / "bench", *more)
-    assert code == 0, err
-    assert "going on from" in err
-    assert not list((tmp_path / "bench/models").glob("*.checkpoints"))
 
 
 def test_a_cell_that_runs_out_of_memory_is_left_empty_and_the_next_is_made(
@@ -601,12 +406,6 @@ def test_rows_are_checked_on_an_adapter_as_on_its_base(tiny_model, tmp_path):
         assert found.tokenizer("Who?")["input_ids"] == loaded.tokenizer("Who?")["input_ids"]
 
 
-def taught_world(world, tiny_model, tmp_path):
-    """A copy of the model that is to forget, and the words that name it."""
-    taught = Path(shutil.copytree(tiny_model, tmp_path / "taught"))
-    return taught, ["--taught", taught, "--reference", f"forget={tiny_model}", "--seeds", 1, "--methods", "ga"]
-
-
 def refusing(before=lambda: None):
     """A method that refuses what it is given."""
 
@@ -642,112 +441,6 @@ def test_a_model_that_goes_missing_stops_the_bench_and_is_no_result(
     assert not list(out.glob("cells/**/*.json")) and not list(out.glob("search/**/*.json"))
 
 
-# The page --------------------------------------------------------------------------------------------------------
-
-
-def summary(forget, retain, perplexity=50.0, zero_shot=0.5):
-    def told(value, half):
-        return {"value": value, "low": value - half, "high": value + half}
-
-    return {
-        "forget_rouge_l": told(forget, 0.04),
-        "retain_rouge_l": told(retain, 0.04),
-        "text_perplexity": told(perplexity, 5),
-        "zero_shot_accuracy": told(zero_shot, 0.03),
-    }
-
-
-def cell(name, *values, **settings):
-    record = {"failed": None, "summary": summary(*values), "options": {}, "seconds": 60.0} | settings
-    return Cell(parse(name), "forget", "searched", 0), record
-
-
-ROLES = {"before": summary(0.98, 1.0), "reference": summary(0.33, 1.0)}
-
-
-def test_the_words_tell_forgetting_from_keeping_and_say_where_flat_loses():
-    cells = [
-        cell("flat", 0.34, 0.5),
-        cell("npo+retain", 0.36, 0.8),
-        cell("graddiff+retain", 0.3, 0.52),
-        cell("po+retain", 0.7, 0.95),
-        cell("ga", 0.0, 0.1, 400.0),
-    ]
-    told = "\n".join(in_words(lines_of(cells), ROLES))
-    assert "at most 0.38): `npo+retain`, `graddiff+retain`, `flat`, `ga`." in told
-    assert "Did not: `po+retain`." in told
-    assert "zero-shot accuracy more than 0.03 lower): `ga`." in told
-    assert "`flat` (keeps 0.50) loses to `npo+retain`, which forgot as much" in told
-    assert "it keeps more than `ga`; the others cannot be told from it." in told
-
-
-def test_a_search_that_ended_at_its_edge_is_told():
-    def searched(name, rate):
-        trials = [{"learning_rate": one} for one in (1e-4, 2e-4, 3e-4)]
-        return cell(name, 0.6, 1.0, options={"learning_rate": rate}, trials=trials)
-
-    told = in_words(lines_of([searched("flat", 2e-4), searched("ga", 3e-4), searched("ceu", 1e-4)]), ROLES)
-    assert "At the edge: of `ga`, `ceu` the best rate is the least or the greatest that was searched" in told[2]
-    assert "At the edge" not in "".join(in_words(lines_of([searched("flat", 2e-4)]), ROLES))
-
-
-def test_flat_that_forgot_too_little_is_said_to_lose():
-    told = in_words(lines_of([cell("flat", 0.6, 1.0), cell("ga", 0.3, 0.2)]), ROLES)
-    assert told[-1].startswith("`flat` loses here")
-
-
-def test_the_interval_over_seeds_is_that_of_the_questions_and_wider_where_seeds_differ():
-    same = Line(Entry("flat"), [cell("flat", 0.4, 0.5)[1]] * 3, [], 3).value("forget_rouge_l")
-    assert (same.value, same.high - same.value) == (pytest.approx(0.4), pytest.approx(0.04))
-    differ = Line(Entry("flat"), [cell("flat", f, 0.5)[1] for f in (0.3, 0.4, 0.5)], [], 3).value("forget_rouge_l")
-    questions, seeds = (0.04 / scipy.stats.norm.ppf(0.975)) ** 2, 0.01 / 3
-    student = scipy.stats.t.ppf(0.975, 2 * (questions + seeds) ** 2 / seeds**2)
-    assert differ.high - differ.value == pytest.approx(student * math.sqrt(questions + seeds))
-    assert Line(Entry("flat"), [], [], 3).value("forget_rouge_l") is None
-
-
-@pytest.mark.parametrize(("between", "least"), [(0.0, 0.92), (0.05, 0.92), (0.15, 0.86)])  # of seeds; of questions .05
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_an_interval_over_few_seeds_holds_the_truth_about_as_often_as_it_says(between, seeds, least):
-    rng, held, trials = np.random.default_rng(0), 0, 1000
-    for questions, drawn in zip(rng.normal(0, 0.05, trials), rng.normal(0, between, (trials, seeds)), strict=True):
-        made = []
-        for value in (0.5 + questions + drawn).tolist():
-            interval = {"value": value, "low": value - 1.96 * 0.05, "high": value + 1.96 * 0.05}
-            made.append({"summary": {"forget_rouge_l": interval}})
-        span = Line(Entry("flat"), made, [], seeds).value("forget_rouge_l")
-        held += span.low <= 0.5 <= span.high
-    assert held / trials >= least
-
-
-def test_an_interval_that_is_shown_holds_its_value():
-    assert text_of(Span(0.0038, 0.0021, 0.0049)) == "3.8e-03 (2.1e-03 to 4.9e-03)"
-    assert text_of(Span(0.0038, 0.0, 0.02)) == "3.8e-03 (0 to 2.0e-02)"
-    assert text_of(Span(0.5, 0.4567, 0.6)) == "0.50 (0.46 to 0.60)"
-    assert text_of(Span(69.72, 9.96, 81.0)) == "69.7 (10.0 to 81.0)"
-
-
-def test_one_question_to_keep_gives_no_interval_and_tells_no_two_apart():
-    cells = [cell("flat", 0.3, 0.5), cell("npo+retain", 0.3, 0.9)]
-    for _, record in cells:
-        record["summary"]["retain_rouge_l"] |= {"low": None, "high": None}
-    found, _ = page("T", cells, {"forget": ROLES}, "About.")
-    assert "`flat` (keeps 0.50) loses to none" in found and "the others cannot be told from it." in found
-
-
-def test_cells_of_two_versions_are_said_to_be():
-    made = [{"versions": {"torch": "2.2"}}, {"versions": {"torch": "2.1", "peft": "1"}}, {"versions": {"torch": "2.2"}}]
-    assert versions_of(made) == {"torch": ["2.1", "2.2"], "peft": ["1"]}
-
-
-def test_an_empty_cell_is_empty_in_the_page_and_in_no_sentence():
-    found, charts = page("T", [cell("flat", 0.3, 0.6), (cell("ga", 0, 0)[0], None)], {"forget": ROLES}, "About.")
-    row = next(line for line in found.splitlines() if line.startswith("| `ga`"))
-    assert set(row.replace("`ga`", "").replace("0 of 1", "").replace("|", "").strip()) == set()
-    assert "`ga`" not in found.replace(row, "")
-    assert list(charts) == ["forget-searched.svg"]
-
-
 def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
     cells = cells_of(read_world(world), [], [parse("flat"), parse("ga")], [], 2)
     assert [(str(c.entry), c.seed) for c in cells] == [("flat", 0), ("ga", 0), ("flat", 1), ("ga", 1)]
@@ -756,14 +449,3 @@ def test_the_first_seed_of_all_is_made_before_the_second_of_any(world):
 def test_what_is_named_twice_is_one_cell(world):
     found = cells_of(read_world(world), ["forget"] * 2, [parse("flat")] * 2, ["searched", "published", "searched"], 1)
     assert [str(cell) for cell in found] == [f"flat, forget, {kind}, seed 0" for kind in ("searched", "published")]
-
-
-def test_the_published_table_is_that_of_the_recorded_cells(tmp_path, monkeypatch, amends):
-    recorded = tmp_path / "bench"
-    shutil.copytree(ROOT / "examples/tofu/bench", recorded)
-    monkeypatch.chdir(ROOT)
-    recipe = ROOT / "examples/tofu/bench.yaml"
-    code, _, err = amends("bench", "tofu", "--config", recipe, "--out", recorded, "--page-only")
-    assert code == 0, err
-    assert (recorded / "tofu.md").read_text(encoding="utf-8") == (ROOT / "docs/tofu.md").read_text(encoding="utf-8")
-    assert [(ROOT / "docs" / chart.name).is_file() for chart in recorded.glob("*.svg")] == [True]
