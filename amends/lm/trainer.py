@@ -267,6 +267,14 @@ class AnswerTrainer(Trainer):
             )
         return start
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Save and log as often as is asked now, where transformers would go on as often as the checkpoint says."""
+        # It warns of the difference. Where the request was compared, nothing that matters differs.
+        with quiet() if self.request is not None else nullcontext():
+            done: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return done
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse weights of another model; a tensor that is loaded under its other name is not missing."""
         model: torch.nn.Module = self.accelerator.unwrap_model(self.model)

@@ -1,6 +1,7 @@
 """The base trainer: what a step costs depends on its samples, never on how they are cut into batches."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def test_a_resumed_training_draws_and_ends_as_an_unbroken_one(
     for mine, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert steps(resumed) == steps(whole)
+
+
+def test_a_resumed_training_saves_and_logs_as_often_as_is_asked_now(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    of = {"save_strategy": "steps", "use_cpu": True, "disable_tqdm": True, "max_steps": 8}
+    train(tmp_path, tokenizer, save_steps=4, **of)
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    args = training_arguments(TrainingArguments, str(tmp_path), save_steps=3, logging_steps=2, **of)
+    resumed = Teacher(tiny("llama"), args, NUM_SAMPLES, tokenizer)
+    resumed.train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6", "checkpoint-8"}
+    assert [entry["step"] for entry in steps(resumed)] == [1, 2, 3, 4, 6, 8]
 
 
 def test_rows_are_keyed_by_seed_epoch_and_index() -> None:
