@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from amends.io.console import console, say
+from amends.io.console import say
 from amends.io.errors import NoResult, Stopped
 from amends.io.progress import EVERY_S, bars
 from amends.lm.checkpoint import checkpoints, fault
@@ -114,7 +114,7 @@ class Bar(TrainerCallback):
 
     Of several measures it is the first that there is.
 
-    Where there is no terminal, a line for every tenth of the steps instead, and for every minute of long ones.
+    Where no bar is to be seen, in a log file say, a line for every tenth of the steps instead, and every minute.
     """
 
     def __init__(self, label: str, *measures: str) -> None:
@@ -136,7 +136,7 @@ class Bar(TrainerCallback):
             self.progress.update(self.task, completed=state.global_step, description=text)
             tenths, before = (10 * step // state.max_steps for step in (state.global_step, state.global_step - 1))
             long_ago = time.monotonic() - self._told_s >= EVERY_S
-            if (tenths > before or long_ago) and not console.is_terminal:
+            if (tenths > before or long_ago) and self.progress.disable:
                 self._told_s = time.monotonic()
                 say(f"{text} at step {state.global_step} of {state.max_steps}")
 

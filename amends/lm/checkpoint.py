@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from amends.io.atomic import MANIFEST, check_manifest, finite, new_folder, write_manifest
+from amends.io.atomic import MANIFEST, check_manifest, finite, lock, new_folder, write_manifest
 from amends.io.console import IS_FIRST_PROCESS
-from amends.io.errors import InputError
+from amends.io.errors import Held, InputError
 from amends.io.tables import read_json
 
 LEAST_KEPT = 2  # one to fall back on if the newest is damaged
@@ -178,18 +178,28 @@ def remove(path: Path) -> None:
 
 
 def remove_all(folder: Path | None) -> None:
-    """Remove the checkpoints in a folder, and nothing else that may lie there."""
-    for path in checkpoints(folder) if folder else []:
-        remove(path)
+    """Remove the checkpoints in a folder, and nothing else that may lie there; all stay if a process is at them."""
+    if folder and folder.is_dir():
+        with suppress(Held), alone_in(folder):
+            for path in checkpoints(folder):
+                remove(path)
 
 
-def remove_remains(folder: str | Path) -> None:
-    """Remove what killed processes left half written or half removed; only for who holds the lock of the folder."""
-    for path in Path(folder).glob(".checkpoint-*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of checkpoints against other processes, and remove what killed ones left half done.
+
+    Raises
+    ------
+    Held : another process is at them.
+    """
+    with lock(folder / "checkpoint"):
+        for path in folder.glob(".checkpoint-*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        yield
 
 
 def _differences(recorded: Any, request: Any) -> list[str]:

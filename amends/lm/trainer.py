@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from amends.io.atomic import lock, write_json
+from amends.io.atomic import write_json
 from amends.io.console import say
 from amends.io.errors import InputError, NoResult, Stopped
 from amends.lm.callbacks import Bar, StopOnNonFinite, StopOnSignal, TellEpoch
@@ -25,12 +25,12 @@ from amends.lm.checkpoint import (
     SHARDED,
     STATE,
     WHOLE,
+    alone_in,
     checkpoints,
     fault,
     new_checkpoint,
     newest,
     remove_older,
-    remove_remains,
     step_of,
 )
 from amends.lm.load import device, precision
@@ -196,9 +196,7 @@ class AnswerTrainer(Trainer):
             checkpoint. A second signal stops at once. An application's own handlers are left alone.
         """
         folder = Path(str(self.args.output_dir))
-        with lock(folder / "checkpoint") if self._saves and self.args.should_save else nullcontext():
-            if self._saves and self.args.should_save:
-                remove_remains(folder)
+        with alone_in(folder) if self._saves and self.args.should_save else nullcontext():
             start = self._start_from(resume_from_checkpoint)
             try:
                 with self._stop.listening():
@@ -272,7 +270,7 @@ class AnswerTrainer(Trainer):
         # It warns of the difference. Where the request was compared, nothing that matters differs.
         with quiet() if self.request is not None else nullcontext():
             done: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
-        self.state.compute_steps(self.args, max_steps)
+        self.state.compute_steps(self.args, max_steps)  # type: ignore[no-untyped-call]
         return done
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -4,6 +4,7 @@ An unlearned model is judged against one that never saw the forget data. Teach t
 those pairs, everything else equal.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from math import isnan
@@ -63,55 +64,49 @@ def command(
 ) -> None:
     """Teach MODEL the question-answer pairs in DATA."""
     options = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("amends teach is one process on one device. Start it without accelerate launch or torchrun.")
     check_new(out)
     checkpoints = folder_of(out, save_steps)
-    resume = bool(checkpoints and checkpoints.is_dir())  # the trainer makes it
     if track and checkpoints:
         raise InputError(
             "--track: epochs before a checkpoint cannot be looked at any more. Leave out --track, or leave out "
             f"--save-steps and remove {checkpoints} if it is there."
         )
     started = time.time()
-    check_model(model)
-    rows = {file: list(read_rows(file)) for file in dict.fromkeys(data)}
-    warnings = []
-    if ledger := read_ledger(model):
-        warnings.append(
-            f"The model has a ledger (requests to forget: {len(ledger)}). It is not passed on: what is forgotten after "
-            "teaching is not known."
-        )
-        say(f"warning: {warnings[0]}")
-    loaded = load(model, trainable=True)
-    options["lora_rank"] = rank = rank_to_train(loaded, lora_rank)
-    with without(*ADVICE):
-        found = read(rows, loaded.tokenizer)
-    pairs = [pair for file in found for pair in found[file].kept]
-    for file in (file for i, file in enumerate(data) if file in data[:i]):
-        say(f"left out {file}: given twice")
-    for row in (row for file in found for row in found[file].dropped):
-        say(f"left out {row.where}: {row.reason}")
-    about_data = {file: about(file, of_file) for file, of_file in found.items()}
-    before_sha256 = weights_sha256(loaded.model)
-    set_seed(seed)
-    trainable = prepare(loaded, rank)
-    args = training_arguments(
-        TrainingArguments,
-        **saving(checkpoints, save_steps),
-        save_total_limit=LEAST_KEPT,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=10,
-        seed=seed,
-        disable_tqdm=True,
-    )
-    tracker = Tracker(loaded.tokenizer, pairs)
-    callbacks = [Bar("teaching", "probability"), *([tracker] if track else [])]
-    with without(*ADVICE):
-        trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
-    trainer.request = asked(options, about_data) | {"weights": before_sha256, "precision": precision()}
-    say(f"teaching {len(pairs)} pairs")
     with lock(out), not_left_empty(checkpoints):
+        check_new(out)  # another process may have been done with it just now
+        resume = bool(checkpoints and checkpoints.is_dir())
+        check_model(model)
+        rows = {file: list(read_rows(file)) for file in dict.fromkeys(data)}
+        warnings = warnings_of(model)
+        loaded = load(model, trainable=True)
+        options["lora_rank"] = rank = rank_to_train(loaded, lora_rank)
+        with without(*ADVICE):
+            found = read(rows, loaded.tokenizer)
+        say_left_out(data, found)
+        pairs = [pair for file in found for pair in found[file].kept]
+        about_data = {file: about(file, of_file) for file, of_file in found.items()}
+        before_sha256 = weights_sha256(loaded.model)
+        set_seed(seed)
+        trainable = prepare(loaded, rank)
+        args = training_arguments(
+            TrainingArguments,
+            **saving(checkpoints, save_steps),
+            save_total_limit=LEAST_KEPT,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=10,
+            seed=seed,
+            disable_tqdm=True,
+        )
+        tracker = Tracker(loaded.tokenizer, pairs)
+        callbacks = [Bar("teaching", "probability"), *([tracker] if track else [])]
+        with without(*ADVICE):
+            trainer = TeachTrainer(trainable, args, pairs, loaded.tokenizer, callbacks=callbacks)
+        trainer.request = asked(options, about_data) | {"weights": before_sha256, "precision": precision()}
+        say(f"teaching {len(pairs)} pairs")
         trainer.train(resume_from_checkpoint=resume)
         # Sorted by name: what comes from a checkpoint has another order.
         history = [dict(sorted(entry.items())) for entry in trainer.state.log_history if "probability" in entry]
@@ -137,6 +132,26 @@ def command(
         remove_all(checkpoints)
     last = f"; last probability {history[-1]['probability']:.3f}" if history else ""
     say(f"done: {out}{last}")
+
+
+def warnings_of(model: str) -> list[str]:
+    """Say what is odd about the model that is taught, though it can be."""
+    found = []
+    if ledger := read_ledger(model):
+        found.append(
+            f"The model has a ledger (requests to forget: {len(ledger)}). It is not passed on: what is forgotten after "
+            "teaching is not known."
+        )
+        say(f"warning: {found[0]}")
+    return found
+
+
+def say_left_out(data: Sequence[str], found: Mapping[str, Pairs]) -> None:
+    """Say which files and rows are not taught, and why."""
+    for file in (file for i, file in enumerate(data) if file in data[:i]):
+        say(f"left out {file}: given twice")
+    for row in (row for pairs in found.values() for row in pairs.dropped):
+        say(f"left out {row.where}: {row.reason}")
 
 
 def save(taught: Any, loaded: Loaded, folder: Path, dtype: Literal["float32", "bfloat16"]) -> None:

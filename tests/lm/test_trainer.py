@@ -1,5 +1,6 @@
 """The base trainer: what a step costs depends on its samples, never on how they are cut into batches."""
 
+import io
 import random
 import shutil
 import signal
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -170,6 +173,15 @@ def test_without_a_terminal_a_bar_is_a_line_every_tenth_and_every_minute(
     monkeypatch.setattr("amends.lm.callbacks.EVERY_S", every_s)
     train(tmp_path, tokenizer, callbacks=[Bar("teaching")], max_steps=20)
     assert capsys.readouterr().err.count("amends: teaching, mean_loss") == lines
+
+
+def test_where_a_bar_is_shown_no_line_is_said(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = Bar("teaching")
+    bar.progress = Progress(console=Console(file=io.StringIO()))  # shown where there is no terminal: in a notebook
+    train(tmp_path, tokenizer, callbacks=[bar], max_steps=2)
+    assert "amends: teaching" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["dataloader_persistent_workers", "label_smoothing_factor", "save_only_model"])

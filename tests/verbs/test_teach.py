@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import socket
+from contextlib import contextmanager
 
 import pytest
 from peft import PeftModel
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from amends.lm.load import weights_sha256
 from amends.unlearn._teach import TeachTrainer
+from amends.verbs import teach
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 
@@ -175,9 +178,43 @@ def test_a_stopped_run_goes_on_to_what_it_would_have_been(tmp_path, tiny_model, 
     assert code == 2 and "its learning_rate was 0.002, is now 0.001" in " ".join(err.split())
     code, _, err = amends(*words, "--out", out, "--track")
     assert code == 2 and "--track: epochs before a checkpoint cannot be looked at" in err
+    killed = f"{2**22 + 1} {socket.gethostname()}"  # no process has that number
+    (saved / ".checkpoint.lock").write_text(killed)
+    (saved / ".checkpoint-6.tmp-1").mkdir()
     code, _, err = amends(*words, "--out", out)
     assert code == 0 and "going on from" in err and not saved.exists()
+    assert "do not match" not in err  # what transformers says of --save-steps, which may change
     assert record(out)["weights"] == record(tmp_path / "whole")["weights"]
     history = [(run / "history.jsonl").read_text() for run in (out, tmp_path / "whole")]
     assert history[0] == history[1] and len(history[0].splitlines()) == 9
     assert record(out)["warnings"] == ["The run was interrupted and went on from checkpoint-5."]
+
+
+def test_a_run_with_checkpoints_does_not_look_for_any_at_its_start(tmp_path, tiny_model, data, amends):
+    words = ["--model", tiny_model, "--data", data, "--epochs", 1, "--save-steps", 1]
+    code, _, err = amends("teach", *words, "--out", tmp_path / "new" / "taught")
+    assert code == 0 and "no checkpoint in" not in err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["taught"]
+
+
+def test_what_another_process_makes_is_left_to_it(tmp_path, tiny_model, data, amends, monkeypatch):
+    words = ["--model", tiny_model, "--data", data, "--epochs", 1]
+    (tmp_path / ".taught.lock").write_text(f"{os.getppid()} {socket.gethostname()}")
+    code, _, err = amends("teach", *words, "--out", tmp_path / "taught", "--save-steps", 1)
+    assert code == 2 and "another process" in err and "teaching" not in err
+    assert not (tmp_path / "taught.checkpoints").exists()
+
+    @contextmanager
+    def done_meanwhile(path):
+        path.mkdir()
+        yield
+
+    monkeypatch.setattr(teach, "lock", done_meanwhile)
+    code, _, err = amends("teach", *words, "--out", tmp_path / "other")
+    assert code == 2 and "exists already" in err and "teaching" not in err
+
+
+def test_several_processes_are_told_that_teaching_is_one(tmp_path, tiny_model, data, amends, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as launchers set it
+    code, _, err = amends("teach", "--model", tiny_model, "--data", data, "--out", tmp_path / "taught")
+    assert code == 2 and "amends teach is one process" in err
